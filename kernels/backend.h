@@ -1,0 +1,143 @@
+// The seam between the engine and a device. One abstract Backend with the operations of one forward pass over a ragged
+// batch; the forward pass itself is written once, above it (common/engine/forward.cpp).
+//
+// Life: open -> add_matrix/add_vector/add_activation (load time) -> make_kv_pool -> { begin, operations, read_logits } per
+// step. Everything for serving is allocated before the first step. One thread, the engine's, calls a Backend; the backend
+// may use threads, streams or graphs of its own inside.
+//
+// Activations live on the device in the precision the backend likes (the CPU's are f32) and are named by handles.
+// A fused operation becomes a method that every backend implements, never a second forward pass.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "common/base/result.h"
+#include "kernels/quant/dtype.h"
+
+namespace updraft {
+
+enum class Mat : int32_t {};  // a weight matrix [rows, cols] on the device
+enum class Vec : int32_t {};  // an f32 vector on the device: norm weights, biases, inverse frequencies
+enum class Act : int32_t {};  // an activation buffer [rows_max, cols] on the device
+inline constexpr Vec kNoVec{-1};
+inline constexpr Act kNoAct{-1};
+
+// K and V memory: pages of page_tokens positions for all layers.
+struct KvShape {
+  int32_t layer_count = 0;
+  int32_t kv_head_count = 0;
+  int32_t head_dim = 0;
+  int32_t page_tokens = 0;  // 16..256
+  int32_t page_count = 0;
+  DType type = DType::kF16;  // kF32, kF16 or kBF16 on the CPU; Q8_0 means int8 with one scale per head and token
+};
+
+// The rows of one sequence in a step.
+struct SequenceSlice {
+  int32_t row_first = 0;     // its rows are [row_first, row_first + row_count) of the batch
+  int32_t row_count = 0;     // tokens of this step, > 0; 1 = decode
+  int32_t cached_count = 0;  // positions of this sequence already in KV
+  // Page ids; entry i holds the positions [i * page_tokens, (i + 1) * page_tokens). Covers cached_count + row_count.
+  std::span<const int32_t> pages;
+};
+
+// One step. The spans stay valid until read_logits() or the next begin().
+struct Batch {
+  std::span<const int32_t> token_ids;           // [rows]
+  std::span<const int32_t> positions;           // [rows] rotary position (may differ from the KV index)
+  std::span<const SequenceSlice> sequences;     // ascending, disjoint, together all rows
+  std::span<const int32_t> logit_rows;          // rows whose logits are wanted, ascending; may be empty
+};
+
+enum class RopeStyle : uint8_t {
+  kInterleaved,  // rotates pairs (2i, 2i+1)
+  kHalf,         // rotates pairs (i, i + rope_dims/2)
+};
+
+// Rotary embedding: angle of pair i at position p = p * inverse_frequency[i]; cos and sin are multiplied by magnitude.
+// Dimensions >= rope_dims of a head pass through.
+struct Rope {
+  RopeStyle style = RopeStyle::kHalf;
+  int32_t rope_dims = 0;              // even, <= head_dim
+  Vec inverse_frequency = kNoVec;     // [rope_dims / 2]
+  float magnitude = 1.0F;             // 1 except for YaRN
+};
+
+struct ResidualNorm {
+  Act hidden = kNoAct;      // [rows, dim] in and out: hidden += delta (normed first when delta_norm is given)
+  Act delta = kNoAct;       // [rows, dim] or kNoAct: nothing is added
+  Vec delta_norm = kNoVec;  // [dim]: hidden += rms_norm(delta) * delta_norm (the sandwich form of glm4)
+  Vec norm = kNoVec;        // [dim]: out = rms_norm(hidden) * norm
+  float eps = 0.0F;
+  Act out = kNoAct;         // [rows, dim]; kNoAct: only the addition
+};
+
+struct QkvPrepare {
+  Act qkv = kNoAct;  // [rows, (head_count + 2 * kv_head_count) * head_dim]: q heads, k heads, v heads. q is rotated in place
+  int32_t layer = 0;
+  int32_t head_count = 0;
+  Vec q_norm = kNoVec;  // [head_dim], RMS-norm of each head before the rotation (qwen3), or kNoVec
+  Vec k_norm = kNoVec;
+  float eps = 0.0F;
+  Rope rope;
+};
+
+struct Attention {
+  Act qkv = kNoAct;  // as left by prepare_qkv
+  int32_t layer = 0;
+  int32_t head_count = 0;
+  float scale = 0.0F;  // 1 / sqrt(head_dim)
+  Act out = kNoAct;    // [rows, head_count * head_dim]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu avx512-vnni, 2 threads": for logs and `updraft doctor`.
+  virtual std::string description() const = 0;
+  // Memory taken on the device so far, and what the device has in all.
+  virtual uint64_t memory_used_bytes() const = 0;
+  virtual uint64_t memory_total_bytes() const = 0;
+
+  // --- load time ---
+  // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
+  // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.
+  virtual Result<Mat> add_matrix(std::span<const WeightView> parts) = 0;
+  virtual Result<Vec> add_vector(std::span<const float> values) = 0;
+  // A buffer of at most rows_max rows.
+  virtual Result<Act> add_activation(int64_t rows_max, int64_t cols) = 0;
+  // Room for the logits of `logit_rows_max` rows.
+  virtual Result<void> reserve_logits(int64_t logit_rows_max, int64_t vocab_count) = 0;
+  // Once. Bytes of one page of this shape: kv_page_bytes().
+  virtual Result<void> make_kv_pool(const KvShape& shape) = 0;
+  virtual uint64_t kv_page_bytes(const KvShape& shape) const = 0;
+
+  // --- one step: begin, then the operations in order; a device may run them later, read_logits() waits ---
+  virtual void begin(const Batch& batch) = 0;
+  // out[row] = table row token_ids[row], decoded. Ids are within the table (the engine checks).
+  virtual void embed(Mat table, Act out) = 0;
+  virtual void residual_norm(const ResidualNorm& op) = 0;
+  // out[row, r] = sum_c in[row, c] * w[r, c] (+ bias[r]).
+  virtual void matmul(Mat weight, Vec bias, Act in, Act out) = 0;
+  // Norm (optional) and rotation of q and k; appends k and v at positions cached_count.. of each sequence.
+  virtual void prepare_qkv(const QkvPrepare& op) = 0;
+  // Causal attention of each row over its sequence's positions [0, cached_count + index of the row in its slice].
+  virtual void attention(const Attention& op) = 0;
+  // in [rows, 2 * dim]: out = silu(in[:, :dim]) * in[:, dim:].
+  virtual void silu_mul(Act in, Act out) = 0;
+  // Logits of batch.logit_rows: in [rows, dim] times head [vocab, dim].
+  virtual void logits(Mat head, Act in) = 0;
+  // [logit_rows, vocab] f32 in host memory, valid until the next begin(). Waits for the step.
+  virtual std::span<float> read_logits() = 0;
+
+  // --- pages and debugging ---
+  virtual void copy_page(int32_t from, int32_t to) = 0;
+  // Copies rows [0, rows) of an activation to host memory as f32; for tests and numerics.
+  virtual void read_activation(Act act, int64_t rows, std::span<float> out) = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,73 @@
+// The mailbox between threads: nothing lost, nothing doubled, full and closed are answers.
+#include "common/base/mailbox.h"
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+using namespace updraft;
+using namespace std::chrono_literals;
+
+TEST_CASE("a full mailbox refuses and leaves the value with the sender") {
+  Mailbox<std::unique_ptr<int>> box(1);
+  CHECK(box.push(std::make_unique<int>(1)));
+  auto second = std::make_unique<int>(2);
+  CHECK_FALSE(box.push(std::move(second)));
+  REQUIRE(second != nullptr);
+  CHECK(*second == 2);
+  CHECK(**box.try_pop() == 1);
+  CHECK(box.push(std::move(second)));
+}
+
+TEST_CASE("values from several senders arrive once each, in each sender's order") {
+  constexpr int kSenders = 4;
+  constexpr int kEach = 5000;
+  Mailbox<std::pair<int, int>> box(64);
+  std::vector<std::thread> senders;
+  for (int s = 0; s < kSenders; ++s) {
+    senders.emplace_back([&box, s] {
+      for (int i = 0; i < kEach;) {
+        if (box.push(std::pair{s, i})) {
+          ++i;
+        } else {
+          std::this_thread::yield();
+        }
+      }
+    });
+  }
+  std::vector<int> next(kSenders, 0);
+  for (int received = 0; received < kSenders * kEach; ++received) {
+    auto value = box.wait_pop(10s);
+    REQUIRE(value.has_value());
+    CHECK(value->second == next[static_cast<size_t>(value->first)]++);
+  }
+  for (auto& sender : senders) sender.join();
+  CHECK_FALSE(box.try_pop().has_value());
+}
+
+TEST_CASE("closing wakes the receiver, refuses new values and keeps the old ones") {
+  Mailbox<int> box(4);
+  CHECK(box.push(7));
+  std::atomic<bool> woke = false;
+  std::thread receiver([&] {
+    CHECK(box.wait_pop(10s).value() == 7);
+    CHECK_FALSE(box.wait_pop(10s).has_value());
+    woke = true;
+  });
+  std::this_thread::yield();
+  box.close();
+  receiver.join();
+  CHECK(woke);
+  CHECK_FALSE(box.push(8));
+}
+
+TEST_CASE("the push callback runs once for each value taken in") {
+  int calls = 0;
+  Mailbox<int> box(1, [&] { ++calls; });
+  CHECK(box.push(1));
+  CHECK_FALSE(box.push(2));
+  CHECK(calls == 1);
+}
