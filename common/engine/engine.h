@@ -1,0 +1,95 @@
+// The engine: token ids in, token ids out. Owns the device, the KV pages and the sequences; knows no text.
+// One thread (the engine's) runs step() after step(): scheduler -> forward pass -> sampler -> sinks.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/base/progress.h"
+#include "common/base/result.h"
+#include "common/message/event.h"
+#include "common/message/request.h"
+#include "common/model/model.h"
+#include "kernels/backend.h"
+
+namespace updraft {
+
+struct EngineConfig {
+  int32_t context_tokens = 0;      // prompt + answer of one sequence at most; 0: the model's
+  int32_t slots = 8;               // sequences running at once
+  int32_t waiting_max = 256;       // sequences waiting at most
+  int32_t page_tokens = 32;
+  DType kv_type = DType::kF16;
+  int64_t kv_tokens = 0;           // 0: slots * context, capped by the backend's memory
+  int32_t step_tokens_max = 512;   // rows of one step
+  uint64_t max_memory_bytes = 0;
+};
+
+// One generation. Ids are chosen by the caller and unique among live sequences.
+struct SequenceRequest {
+  uint64_t id = 0;
+  std::vector<int32_t> prompt;           // ids, not empty
+  Sampling sampling;                     // stop strings are the sink's business; max_tokens resolved by the engine
+  std::vector<int32_t> stop_ids;         // end the sequence; never handed out
+  std::vector<int32_t> banned_ids;
+  Priority priority = Priority::kDefault;
+  int64_t deadline_ns = 0;               // monotonic; 0: none
+  std::string tenant;
+  uint64_t seed = 0;                     // resolved by the caller; the counter-based generator's key
+  bool prompt_logprobs = false;          // logits of every prompt row are sampled for logprobs too (echo + logprobs)
+};
+
+struct SampledToken {
+  int32_t id = 0;
+  float logprob = 0.0F;                                  // of the chosen token, natural log, when asked for
+  std::vector<std::pair<int32_t, float>> top;            // best first, when asked for
+};
+
+enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline };
+
+// Called on the engine thread; must not block.
+class SequenceSink {
+ public:
+  virtual ~SequenceSink() = default;
+  // The first step that works on it is about to run.
+  virtual void on_start() = 0;
+  // A new token. False: stop here (a stop string matched); the sequence ends with kStop.
+  virtual bool on_token(const SampledToken& token) = 0;
+  // Exactly once, last.
+  virtual void on_end(SequenceEnd end, int32_t cached_tokens) = 0;
+};
+
+struct EngineLoad {
+  int32_t slots_total = 0, running = 0, waiting = 0;
+  int64_t kv_pages_total = 0, kv_pages_free = 0;
+  int64_t prefill_tokens_queued = 0, decode_tokens_reserved = 0;
+  float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
+  int64_t steps = 0, preemptions = 0;
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;  // cancels what runs, joins the thread
+
+  // Hands the weights to the backend, takes all memory, starts the thread. Too little memory: an error with the figures
+  // (weights, KV, needed, allowed) and the largest kv_tokens that would fit.
+  static Result<std::unique_ptr<Engine>> open(const EngineConfig& config, std::shared_ptr<const Model> model,
+                                              std::unique_ptr<Backend> backend, const Progress& progress);
+
+  // Any thread. False when the queue is full (the sink is not called). The prompt must fit: prompt.size() < context_tokens().
+  virtual bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) = 0;
+  // Any thread. Takes effect at the next step.
+  virtual void cancel(uint64_t sequence_id) = 0;
+
+  virtual int32_t context_tokens() const = 0;      // as served
+  virtual int64_t kv_tokens_total() const = 0;
+  virtual EngineLoad load() const = 0;             // any thread, a snapshot
+  virtual std::string description() const = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,54 @@
+// What a node says of itself to the router: NodeHello once and on change, NodeBeat every 100 ms (cloud) or 250 ms (edge).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/message/request.h"
+#include "common/message/service.h"
+
+namespace updraft {
+
+inline constexpr uint32_t kPoolProtocolVersion = 1;
+
+struct NodeHello {
+  uint32_t protocol_version = kPoolProtocolVersion;
+  std::string node_id;            // unique in the pool, [a-z0-9-]{1,64}
+  uint64_t boot_epoch = 0;        // larger at each start of the node (unix ms at start)
+  Tier tier = Tier::kCloud;
+  std::vector<ModelInfo> models;
+  std::string device;             // "cpu avx512-vnni x2", "NVIDIA H200"
+  std::string software_version;
+};
+
+enum class NodeState : uint8_t { kLoading, kReady, kDraining };
+
+struct NodeBeat {
+  uint64_t boot_epoch = 0;
+  uint64_t seq = 0;               // +1 per beat
+  int64_t sender_mono_ns = 0;     // the node's own monotonic clock, for rate computations only
+  int32_t interval_ms = 0;
+  int32_t lease_ttl_ms = 0;       // the node is dead when nothing arrived for that long
+  NodeState state = NodeState::kLoading;
+  int32_t slots_total = 0;        // sequences that can run at once
+  int32_t slots_free = 0;
+  int32_t running = 0;            // sequences
+  int32_t waiting = 0;
+  int64_t kv_tokens_total = 0;
+  int64_t kv_tokens_free = 0;
+  int64_t prefill_tokens_queued = 0;
+  int64_t decode_tokens_reserved = 0;
+  float prefill_tokens_per_s = 0.0F;   // measured, moving average; 0: unknown
+  float decode_tokens_per_s = 0.0F;    // per sequence
+  float bytes_per_token = 0.0F;        // prompt text bytes per token, moving average
+  int64_t requests_done = 0;           // since boot
+  int64_t requests_failed = 0;
+  float cpu_load = 0.0F;               // 0..1 of the machine
+  int64_t memory_free_bytes = 0;
+  int64_t memory_total_bytes = 0;
+  // Newest Submit sequence number from this router which the figures above already count.
+  uint64_t last_assignment_seq = 0;
+};
+
+}  // namespace updraft
