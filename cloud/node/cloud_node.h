@@ -1,0 +1,44 @@
+// The cloud node's daemon: a LocalModel behind a pool link, with /metrics, /livez and /readyz on a small HTTP listener.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/progress.h"
+#include "common/base/result.h"
+#include "common/log/log.h"
+#include "common/serve/local_model.h"
+
+namespace updraft {
+
+// configs/cloud.toml, section by section; defaults here, validated by load_cloud_config().
+struct CloudConfig {
+  std::string node_id;                       // [node] id; empty: "cloud-" + host name
+  LocalModelConfig model;                    // [model]
+  std::vector<std::string> router_endpoints; // [pool] routers = ["tcp://..."]
+  std::string router_key_file;               // [pool] router_key
+  std::string key_file;                      // [pool] key
+  int32_t beat_interval_ms = 100;
+  int32_t lease_ttl_ms = 2000;
+  std::string http_bind = "127.0.0.1";       // [http] metrics and health only
+  uint16_t http_port = 0;
+  int32_t drain_grace_ms = 30000;
+  LogConfig log;
+};
+Result<CloudConfig> load_cloud_config(const std::string& path);
+
+class CloudNode {
+ public:
+  virtual ~CloudNode() = default;
+  // Loads the model (progress), starts the link and the listener.
+  static Result<std::unique_ptr<CloudNode>> start(const CloudConfig& config, const Progress& progress);
+  virtual bool connected() const = 0;       // welcomed by at least one router
+  virtual uint16_t http_port() const = 0;
+  // Drains and stops; returns when everything has ended or grace is over.
+  virtual void stop() = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,47 @@
+// The router's daemon: one OpenAI endpoint in front of every node. HTTP (common/http) on one thread, the core and the
+// pool's socket on another; the core (core.h) is pure: events and now_ns in, decisions out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/result.h"
+#include "common/http/server.h"
+#include "common/log/log.h"
+
+namespace updraft {
+
+struct RouterConfig {
+  std::string router_id = "router";
+  HttpServerConfig http;                  // [http] bind, port, api_keys (file with digests or names), limits
+  std::string pool_endpoint = "tcp://127.0.0.1:7070";  // [pool] listen
+  std::string key_file;                   // [pool] key
+  std::string allowed_keys_folder;        // [pool] nodes; re-read every few seconds, so nodes are added without a restart
+  int32_t queue_max = 1024;               // [queue] requests waiting for a node
+  int32_t queue_timeout_ms = 30000;       // then 503 with Retry-After
+  int32_t edge_reserve_slots = 0;         // [placement]
+  LogConfig log;
+};
+Result<RouterConfig> load_router_config(const std::string& path);
+
+class Router {
+ public:
+  virtual ~Router() = default;
+  static Result<std::unique_ptr<Router>> start(const RouterConfig& config);
+  virtual uint16_t http_port() const = 0;
+  virtual std::string pool_endpoint() const = 0;
+  // Nodes known and FRESH, for `updraft up` and tests: id, tier, model ids.
+  struct NodeView {
+    std::string id;
+    Tier tier = Tier::kAny;
+    std::string state;                    // "fresh", "suspect", "stale", "dead", "draining", "loading"
+    std::vector<std::string> models;
+    int32_t running = 0;
+  };
+  virtual std::vector<NodeView> nodes() const = 0;
+  virtual void stop(int grace_ms) = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,60 @@
+// Configuration files: TOML -> struct with defaults -> validated -> const. The only place that names toml++.
+// Every error names file, line and key: "configs/edge.toml:12: [model] slots = 0 is not in 1..256".
+//
+//   Result<TomlFile> file = TomlFile::open(path);
+//   file->get("model.slots", config.slots, 1, 256);   // absent: the default stays
+//   if (auto done = file->finish(); !done) return done.error();   // first problem, or an unknown key
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/result.h"
+
+namespace updraft {
+
+class TomlFile {
+ public:
+  static Result<TomlFile> open(const std::string& path);
+  // From text; `name` stands in messages where the path would.
+  static Result<TomlFile> parse(const std::string& text, const std::string& name);
+  ~TomlFile();
+  TomlFile(TomlFile&&) noexcept;
+  TomlFile& operator=(TomlFile&&) noexcept;
+
+  // Dotted key "section.key". An absent key leaves `out` as it is. A wrong type or a value out of range is remembered
+  // and reported by finish(). Bounds are inclusive.
+  void get(const char* key, std::string& out);
+  void get(const char* key, bool& out);
+  void get(const char* key, int32_t& out, int64_t min, int64_t max);
+  void get(const char* key, int64_t& out, int64_t min, int64_t max);
+  void get(const char* key, uint16_t& out, int64_t min, int64_t max);
+  void get(const char* key, uint64_t& out, int64_t min, int64_t max);
+  void get(const char* key, std::vector<std::string>& out);
+  void get(const char* key, std::vector<int32_t>& out, int64_t min, int64_t max);
+  // One of the given words.
+  void get_choice(const char* key, std::string& out, const std::vector<std::string>& choices);
+  // Bytes: an integer or a text such as "512 MiB", "2 GB".
+  void get_bytes(const char* key, uint64_t& out);
+  // A path: relative ones are resolved against the configuration file's folder. Empty stays empty.
+  void get_path(const char* key, std::string& out);
+  bool has(const char* key) const;
+  // A problem found by the caller's own validation, reported at the key's line.
+  void refuse(const char* key, const std::string& why);
+
+  // The first problem, or an error for the first key that nobody asked for (with the nearest known key as a hint).
+  Result<void> finish();
+  const std::string& name() const;
+
+ private:
+  struct State;
+  explicit TomlFile(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// "512 MiB" -> bytes; units B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024); plain numbers are bytes.
+Result<uint64_t> parse_bytes(const std::string& text);
+
+}  // namespace updraft

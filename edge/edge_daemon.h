@@ -1,0 +1,46 @@
+// The edge daemon: a small model on the gateway, local clients through shared memory and loopback HTTP, a pool link
+// upward. Placement at the edge is a pure function (placement.h): what fits is served here, the rest rises.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/progress.h"
+#include "common/base/result.h"
+#include "common/http/server.h"
+#include "common/log/log.h"
+#include "common/serve/local_model.h"
+
+namespace updraft {
+
+struct EdgeConfig {
+  std::string node_id;                        // [node] id; empty: "edge-" + host name
+  LocalModelConfig model;                     // [model]
+  std::vector<std::string> router_endpoints;  // [pool] routers; empty: a gateway of its own
+  std::string router_key_file;
+  std::string key_file;
+  int32_t beat_interval_ms = 250;
+  int32_t lease_ttl_ms = 2000;
+  HttpServerConfig http;                      // [http] loopback endpoint
+  std::string socket_path;                    // [local] handoff socket; empty: $XDG_RUNTIME_DIR/updraft/edge.sock or /tmp/updraft-<uid>/edge.sock
+  int32_t sessions_max = 256;
+  int64_t segment_bytes_max = 64LL << 20;     // per session
+  int64_t segment_bytes_per_uid_max = 512LL << 20;
+  int32_t drain_grace_ms = 30000;
+  LogConfig log;
+};
+Result<EdgeConfig> load_edge_config(const std::string& path);
+
+class EdgeDaemon {
+ public:
+  virtual ~EdgeDaemon() = default;
+  static Result<std::unique_ptr<EdgeDaemon>> start(const EdgeConfig& config, const Progress& progress);
+  virtual uint16_t http_port() const = 0;
+  virtual std::string socket_path() const = 0;
+  virtual bool connected() const = 0;         // welcomed by the router
+  virtual void stop() = 0;
+};
+
+}  // namespace updraft
