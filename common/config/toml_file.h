@@ -54,6 +54,12 @@ class TomlFile {
   std::unique_ptr<State> state_;
 };
 
+// A value given on the command line, "section.key=value": wins over the environment (UPDRAFT_SECTION_KEY), which wins over
+// the file. Call before the file is read, from the main thread. A key that the file's reader does not know is an error of
+// finish().
+Result<void> add_config_override(const std::string& assignment);
+void clear_config_overrides();
+
 // "512 MiB" -> bytes; units B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024); plain numbers are bytes.
 Result<uint64_t> parse_bytes(const std::string& text);
 
