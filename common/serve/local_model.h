@@ -67,6 +67,8 @@ class LocalModel : public InferenceService {
   virtual ServiceLoad load() const = 0;             // any thread
   virtual std::string description() const = 0;      // "qwen2.5 0.5B Q4_0, cpu avx512-vnni x2, KV 8192 tokens f16 (96 MiB)"
   virtual std::string device() const = 0;           // the backend's description
+  // True when chat requests can be rendered (a template was recognised or configured).
+  virtual bool has_chat_template() const = 0;
   // New requests get kOverloaded; running ones go on. Any thread.
   virtual void drain() = 0;
 };
