@@ -1,5 +1,6 @@
-// Chat templates: conversations to prompt text. The template in a model file is recognised, not executed (no Jinja
-// interpreter, so a hostile file cannot run anything); each known family is rendered natively.
+// Chat templates: conversations to prompt text. The template in a model file is recognised, not
+// executed (no Jinja interpreter, so a hostile file cannot run anything); each known family is
+// rendered natively.
 #pragma once
 
 #include <memory>
@@ -13,12 +14,12 @@
 namespace updraft {
 
 struct TemplateMessage {
-  std::string role;     // "system", "user", "assistant", "tool"
+  std::string role;  // "system", "user", "assistant", "tool"
   std::string content;
 };
 
-// Prompt text in order. Trusted text comes from the template and may contain special tokens; untrusted text is the user's
-// and is tokenized as plain text.
+// Prompt text in order. Trusted text comes from the template and may contain special tokens;
+// untrusted text is the user's and is tokenized as plain text.
 struct PromptSegment {
   std::string text;
   bool trusted = false;
@@ -35,12 +36,13 @@ class ChatTemplate {
 
   // family names: "glm4", "chatml", "qwen2.5", "qwen3", "llama2", "llama3", "mistral".
   static Result<std::shared_ptr<const ChatTemplate>> by_name(std::string_view family);
-  // Recognises the Jinja source of a model file. Unknown: an error that quotes the beginning of the template and says to
-  // set chat_template in the configuration to one of the known families.
+  // Recognises the Jinja source of a model file. Unknown: an error that quotes the beginning of the
+  // template and says to set chat_template in the configuration to one of the known families.
   static Result<std::shared_ptr<const ChatTemplate>> recognise(std::string_view jinja_source);
 
   virtual const char* name() const = 0;
-  // Errors: a role the family does not know, an order it refuses (for example Mistral's alternation).
+  // Errors: a role the family does not know, an order it refuses (for example Mistral's
+  // alternation).
   virtual Result<std::vector<PromptSegment>> render(std::span<const TemplateMessage> messages,
                                                     const TemplateOptions& options) const = 0;
   // The rendered text already begins with BOS: the tokenizer must not add another.
