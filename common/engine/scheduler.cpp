@@ -1,0 +1,250 @@
+// The scheduler's one public step, plan(): drop what is over, let the running grow, admit, hand out
+// rows.
+#include "common/engine/scheduler.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <utility>
+
+#include "common/base/check.h"
+
+namespace updraft {
+
+Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pages_(config.page_count) {
+  UPDRAFT_CHECK(config.slots > 0 && config.page_tokens > 0 && config.step_tokens_max > 0);
+  UPDRAFT_CHECK(config.logit_rows_max >= config.slots,
+                "every running sequence may sample in a step");
+}
+
+void Scheduler::add(const ScheduledSequence& sequence, int64_t now_ns) {
+  UPDRAFT_CHECK(sequence.token_count > 0 && sequence.token_limit >= sequence.token_count);
+  UPDRAFT_CHECK(pages_for(sequence.token_limit) <= pages_.page_count(),
+                "a sequence that no pool state could hold would wait for ever");
+  Sequence entry;
+  entry.info = sequence;
+  entry.rank.key_ns = now_ns + static_cast<int64_t>(sequence.priority) * kClassDelayNs;
+  entry.rank.arrival = arrivals_++;
+  const Rank rank = entry.rank;
+  const bool added = sequences_.emplace(sequence.id, std::move(entry)).second;
+  UPDRAFT_CHECK(added, "two live sequences with one id");
+  waiting_.emplace(rank, sequence.id);
+}
+
+void Scheduler::cancel(uint64_t id) {
+  const auto found = sequences_.find(id);
+  if (found != sequences_.end()) found->second.cancelled = true;
+}
+
+StepPlan Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max) {
+  const int32_t prefill_budget = prefill_tokens_max > 0
+                                     ? std::min(prefill_tokens_max, config_.step_tokens_max)
+                                     : config_.step_tokens_max;
+  StepPlan plan;
+  end_cancelled_and_late(now_ns, plan);
+  grow_running(plan);
+  admit(prefill_budget, plan);
+  assign_rows(prefill_budget, plan);
+  return plan;
+}
+
+void Scheduler::commit(const StepPlan& plan) {
+  for (const StepSlice& slice : plan.slices) {
+    Sequence& sequence = at(slice.id);
+    UPDRAFT_CHECK(sequence.cached_count == slice.first,
+                  "a plan was committed twice or out of order");
+    sequence.cached_count += slice.count;
+    sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
+  }
+}
+
+void Scheduler::append(uint64_t id) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.pending() == 0,
+                "a token was appended before the one before it was computed");
+  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
+  ++sequence.info.token_count;
+}
+
+void Scheduler::finish(uint64_t id) { forget(id); }
+
+std::span<const int32_t> Scheduler::pages(uint64_t id) const { return at(id).pages; }
+
+int64_t Scheduler::prefill_tokens_queued() const {
+  int64_t sum = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence.running || sequence.pending() > 1) sum += sequence.pending();
+  }
+  return sum;
+}
+
+int64_t Scheduler::decode_tokens_reserved() const {
+  int64_t sum = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    sum += sequence.info.token_limit - sequence.info.token_count;
+  }
+  return sum;
+}
+
+Scheduler::Sequence& Scheduler::at(uint64_t id) {
+  const auto found = sequences_.find(id);
+  UPDRAFT_CHECK(found != sequences_.end(), "unknown sequence id");
+  return found->second;
+}
+const Scheduler::Sequence& Scheduler::at(uint64_t id) const {
+  return const_cast<Scheduler*>(this)->at(id);
+}
+
+int32_t Scheduler::pages_for(int32_t token_count) const {
+  return (token_count + config_.page_tokens - 1) / config_.page_tokens;
+}
+
+void Scheduler::release_pages(Sequence& sequence) {
+  // Last first, so that the pool's stack hands them out again in order.
+  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
+    pages_.release(*page);
+  sequence.pages.clear();
+  sequence.cached_count = 0;
+}
+
+void Scheduler::forget(uint64_t id) {
+  Sequence& sequence = at(id);
+  release_pages(sequence);
+  (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
+  sequences_.erase(id);
+}
+
+// Back to waiting under its old rank; all its tokens, sampled ones too, are computed again when it
+// returns.
+void Scheduler::preempt(uint64_t id, StepPlan& plan) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.running);
+  release_pages(sequence);
+  sequence.running = false;
+  running_.erase({sequence.rank, id});
+  waiting_.emplace(sequence.rank, id);
+  plan.preempted.push_back(id);
+}
+
+void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence.cancelled) {
+      plan.ended.push_back({id, SequenceEnd::kCancelled});
+    } else if (sequence.info.deadline_ns != 0 && sequence.info.deadline_ns <= now_ns) {
+      plan.ended.push_back({id, SequenceEnd::kDeadline});
+    }
+  }
+  for (const StepPlan::Ended& ended : plan.ended) forget(ended.id);
+}
+
+// Pages for every token that the sequence has. Takes them from the worst-ranked when the pool is
+// empty; false when the sequence itself was the worst and had to go.
+bool Scheduler::grow(Sequence& sequence, StepPlan& plan) {
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(sequence.info.token_count)) {
+    if (const auto page = pages_.take()) {
+      sequence.pages.push_back(*page);
+      continue;
+    }
+    const uint64_t victim = std::prev(running_.end())->second;
+    preempt(victim, plan);
+    if (victim == sequence.info.id) return false;
+  }
+  return true;
+}
+
+void Scheduler::grow_running(StepPlan& plan) {
+  // Best first; whoever is preempted on the way ranks worse than the one that grows, so it lies
+  // ahead of the iterator.
+  for (auto next = running_.begin(); next != running_.end();) {
+    const auto current = *next;
+    if (!grow(at(current.second), plan)) break;  // it was the last
+    next = running_.upper_bound(current);
+  }
+}
+
+// Beside its own pages an arriving sequence leaves one free page for each running one, or they
+// would push it out again at once.
+bool Scheduler::fits(const Sequence& sequence, int32_t free_pages, int32_t running) const {
+  return running < config_.slots && pages_for(sequence.info.token_count) + running <= free_pages;
+}
+
+// Preempts running sequences of lower classes, worst first, until `sequence` fits. Touches nothing
+// when even all of them would not do.
+bool Scheduler::make_room(const Sequence& sequence, StepPlan& plan) {
+  int32_t free_pages = pages_.free_count();
+  int32_t running = running_count();
+  std::vector<uint64_t> victims;
+  for (auto worst = running_.rbegin(); worst != running_.rend(); ++worst) {
+    if (fits(sequence, free_pages, running)) break;
+    const Sequence& candidate = at(worst->second);
+    if (candidate.rank < sequence.rank) break;
+    if (candidate.info.priority <= sequence.info.priority) continue;
+    for (const int32_t page : candidate.pages) free_pages += pages_.references(page) == 1 ? 1 : 0;
+    --running;
+    victims.push_back(worst->second);
+  }
+  if (!fits(sequence, free_pages, running)) return false;
+  for (const uint64_t victim : victims) preempt(victim, plan);
+  return true;
+}
+
+// Strictly in rank order: nobody behind slips past a large sequence that waits for pages.
+void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
+  int64_t prefill_pending = 0;
+  for (const auto& [rank, id] : running_) {
+    const int32_t pending = at(id).pending();
+    if (pending > 1) prefill_pending += pending;
+  }
+  while (!waiting_.empty()) {
+    // More than this step can compute would only hold pages.
+    if (prefill_pending >= prefill_budget) return;
+    const auto [rank, id] = *waiting_.begin();
+    Sequence& sequence = at(id);
+    if (!make_room(sequence, plan)) return;
+    waiting_.erase({rank, id});
+    running_.emplace(rank, id);
+    sequence.running = true;
+    UPDRAFT_CHECK(grow(sequence, plan), "its pages were counted before");
+    prefill_pending += sequence.pending();
+  }
+}
+
+// Decodes first, one row each; then prompts in chunks. One row is kept for prompts, so that decodes
+// that fill the whole step cannot hold them up for ever.
+void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
+  int32_t rows = config_.step_tokens_max;
+  int32_t logit_rows = config_.logit_rows_max;
+  const bool prompts = std::any_of(running_.begin(), running_.end(), [&](const auto& entry) {
+    return at(entry.second).pending() > 1;
+  });
+  for (const auto& [rank, id] : running_) {
+    if (rows - (prompts ? 1 : 0) <= 0) break;
+    const Sequence& sequence = at(id);
+    if (sequence.pending() != 1) continue;
+    plan.slices.push_back({id, sequence.cached_count, 1, true});
+    --rows;
+    --logit_rows;
+  }
+  // Every prompt may reach its end in this step; rows with prompt logits come out of what is left
+  // beyond that.
+  int32_t logit_rows_spare = logit_rows;
+  for (const auto& [rank, id] : running_) logit_rows_spare -= at(id).pending() > 1 ? 1 : 0;
+  rows = std::min(rows, prefill_budget);
+  for (const auto& [rank, id] : running_) {
+    const Sequence& sequence = at(id);
+    if (sequence.pending() <= 1) continue;
+    int32_t count = std::min(sequence.pending(), rows);
+    const int32_t logits_from = std::max(sequence.cached_count, sequence.computed_max);
+    if (sequence.info.logit_tokens > logits_from && count > 0) {
+      // One of the chunk's rows with logits is counted already.
+      count = std::min(count, logits_from - sequence.cached_count + logit_rows_spare + 1);
+      const int32_t end = std::min(sequence.cached_count + count, sequence.info.logit_tokens);
+      logit_rows_spare -= std::max(0, end - logits_from - 1);
+    }
+    if (count <= 0) break;
+    plan.slices.push_back({id, sequence.cached_count, count, count == sequence.pending()});
+    rows -= count;
+  }
+}
+
+}  // namespace updraft

@@ -1,0 +1,146 @@
+// The scheduler: which tokens of which sequences run in the next step, and which pages they use.
+// Owned by the engine thread; pure: sequences and now_ns in, a plan out, no clock, thread or device
+// inside.
+//
+// One order rules everything: the rank. A sequence's rank is its time of arrival plus a delay for
+// its priority class, so a lower class yields to what arrives within its delay and yet never
+// starves. Better-ranked sequences get tokens and pages first; when pages run out the worst-ranked
+// running one gives its pages back and is computed again later. The best-ranked one is never asked
+// to, and the pool holds at least one whole context, so it always finishes: no deadlock.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "common/engine/engine.h"
+#include "common/engine/pages.h"
+#include "common/message/request.h"
+
+namespace updraft {
+
+// How long a class waits for each better class (system, interactive, default, bulk): a bulk
+// sequence is overtaken by whatever interactive one arrives within two minutes after it, and by
+// none later.
+inline constexpr int64_t kClassDelayNs = 60'000'000'000;
+
+struct SchedulerConfig {
+  int32_t slots = 1;  // sequences running at once
+  int32_t page_count = 1;
+  int32_t page_tokens = 16;     // positions per page
+  int32_t step_tokens_max = 1;  // rows of one step
+  int32_t logit_rows_max = 1;   // rows with logits in one step, >= slots
+};
+
+// What the scheduler needs to know of a sequence.
+struct ScheduledSequence {
+  uint64_t id = 0;
+  int32_t token_count = 0;  // prompt, > 0
+  int32_t token_limit = 0;  // prompt and answer at most; its pages fit the pool
+  Priority priority = Priority::kDefault;
+  int64_t deadline_ns = 0;  // 0: none
+  // Logits are wanted for each of the first `logit_tokens` positions (prompt log-probabilities),
+  // not just at the end. Only once: positions computed again after a preemption need none.
+  int32_t logit_tokens = 0;
+};
+
+// Positions [first, first + count) of one sequence. The KV memory holds [0, first) already.
+struct StepSlice {
+  uint64_t id = 0;
+  int32_t first = 0;
+  int32_t count = 0;
+  bool samples = false;  // reaches the newest token: its last row's logits give the next one
+  friend bool operator==(const StepSlice&, const StepSlice&) = default;
+};
+
+struct StepPlan {
+  std::vector<StepSlice> slices;    // at most one per sequence
+  std::vector<uint64_t> preempted;  // gave their pages back; they wait and will be computed again
+  struct Ended {
+    uint64_t id = 0;
+    SequenceEnd end = SequenceEnd::kCancelled;
+  };
+  std::vector<Ended> ended;  // cancelled or past their deadline: gone, pages freed
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerConfig& config);
+
+  // A new sequence, waiting from now on. Its id is not in use.
+  void add(const ScheduledSequence& sequence, int64_t now_ns);
+  // Ends at the next plan(). Unknown ids are ignored: the sequence may have ended by itself.
+  void cancel(uint64_t id);
+
+  // The next step. At least one slice as long as a sequence is left. prefill_tokens_max > 0: at
+  // most this many rows of sequences that are not decoding, so that a long prompt does not stall
+  // the others' next tokens.
+  StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
+  // The plan's slices have run: their positions are in KV memory.
+  void commit(const StepPlan& plan);
+  // A token was sampled for a sequence whose slice said `samples`, after commit().
+  void append(uint64_t id);
+  // The sequence is over: pages freed, id forgotten.
+  void finish(uint64_t id);
+
+  // Pages of a running sequence, in order of position.
+  std::span<const int32_t> pages(uint64_t id) const;
+
+  bool idle() const { return sequences_.empty(); }
+  int32_t running_count() const { return static_cast<int32_t>(running_.size()); }
+  int32_t waiting_count() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t pages_free() const { return pages_.free_count(); }
+  int32_t page_count() const { return pages_.page_count(); }
+  // Positions still to be computed before each sequence's next token, where that is more than one
+  // (or it waits).
+  int64_t prefill_tokens_queued() const;
+  // Tokens that the live sequences may still generate.
+  int64_t decode_tokens_reserved() const;
+
+ private:
+  struct Rank {
+    int64_t key_ns = 0;
+    uint64_t arrival = 0;  // breaks ties: first come, first served
+    friend auto operator<=>(const Rank&, const Rank&) = default;
+  };
+  struct Sequence {
+    ScheduledSequence info;  // token_count grows
+    Rank rank;
+    int32_t cached_count = 0;  // positions in KV memory, <= token_count
+    int32_t computed_max =
+        0;  // largest cached_count ever: positions below gave their prompt logits already
+    std::vector<int32_t> pages;
+    bool running = false;
+    bool cancelled = false;
+    int32_t pending() const { return info.token_count - cached_count; }
+  };
+  using Ordered = std::set<std::pair<Rank, uint64_t>>;  // (rank, id), best first
+
+  Sequence& at(uint64_t id);
+  const Sequence& at(uint64_t id) const;
+  int32_t pages_for(int32_t token_count) const;
+  void forget(uint64_t id);
+  void release_pages(Sequence& sequence);
+  void preempt(uint64_t id, StepPlan& plan);
+  bool grow(Sequence& sequence, StepPlan& plan);
+  bool fits(const Sequence& sequence, int32_t free_pages, int32_t running) const;
+  bool make_room(const Sequence& sequence, StepPlan& plan);
+
+  void end_cancelled_and_late(int64_t now_ns, StepPlan& plan);
+  void grow_running(StepPlan& plan);
+  void admit(int32_t prefill_budget, StepPlan& plan);
+  void assign_rows(int32_t prefill_budget, StepPlan& plan);
+
+  const SchedulerConfig config_;
+  PagePool pages_;
+  std::unordered_map<uint64_t, Sequence> sequences_;
+  Ordered running_;
+  Ordered waiting_;
+  uint64_t arrivals_ = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,370 @@
+// The scheduler: named situations first, then thousands of random worlds under a virtual model that
+// records which token sits at which place of KV memory, so that a page shared by mistake or
+// computed out of order shows as a wrong token.
+#include "common/engine/scheduler.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+using namespace updraft;
+
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+
+SchedulerConfig small_config() {
+  SchedulerConfig config;
+  config.slots = 4;
+  config.page_count = 16;
+  config.page_tokens = 4;
+  config.step_tokens_max = 8;
+  config.logit_rows_max = 8;
+  return config;
+}
+
+ScheduledSequence sequence(uint64_t id, int32_t prompt, int32_t answer,
+                           Priority priority = Priority::kDefault) {
+  ScheduledSequence out;
+  out.id = id;
+  out.token_count = prompt;
+  out.token_limit = prompt + answer;
+  out.priority = priority;
+  return out;
+}
+
+// Runs a plan as the engine would: everything sampled is appended.
+void run(Scheduler& scheduler, const StepPlan& plan) {
+  scheduler.commit(plan);
+  for (const StepSlice& slice : plan.slices) {
+    if (slice.samples) scheduler.append(slice.id);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a long prompt runs in chunks of the budget and samples only at its end") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 19, 5), 0);
+  StepPlan plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 0, 8, false}});
+  scheduler.commit(plan);
+  plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 8, 8, false}});
+  scheduler.commit(plan);
+  plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 16, 3, true}});
+  run(scheduler, plan);
+  plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 19, 1, true}});
+}
+
+TEST_CASE("decodes come before prompts, and a prompt gets what is left of the budget") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 2, 10), 0);
+  scheduler.add(sequence(2, 2, 10), 1);
+  run(scheduler, scheduler.plan(2, 0));
+  scheduler.add(sequence(3, 20, 10), 3);
+  const StepPlan plan = scheduler.plan(4, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 2, 1, true}, {2, 2, 1, true}, {3, 0, 6, false}});
+}
+
+TEST_CASE("the caller may shorten a prompt's chunk to spare the decodes") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 2, 10), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  scheduler.add(sequence(2, 20, 10), 1);
+  const StepPlan plan = scheduler.plan(2, 3);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 2, 1, true}, {2, 0, 3, false}});
+}
+
+TEST_CASE("better classes are admitted first, equal ones in order of arrival") {
+  SchedulerConfig config = small_config();
+  config.slots = 1;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 2, 1, Priority::kBulk), 0);
+  scheduler.add(sequence(2, 2, 1, Priority::kDefault), 1);
+  scheduler.add(sequence(3, 2, 1, Priority::kDefault), 2);
+  scheduler.add(sequence(4, 2, 1, Priority::kSystem), 3);
+  std::vector<uint64_t> order;
+  while (!scheduler.idle()) {
+    const StepPlan plan = scheduler.plan(10, 0);
+    REQUIRE(plan.slices.size() == 1);
+    order.push_back(plan.slices[0].id);
+    run(scheduler, plan);
+    scheduler.finish(plan.slices[0].id);
+  }
+  CHECK(order == std::vector<uint64_t>{4, 2, 3, 1});
+}
+
+TEST_CASE("a bulk sequence that waited long enough is not overtaken any more") {
+  SchedulerConfig config = small_config();
+  config.slots = 1;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 2, 1, Priority::kBulk), 0);
+  const int64_t later = 2 * kClassDelayNs + 1;
+  scheduler.add(sequence(2, 2, 1, Priority::kInteractive), later);
+  CHECK(scheduler.plan(later, 0).slices[0].id == 1);
+}
+
+TEST_CASE("an interactive sequence takes the slot of a bulk one when all are taken") {
+  SchedulerConfig config = small_config();
+  config.slots = 1;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 2, 10, Priority::kBulk), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  scheduler.add(sequence(2, 2, 10, Priority::kBulk), 1);
+  CHECK(scheduler.plan(2, 0).preempted.empty());  // its own class does not
+  scheduler.add(sequence(3, 2, 10, Priority::kInteractive), 3);
+  const StepPlan plan = scheduler.plan(4, 0);
+  CHECK(plan.preempted == std::vector<uint64_t>{1});
+  CHECK(plan.slices == std::vector<StepSlice>{{3, 0, 2, true}});
+}
+
+TEST_CASE("without pages the latest gives way and is computed again from its first token") {
+  SchedulerConfig config = small_config();
+  config.page_count = 4;  // 16 positions
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 4, 12), 0);
+  scheduler.add(sequence(2, 4, 8), 1);
+  bool preempted = false;
+  for (int step = 0; step < 12; ++step) {
+    const StepPlan plan = scheduler.plan(2, 0);
+    for (const uint64_t id : plan.preempted) {
+      CHECK(id == 2);
+      preempted = true;
+    }
+    CHECK(plan.slices[0].id == 1);  // the first is never held up
+    run(scheduler, plan);
+  }
+  CHECK(preempted);
+  scheduler.finish(1);
+  const StepPlan plan = scheduler.plan(3, 0);
+  REQUIRE(plan.slices.size() == 1);
+  CHECK(plan.slices[0].id == 2);
+  CHECK(plan.slices[0].first == 0);
+  CHECK(plan.slices[0].count > 4);  // prompt and what it had sampled
+}
+
+TEST_CASE("cancel and deadline end a sequence at the next plan and free its pages") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 6, 10), 0);
+  ScheduledSequence late = sequence(2, 6, 10);
+  late.deadline_ns = 5 * kMs;
+  scheduler.add(late, 0);
+  run(scheduler, scheduler.plan(0, 0));
+  CHECK(scheduler.pages_free() < scheduler.page_count());
+  scheduler.cancel(1);
+  scheduler.cancel(99);
+  StepPlan plan = scheduler.plan(1, 0);
+  REQUIRE(plan.ended.size() == 1);
+  CHECK(plan.ended[0].id == 1);
+  CHECK(plan.ended[0].end == SequenceEnd::kCancelled);
+  run(scheduler, plan);
+  plan = scheduler.plan(5 * kMs, 0);
+  REQUIRE(plan.ended.size() == 1);
+  CHECK(plan.ended[0].id == 2);
+  CHECK(plan.ended[0].end == SequenceEnd::kDeadline);
+  CHECK(plan.slices.empty());
+  CHECK(scheduler.idle());
+  CHECK(scheduler.pages_free() == scheduler.page_count());
+}
+
+TEST_CASE("prompt logits keep a chunk within the rows that have room for logits") {
+  SchedulerConfig config = small_config();
+  config.logit_rows_max = 5;
+  Scheduler scheduler(config);
+  ScheduledSequence echo = sequence(1, 7, 3);
+  echo.logit_tokens = 7;
+  scheduler.add(echo, 0);
+  StepPlan plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 0, 5, false}});
+  run(scheduler, plan);
+  plan = scheduler.plan(0, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 5, 2, true}});
+}
+
+TEST_CASE("the load counts what is still to compute and what may still be generated") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 10, 6), 0);
+  scheduler.add(sequence(2, 5, 3), 0);
+  CHECK(scheduler.prefill_tokens_queued() == 15);
+  CHECK(scheduler.decode_tokens_reserved() == 9);
+  run(scheduler, scheduler.plan(0, 0));
+  CHECK(scheduler.prefill_tokens_queued() == 7);
+}
+
+namespace {
+
+// A model of which only the order of computation matters: the next token is a hash of all tokens
+// before it, read back from the KV memory through the sequence's pages.
+struct World {
+  explicit World(uint32_t seed) : random(seed) {}
+
+  struct Live {
+    std::vector<uint32_t> tokens;
+    int32_t prompt = 0;
+    int32_t limit = 0;
+    int32_t logit_tokens = 0;
+    int32_t logits_done = 0;
+    int64_t deadline_ns = 0;
+    bool cancelled = false;
+    uint64_t seed = 0;
+  };
+
+  static uint32_t next_token(const std::vector<uint32_t>& tokens) {
+    uint32_t hash = 2166136261U;
+    for (const uint32_t token : tokens) hash = (hash ^ token) * 16777619U;
+    return hash;
+  }
+
+  std::mt19937 random;
+  std::map<uint64_t, Live> live;
+  std::map<uint64_t, int> ends;  // id -> times ended
+  std::map<std::pair<int32_t, int32_t>, uint32_t>
+      kv;  // (page, position in page) -> token computed there
+};
+
+}  // namespace
+
+TEST_CASE(
+    "random worlds: pages belong to one, budgets hold, everyone ends once, tokens are those of a "
+    "run alone") {
+  int64_t preemptions = 0;
+  int64_t finished = 0;
+  for (uint32_t seed = 1; seed <= 600; ++seed) {
+    CAPTURE(seed);
+    World world(seed);
+    auto pick = [&](int32_t low, int32_t high) {
+      return low + static_cast<int32_t>(world.random() % static_cast<uint32_t>(high - low + 1));
+    };
+    SchedulerConfig config;
+    config.slots = pick(1, 8);
+    config.page_tokens = pick(1, 8);
+    config.page_count = pick(3, 24);
+    config.step_tokens_max = pick(1, 24);
+    config.logit_rows_max = config.slots + pick(0, 4);
+    Scheduler scheduler(config);
+    const int32_t context = std::min(config.page_count * config.page_tokens, pick(8, 120));
+    const int32_t wanted = pick(5, 40);
+    int64_t now_ns = 0;
+    uint64_t next_id = 1;
+    int64_t steps_left = 200'000;
+
+    while (static_cast<int32_t>(next_id) <= wanted || !scheduler.idle()) {
+      REQUIRE(--steps_left > 0);  // nobody starves
+      now_ns += pick(1, 20) * kMs;
+      while (static_cast<int32_t>(next_id) <= wanted && world.random() % 3 == 0) {
+        World::Live entry;
+        entry.prompt = pick(1, context - 1);
+        entry.limit = pick(entry.prompt + 1, context);
+        for (int32_t i = 0; i < entry.prompt; ++i) entry.tokens.push_back(world.random());
+        ScheduledSequence info = sequence(next_id, entry.prompt, entry.limit - entry.prompt,
+                                          static_cast<Priority>(pick(0, 3)));
+        if (pick(0, 9) == 0) entry.deadline_ns = info.deadline_ns = now_ns + pick(1, 500) * kMs;
+        if (pick(0, 4) == 0) entry.logit_tokens = info.logit_tokens = entry.prompt;
+        scheduler.add(info, now_ns);
+        world.live.emplace(next_id++, std::move(entry));
+      }
+      if (!world.live.empty() && pick(0, 19) == 0) {
+        auto victim = world.live.begin();
+        std::advance(victim, world.random() % world.live.size());
+        victim->second.cancelled = true;
+        scheduler.cancel(victim->first);
+      }
+
+      const int32_t prefill_max = pick(0, 1) == 0 ? 0 : pick(1, 10);
+      const StepPlan plan = scheduler.plan(now_ns, prefill_max);
+      preemptions += static_cast<int64_t>(plan.preempted.size());
+      for (const StepPlan::Ended& ended : plan.ended) {
+        const World::Live& entry = world.live.at(ended.id);
+        REQUIRE((ended.end == SequenceEnd::kCancelled
+                     ? entry.cancelled
+                     : entry.deadline_ns != 0 && entry.deadline_ns <= now_ns));
+        ++world.ends[ended.id];
+        world.live.erase(ended.id);
+      }
+      for (const auto& [id, entry] : world.live) REQUIRE_FALSE(entry.cancelled);
+      REQUIRE((!plan.slices.empty() || world.live.empty()));
+
+      int32_t rows = 0;
+      int32_t prefill_rows = 0;
+      int32_t logit_rows = 0;
+      std::set<int32_t> owned;
+      std::set<uint64_t> in_step;
+      for (const StepSlice& slice : plan.slices) {
+        World::Live& entry = world.live.at(slice.id);
+        REQUIRE(in_step.insert(slice.id).second);
+        REQUIRE(slice.count > 0);
+        rows += slice.count;
+        const bool decode = slice.samples && slice.count == 1 && slice.first >= entry.prompt;
+        if (!decode) prefill_rows += slice.count;
+        const int32_t logit_end = std::min(slice.first + slice.count, entry.logit_tokens);
+        const int32_t logit_first = std::max(slice.first, entry.logits_done);
+        const int32_t with_logits = std::max(0, logit_end - logit_first);
+        logit_rows += with_logits;
+        if (slice.samples && !(with_logits > 0 && logit_end == slice.first + slice.count))
+          ++logit_rows;
+        entry.logits_done = std::max(entry.logits_done, logit_end);
+        const auto pages = scheduler.pages(slice.id);
+        REQUIRE(static_cast<int32_t>(pages.size()) * config.page_tokens >=
+                slice.first + slice.count);
+        for (const int32_t page : pages) REQUIRE(owned.insert(page).second);
+        for (int32_t p = slice.first; p < slice.first + slice.count; ++p) {
+          world.kv[{pages[static_cast<size_t>(p / config.page_tokens)], p % config.page_tokens}] =
+              entry.tokens[static_cast<size_t>(p)];
+        }
+      }
+      REQUIRE(rows <= config.step_tokens_max);
+      REQUIRE(logit_rows <= config.logit_rows_max);
+      REQUIRE(scheduler.running_count() <= config.slots);
+      if (prefill_max > 0) {
+        // One row of a prompt's end counts as a decode here when a preempted sequence lacks exactly
+        // one token.
+        REQUIRE(prefill_rows <= prefill_max + config.slots);
+      }
+
+      scheduler.commit(plan);
+      for (const StepSlice& slice : plan.slices) {
+        if (!slice.samples) continue;
+        World::Live& entry = world.live.at(slice.id);
+        REQUIRE(slice.first + slice.count == static_cast<int32_t>(entry.tokens.size()));
+        // What a device would attend to: every position as it stands in KV memory now.
+        std::vector<uint32_t> seen;
+        const auto pages = scheduler.pages(slice.id);
+        for (size_t p = 0; p < entry.tokens.size(); ++p) {
+          const auto at = static_cast<int32_t>(p);
+          seen.push_back(world.kv.at(
+              {pages[p / static_cast<size_t>(config.page_tokens)], at % config.page_tokens}));
+        }
+        REQUIRE(seen == entry.tokens);
+        const uint32_t token = World::next_token(seen);
+        entry.tokens.push_back(token);
+        const bool stop = token % 37 == 0;
+        if (stop || static_cast<int32_t>(entry.tokens.size()) == entry.limit) {
+          REQUIRE(entry.logits_done >= entry.logit_tokens);
+          scheduler.finish(slice.id);
+          ++world.ends[slice.id];
+          ++finished;
+          world.live.erase(slice.id);
+        } else {
+          scheduler.append(slice.id);
+        }
+      }
+      int32_t held = 0;
+      for (const auto& [id, entry] : world.live)
+        held += static_cast<int32_t>(scheduler.pages(id).size());
+      REQUIRE(held + scheduler.pages_free() == scheduler.page_count());
+    }
+    CHECK(scheduler.pages_free() == scheduler.page_count());
+    REQUIRE(static_cast<int32_t>(world.ends.size()) == wanted);
+    for (const auto& [id, times] : world.ends) CHECK(times == 1);
+  }
+  // The worlds were hard enough to mean something.
+  CHECK(preemptions > 1000);
+  CHECK(finished > 5000);
+}
