@@ -1,0 +1,147 @@
+// The ring between two parties of which neither trusts the other.
+#include "common/ipc/ring.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <random>
+#include <thread>
+
+#include <doctest/doctest.h>
+
+using namespace updraft;
+using namespace updraft::ipc;
+
+namespace {
+
+struct TestRing {
+  explicit TestRing(uint64_t capacity) : bytes(capacity) {
+    memory = {new (&indices) RingIndices{}, bytes.data(), capacity};
+  }
+  alignas(64) RingIndices indices;
+  std::vector<std::byte> bytes;
+  RingMemory memory;
+};
+
+ByteView view(const std::string& text) { return as_bytes_view(text); }
+
+}  // namespace
+
+TEST_CASE("records come out in order, whole, and with their kind") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  CHECK(producer.push(kSubmitRecord, view("head"), view("tail")) == PushOutcome::kPushed);
+  CHECK(producer.push(kEventRecord, {}) == PushOutcome::kPushed);
+  Record record;
+  bool ring_producer = false;
+  CHECK(consumer.pop(record, ring_producer).value());
+  CHECK(record.kind == kSubmitRecord);
+  CHECK(as_text(record.content) == "headtail");
+  CHECK(consumer.pop(record, ring_producer).value());
+  CHECK(record.kind == kEventRecord);
+  CHECK(record.content.empty());
+  CHECK_FALSE(consumer.pop(record, ring_producer).value());
+  CHECK_FALSE(ring_producer);
+}
+
+TEST_CASE("a full ring refuses and loses nothing") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  const std::string content(1000, 'x');
+  int pushed = 0;
+  while (producer.push(kEventRecord, view(content)) == PushOutcome::kPushed) ++pushed;
+  CHECK(pushed == 4);  // 4 records of 1008 bytes in 4096
+  CHECK(producer.prepare_wait(content.size()));
+  Record record;
+  bool ring_producer = false;
+  for (int i = 0; i < pushed; ++i) {
+    REQUIRE(consumer.pop(record, ring_producer).value());
+    CHECK(as_text(record.content) == content);
+  }
+  CHECK(ring_producer);
+  CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kPushed);
+}
+
+TEST_CASE("a sleeping consumer is named to the producer exactly once") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  CHECK(consumer.prepare_wait());
+  CHECK(producer.push(kEventRecord, view("a")) == PushOutcome::kPushedRing);
+  CHECK(producer.push(kEventRecord, view("b")) == PushOutcome::kPushed);
+  CHECK_FALSE(consumer.prepare_wait());
+}
+
+TEST_CASE("records of random sizes cross two threads unharmed") {
+  TestRing ring(1 << 16);
+  constexpr uint32_t kRecords = 200000;
+  std::thread sender([&] {
+    RingProducer producer(ring.memory);
+    std::mt19937 random(7);
+    std::vector<std::byte> content(600);
+    for (uint32_t i = 0; i < kRecords; ++i) {
+      const size_t size = 4 + random() % 500;
+      std::memcpy(content.data(), &i, 4);
+      std::memset(content.data() + 4, static_cast<int>(i & 0xFF), size - 4);
+      PushOutcome outcome{};
+      while ((outcome = producer.push(kEventRecord, {content.data(), size})) == PushOutcome::kFull) {
+        std::this_thread::yield();
+      }
+      if (outcome == PushOutcome::kBroken) std::abort();
+    }
+  });
+  RingConsumer consumer(ring.memory);
+  std::mt19937 random(7);
+  Record record;
+  bool ring_producer = false;
+  for (uint32_t i = 0; i < kRecords;) {
+    Result<bool> got = consumer.pop(record, ring_producer);
+    REQUIRE(got.ok());
+    if (!*got) {
+      std::this_thread::yield();
+      continue;
+    }
+    const size_t size = 4 + random() % 500;
+    bool same = record.content.size() == size && load_le<uint32_t>(record.content.data()) == i;
+    for (size_t k = 4; k < record.content.size(); ++k) same = same && record.content[k] == static_cast<std::byte>(i & 0xFF);
+    REQUIRE(same);
+    ++i;
+  }
+  sender.join();
+}
+
+TEST_CASE("a consumer that meets an impossible tail reports it and reads nothing") {
+  TestRing ring(4096);
+  RingConsumer consumer(ring.memory);
+  Record record;
+  bool ring_producer = false;
+  ring.indices.tail.store(4096 + 8);
+  CHECK_FALSE(consumer.pop(record, ring_producer).ok());
+  ring.indices.tail.store(13);
+  CHECK_FALSE(consumer.pop(record, ring_producer).ok());
+}
+
+TEST_CASE("a record longer than what was written is refused") {
+  TestRing ring(4096);
+  RingConsumer consumer(ring.memory);
+  Record record;
+  bool ring_producer = false;
+  const RecordHeader lie{0xFFFFFFF0U, kEventRecord};
+  std::memcpy(ring.bytes.data(), &lie, sizeof lie);
+  ring.indices.tail.store(16);
+  const Result<bool> got = consumer.pop(record, ring_producer);
+  REQUIRE_FALSE(got.ok());
+  CHECK(got.message().find("does not fit") != std::string::npos);
+}
+
+TEST_CASE("a producer that meets an impossible head calls the session broken") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  const std::string content(1500, 'x');
+  CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kPushed);
+  CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kPushed);
+  ring.indices.head.store(1ULL << 40);
+  CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kBroken);
+}
