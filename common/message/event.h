@@ -19,6 +19,7 @@ struct Started {
   Tier tier = Tier::kAny;
   std::string model;        // the served model's name
   std::string decision;     // why here, one short phrase: "fits the edge"; x-updraft-decision
+  int32_t prompt_tokens = 0;  // counted with the serving model's tokenizer; 0: not known
 };
 
 enum class FinishReason : uint8_t { kStop, kLength };
