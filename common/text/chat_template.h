@@ -19,7 +19,8 @@ struct TemplateMessage {
 };
 
 // Prompt text in order. Trusted text comes from the template and may contain special tokens;
-// untrusted text is the user's and is tokenized as plain text.
+// untrusted text is the user's and is tokenized as plain text. Neighbours differ in trust and none
+// is empty.
 struct PromptSegment {
   std::string text;
   bool trusted = false;
@@ -30,23 +31,33 @@ struct TemplateOptions {
   bool enable_thinking = true;  // qwen3
 };
 
+// Immutable: any thread.
 class ChatTemplate {
  public:
   virtual ~ChatTemplate() = default;
 
-  // family names: "glm4", "chatml", "qwen2.5", "qwen3", "llama2", "llama3", "mistral".
+  // Family names: see known_chat_templates(). A family with variants gives its newest one.
   static Result<std::shared_ptr<const ChatTemplate>> by_name(std::string_view family);
-  // Recognises the Jinja source of a model file. Unknown: an error that quotes the beginning of the
-  // template and says to set chat_template in the configuration to one of the known families.
+  // Recognises the Jinja source of a model file by its shape (jinja_shape.h): short templates as a
+  // whole, long ones by every statement that a conversation without tools passes through. So a
+  // template that merely uses a family's markers is not taken for it. Unknown: an error that quotes
+  // the beginning of the template and says to set chat_template in the configuration to one of the
+  // known families.
   static Result<std::shared_ptr<const ChatTemplate>> recognise(std::string_view jinja_source);
 
+  // The family's name.
   virtual const char* name() const = 0;
-  // Errors: a role the family does not know, an order it refuses (for example Mistral's
-  // alternation).
+  // Errors: no messages, a role the family does not know, an order it refuses (for example
+  // Mistral's alternation).
   virtual Result<std::vector<PromptSegment>> render(std::span<const TemplateMessage> messages,
                                                     const TemplateOptions& options) const = 0;
-  // The rendered text already begins with BOS: the tokenizer must not add another.
+  // The prompt begins with BOS by the template's own words: the tokenizer must not add another.
   virtual bool contains_bos() const = 0;
+  // How the rendered text spells that BOS in front; empty when it leaves it to whoever tokenizes.
+  virtual std::string_view bos_text() const = 0;
 };
+
+// "chatml, glm4, llama2, ...": for messages and configuration checks.
+std::string known_chat_templates();
 
 }  // namespace updraft
