@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Writes a training checkpoint as the two GGUF files of the demo model.
+
+One set of weights, two files: Q4_0 for the edge (context 512) and Q8_0 for the cloud (context
+4096). The Q8_0 file holds the Q4_0-rounded matrices when the checkpoint was trained quantised,
+since those are the weights it was trained to run with; both tiers then answer alike.
+
+    python3 tools/train/export_gguf.py --checkpoint build/train/checkpoint.pt --out configs/models
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import gguf
+from bpe import PRE, ChatTokenizer, END_OF_TEXT, IM_END, SPECIALS
+
+EDGE_NAME, CLOUD_NAME = "updraft-demo-edge-q4_0.gguf", "updraft-demo-cloud-q8_0.gguf"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+FILE_TYPES = {gguf.Q4_0: 2, gguf.Q8_0: 7}  # general.file_type: mostly Q4_0, mostly Q8_0
+
+
+def metadata(shape, tokenizer, kind, context_length):
+    """Every key of a llama-architecture file, in the order written."""
+    tier = "edge" if kind == gguf.Q4_0 else "cloud"
+    types = [3 if token in SPECIALS else 1 for token in tokenizer.tokens]
+    u32, text = gguf.U32, gguf.STRING
+    return [
+        ("general.architecture", text, "llama"),
+        ("general.name", text, "updraft-demo"),
+        ("general.description", text, f"Updraft demo model, {tier} file: screen actions and "
+                                      "questions about sensor logs"),
+        ("general.license", text, "Apache-2.0"),
+        ("general.file_type", u32, FILE_TYPES[kind]),
+        ("general.quantization_version", u32, 2),
+        ("llama.vocab_size", u32, shape["vocab"]),
+        ("llama.context_length", u32, context_length),
+        ("llama.embedding_length", u32, shape["width"]),
+        ("llama.block_count", u32, shape["layers"]),
+        ("llama.feed_forward_length", u32, shape["feed_forward"]),
+        ("llama.attention.head_count", u32, shape["heads"]),
+        ("llama.attention.head_count_kv", u32, shape["kv_heads"]),
+        ("llama.attention.key_length", u32, shape["head_dim"]),
+        ("llama.attention.value_length", u32, shape["head_dim"]),
+        ("llama.attention.layer_norm_rms_epsilon", gguf.F32_VALUE, shape["eps"]),
+        ("llama.rope.dimension_count", u32, shape["head_dim"]),
+        ("llama.rope.freq_base", gguf.F32_VALUE, shape["rope_base"]),
+        ("tokenizer.ggml.model", text, "gpt2"),
+        ("tokenizer.ggml.pre", text, PRE),
+        ("tokenizer.ggml.tokens", (gguf.ARRAY, text), tokenizer.tokens),
+        ("tokenizer.ggml.token_type", (gguf.ARRAY, gguf.I32), types),
+        ("tokenizer.ggml.merges", (gguf.ARRAY, text), [" ".join(m) for m in tokenizer.merges]),
+        ("tokenizer.ggml.eos_token_id", u32, tokenizer.ids[IM_END]),
+        ("tokenizer.ggml.padding_token_id", u32, tokenizer.ids[END_OF_TEXT]),
+        ("tokenizer.ggml.add_bos_token", gguf.BOOL, False),
+        ("tokenizer.ggml.add_eos_token", gguf.BOOL, False),
+        ("tokenizer.chat_template", text, CHAT_TEMPLATE),
+    ]
+
+
+def tensors(weights, kind, rounded):
+    """[(name, shape, values, type)] in file order; matrices quantised, norms f32."""
+    out = []
+    for name, value in weights.items():
+        values = value.float().flatten().tolist()
+        if value.ndim == 2 and rounded:
+            values = list(gguf.dequantize(gguf.quantize(values, gguf.Q4_0), gguf.Q4_0))
+        out.append((name, list(value.shape), values, kind if value.ndim == 2 else gguf.F32))
+    return out
+
+
+def export(checkpoint, tokenizer, out, rounded):
+    weights, shape = checkpoint["model"], checkpoint["shape"]
+    for name, kind, context in ((EDGE_NAME, gguf.Q4_0, 512), (CLOUD_NAME, gguf.Q8_0, 4096)):
+        listed = tensors(weights, kind, rounded and kind == gguf.Q8_0)
+        gguf.write(out / name, metadata(shape, tokenizer, kind, context), listed)
+        print(f"{out / name}: {(out / name).stat().st_size} bytes")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Export a checkpoint to two GGUF files.")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--tokenizer", help="default: tokenizer.json beside the checkpoint")
+    parser.add_argument("--out", default="configs/models")
+    parser.add_argument("--unrounded", action="store_true",
+                        help="Q8_0 from the raw weights (a checkpoint not yet trained quantised)")
+    options = parser.parse_args()
+    checkpoint_path, out = Path(options.checkpoint), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = torch.load(checkpoint_path, weights_only=True)
+    tokenizer_path = options.tokenizer or checkpoint_path.parent / "tokenizer.json"
+    export(checkpoint, ChatTokenizer.load(tokenizer_path), out, not options.unrounded)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
