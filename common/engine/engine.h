@@ -22,12 +22,16 @@ namespace updraft {
 struct EngineConfig {
   int32_t context_tokens = 0;      // prompt + answer of one sequence at most; 0: the model's
   int32_t slots = 8;               // sequences running at once
-  int32_t waiting_max = 256;       // sequences waiting at most
+  int32_t waiting_max = 256;       // sequences waiting at most; slots + waiting_max can be live
   int32_t page_tokens = 32;
   DType kv_type = DType::kF16;
-  int64_t kv_tokens = 0;           // 0: slots * context, capped by the backend's memory
+  int64_t kv_tokens = 0;           // KV pool; 0: slots * context, or less where memory is short (at least one context)
   int32_t step_tokens_max = 512;   // rows of one step
-  uint64_t max_memory_bytes = 0;
+  // Prompt chunks beside running answers are cut so that a step takes about this long: the longest pause that one
+  // client's prompt puts between two tokens of another. 0: chunks as long as the budget.
+  int32_t mixed_step_ms = 200;
+  uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
+  uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
 
 // One generation. Ids are chosen by the caller and unique among live sequences.
@@ -41,7 +45,7 @@ struct SequenceRequest {
   int64_t deadline_ns = 0;               // monotonic; 0: none
   std::string tenant;
   uint64_t seed = 0;                     // resolved by the caller; the counter-based generator's key
-  bool prompt_logprobs = false;          // logits of every prompt row are sampled for logprobs too (echo + logprobs)
+  bool prompt_logprobs = false;          // on_prompt_token() for every prompt token (echo + logprobs)
 };
 
 struct SampledToken {
@@ -50,17 +54,23 @@ struct SampledToken {
   std::vector<std::pair<int32_t, float>> top;            // best first, when asked for
 };
 
-enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline };
+// kFailed: the model gave logits that are no numbers (see Sampler); on_failure() said why.
+enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline, kFailed };
 
-// Called on the engine thread; must not block.
+// Called on the engine thread; must not block. May call Engine::cancel() and Engine::submit().
 class SequenceSink {
  public:
   virtual ~SequenceSink() = default;
   // The first step that works on it is about to run.
   virtual void on_start() = 0;
+  // With prompt_logprobs, before the first on_token(): the prompt's tokens from the second on (the first has no
+  // probability), each with its logprob and, when asked for, the likeliest tokens at its place.
+  virtual void on_prompt_token(const SampledToken& token) { (void)token; }
   // A new token. False: stop here (a stop string matched); the sequence ends with kStop.
   virtual bool on_token(const SampledToken& token) = 0;
-  // Exactly once, last.
+  // Before on_end(kFailed): one sentence.
+  virtual void on_failure(const std::string& why) { (void)why; }
+  // Exactly once, last. cached_tokens: prompt tokens that the prefix cache spared.
   virtual void on_end(SequenceEnd end, int32_t cached_tokens) = 0;
 };
 
@@ -68,6 +78,7 @@ struct EngineLoad {
   int32_t slots_total = 0, running = 0, waiting = 0;
   int64_t kv_pages_total = 0, kv_pages_free = 0;
   int64_t prefill_tokens_queued = 0, decode_tokens_reserved = 0;
+  // Moving averages, 0 while unknown; decode is per sequence.
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
   int64_t steps = 0, preemptions = 0;
 };
@@ -77,7 +88,7 @@ class Engine {
   virtual ~Engine() = default;  // cancels what runs, joins the thread
 
   // Hands the weights to the backend, takes all memory, starts the thread. Too little memory: an error with the figures
-  // (weights, KV, needed, allowed) and the largest kv_tokens that would fit.
+  // (weights, KV, needed, allowed) and the plan that would fit. The model is not needed afterwards.
   static Result<std::unique_ptr<Engine>> open(const EngineConfig& config, std::shared_ptr<const Model> model,
                                               std::unique_ptr<Backend> backend, const Progress& progress);
 

@@ -70,6 +70,12 @@ void Scheduler::finish(uint64_t id) { forget(id); }
 
 std::span<const int32_t> Scheduler::pages(uint64_t id) const { return at(id).pages; }
 
+int32_t Scheduler::decoding_count() const {
+  int32_t count = 0;
+  for (const auto& [rank, id] : running_) count += at(id).pending() == 1 ? 1 : 0;
+  return count;
+}
+
 int64_t Scheduler::prefill_tokens_queued() const {
   int64_t sum = 0;
   for (const auto& [id, sequence] : sequences_) {

@@ -95,6 +95,8 @@ class Scheduler {
   int32_t waiting_count() const { return static_cast<int32_t>(waiting_.size()); }
   int32_t pages_free() const { return pages_.free_count(); }
   int32_t page_count() const { return pages_.page_count(); }
+  // Sequences whose next row gives their next token.
+  int32_t decoding_count() const;
   // Positions still to be computed before each sequence's next token, where that is more than one
   // (or it waits).
   int64_t prefill_tokens_queued() const;

@@ -1,0 +1,229 @@
+// The engine's shell: opens the device and takes the memory, owns the thread, carries mail to
+// EngineCore (the step itself is engine_core.cpp). Idle means blocked on the mailbox: no CPU time
+// without work.
+#include "common/engine/engine.h"
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <variant>
+
+#include "common/base/check.h"
+#include "common/base/clock.h"
+#include "common/base/mailbox.h"
+#include "common/engine/engine_core.h"
+#include "common/engine/memory_plan.h"
+
+namespace updraft {
+namespace {
+
+// Rows beyond one per slot in which the logits of prompt tokens are asked for (echo + logprobs):
+// small, because each costs a vocabulary of floats.
+constexpr int32_t kPromptLogitRows = 16;
+
+struct Incoming {
+  SequenceRequest request;
+  std::shared_ptr<SequenceSink> sink;
+};
+struct CancelMail {
+  uint64_t id = 0;
+};
+using Mail = std::variant<Incoming, CancelMail>;
+
+class ThreadedEngine final : public Engine {
+ public:
+  ThreadedEngine(const EngineConfig& config, const MemoryPlan& plan, int32_t vocab_count,
+                 Forward forward, std::unique_ptr<Backend> backend, std::string description)
+      : live_max_(static_cast<size_t>(config.slots) + static_cast<size_t>(config.waiting_max)),
+        context_tokens_(plan.context_tokens),
+        vocab_count_(vocab_count),
+        kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
+        description_(std::move(description)),
+        mailbox_(2 * live_max_),  // each live sequence sends itself and at most one cancel
+        core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
+                config.slots + kPromptLogitRows},
+               plan.context_tokens,
+               vocab_count,
+               config.mixed_step_ms},
+              std::move(forward), std::move(backend)),
+        load_(core_.load()) {
+    thread_ = std::thread([this] { run(); });
+  }
+
+  ~ThreadedEngine() override {
+    mailbox_.close();
+    thread_.join();
+  }
+
+  bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) override {
+    check_request(request);
+    const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+    const uint64_t id = request.id;
+    {
+      const std::lock_guard lock(mutex_);
+      if (live_.size() >= live_max_) return false;
+      UPDRAFT_CHECK(live_.emplace(id, false).second, "two live sequences with one id");
+      mailed_tokens_ += prompt_tokens;
+    }
+    if (mailbox_.push(Mail(Incoming{std::move(request), std::move(sink)}))) return true;
+    // Closed: the engine is going away.
+    const std::lock_guard lock(mutex_);
+    live_.erase(id);
+    mailed_tokens_ -= prompt_tokens;
+    return false;
+  }
+
+  void cancel(uint64_t sequence_id) override {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = live_.find(sequence_id);
+      if (found == live_.end() || std::exchange(found->second, true)) return;
+    }
+    // Refused only when closed, and then everything is being cancelled.
+    (void)mailbox_.push(Mail(CancelMail{sequence_id}));
+  }
+
+  int32_t context_tokens() const override { return context_tokens_; }
+  int64_t kv_tokens_total() const override { return kv_tokens_total_; }
+  std::string description() const override { return description_; }
+
+  EngineLoad load() const override {
+    const std::lock_guard lock(mutex_);
+    EngineLoad load = load_;
+    load.waiting = std::max(static_cast<int32_t>(live_.size()) - load.running, 0);
+    load.prefill_tokens_queued += mailed_tokens_;
+    return load;
+  }
+
+ private:
+  void check_request(const SequenceRequest& request) const {
+    UPDRAFT_CHECK(!request.prompt.empty(), "an empty prompt has no last token to go on from");
+    UPDRAFT_CHECK(static_cast<int64_t>(request.prompt.size()) < context_tokens_,
+                  "the caller checks the context");
+    for (const int32_t id : request.prompt) UPDRAFT_CHECK(id >= 0 && id < vocab_count_);
+    for (const auto& [id, bias] : request.sampling.logit_bias)
+      UPDRAFT_CHECK(id >= 0 && id < vocab_count_);
+    UPDRAFT_CHECK(request.sampling.max_tokens.value_or(1) > 0);
+  }
+
+  // --- engine thread from here on ---
+  void run() {
+    std::vector<uint64_t> ended;
+    while (true) {
+      if (core_.idle()) {
+        // Any time-out does: there is nothing to do until mail arrives.
+        if (auto mail = mailbox_.wait_pop(std::chrono::hours(1))) take(std::move(*mail));
+      }
+      for (Mail& mail : mailbox_.drain()) take(std::move(mail));
+      if (mailbox_.closed()) break;
+      if (!core_.idle()) core_.step(monotonic_ns(), ended);
+      publish(ended);
+    }
+    for (Mail& mail : mailbox_.drain()) take(std::move(mail));
+    core_.end_all(ended);
+    publish(ended);
+  }
+
+  void take(Mail mail) {
+    if (const auto* cancel = std::get_if<CancelMail>(&mail)) {
+      core_.cancel(cancel->id);
+      return;
+    }
+    Incoming& incoming = std::get<Incoming>(mail);
+    {
+      const std::lock_guard lock(mutex_);
+      mailed_tokens_ -= static_cast<int64_t>(incoming.request.prompt.size());
+    }
+    core_.add(std::move(incoming.request), std::move(incoming.sink), monotonic_ns());
+  }
+
+  void publish(std::vector<uint64_t>& ended) {
+    const std::lock_guard lock(mutex_);
+    for (const uint64_t id : ended) live_.erase(id);
+    ended.clear();
+    load_ = core_.load();
+  }
+
+  const size_t live_max_;
+  const int32_t context_tokens_;
+  const int32_t vocab_count_;
+  const int64_t kv_tokens_total_;
+  const std::string description_;
+  Mailbox<Mail> mailbox_;
+  EngineCore core_;  // engine thread
+
+  mutable std::mutex mutex_;                 // guards what follows
+  std::unordered_map<uint64_t, bool> live_;  // id -> a cancel is in the mailbox
+  EngineLoad load_;                          // after the last step
+  int64_t mailed_tokens_ = 0;                // prompts in the mailbox
+
+  std::thread thread_;
+};
+
+// "f16": as configurations spell it.
+std::string kv_type_name(DType type) {
+  std::string name = dtype_info(type).name;
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+Result<void> check_config(const EngineConfig& config) {
+  const auto range = [](const char* name, int64_t value, int64_t low,
+                        int64_t high) -> Result<void> {
+    if (value >= low && value <= high) return {};
+    return fail(std::string(name) + " = " + std::to_string(value) + " is outside " +
+                std::to_string(low) + ".." + std::to_string(high));
+  };
+  if (auto ok = range("slots", config.slots, 1, 4096); !ok) return ok;
+  if (auto ok = range("waiting_max", config.waiting_max, 1, 1 << 24); !ok) return ok;
+  if (auto ok = range("page_tokens", config.page_tokens, 1, 4096); !ok) return ok;
+  if (auto ok = range("step_tokens_max", config.step_tokens_max, 1, 1 << 16); !ok) return ok;
+  return range("mixed_step_ms", config.mixed_step_ms, 0, 60'000);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
+                                             std::shared_ptr<const Model> model,
+                                             std::unique_ptr<Backend> backend,
+                                             const Progress& progress) {
+  if (const auto checked = check_config(config); !checked) return checked.error("engine");
+  const Hyperparameters& h = model->hyperparameters();
+  // Every slot decodes in one step, whatever budget was asked for.
+  const ForwardLimits limits{std::max(config.step_tokens_max, config.slots),
+                             config.slots + kPromptLogitRows};
+  KvShape shape = Forward::kv_shape(h);
+  shape.page_tokens = config.page_tokens;
+  shape.page_count = 1;
+  shape.type = config.kv_type;
+
+  MemoryNeeds needs;
+  needs.model_name = model->name();
+  needs.model_context_tokens = h.context_tokens;
+  needs.weight_bytes = weight_bytes(model->weights());
+  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  needs.page_bytes = backend->kv_page_bytes(shape);
+  const auto plan = plan_memory(needs, config);
+  if (!plan) return plan.error();
+
+  auto forward = Forward::create(*model, *backend, limits, progress);
+  if (!forward) return forward.error();
+  shape.page_count = plan->page_count;
+  if (const auto made = backend->make_kv_pool(shape); !made) return made.error("KV pool");
+
+  EngineConfig effective = config;
+  effective.step_tokens_max = limits.rows_max;
+  const std::string description =
+      "KV " + std::to_string(int64_t{plan->page_count} * config.page_tokens) + " tokens " +
+      kv_type_name(config.kv_type) + " (" + format_bytes(plan->kv_bytes) + "), " +
+      std::to_string(config.slots) + " slots of " + std::to_string(plan->context_tokens) +
+      " tokens";
+  return std::unique_ptr<Engine>(std::make_unique<ThreadedEngine>(
+      effective, *plan, h.vocab_count, std::move(*forward), std::move(backend), description));
+}
+
+}  // namespace updraft

@@ -1,0 +1,223 @@
+// One step of the engine: plan -> batch -> forward pass -> samplers -> sinks.
+#include "common/engine/engine_core.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/clock.h"
+
+namespace updraft {
+namespace {
+
+constexpr float kAverageWeight = 0.1F;          // of the newest value in the moving averages
+constexpr int32_t kPrefillRowsMeasured = 16;    // fewer say more about fixed costs than about speed
+constexpr int32_t kMixedPrefillRowsMin = 16;    // beside decodes, however slow the machine
+constexpr int32_t kMixedPrefillRowsFirst = 64;  // before anything was measured
+
+void average(float& into, float value) {
+  into = into == 0.0F ? value : into + kAverageWeight * (value - into);
+}
+
+}  // namespace
+
+EngineCore::EngineCore(const EngineCoreConfig& config, Forward forward,
+                       std::unique_ptr<Backend> backend)
+    : config_(config),
+      forward_(std::move(forward)),
+      backend_(std::move(backend)),
+      scheduler_(config.scheduler) {}
+
+void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink, int64_t now_ns) {
+  const auto prompt_count = static_cast<int32_t>(request.prompt.size());
+  const int32_t room = config_.context_tokens - prompt_count;
+  const int32_t answer = std::min(room, request.sampling.max_tokens.value_or(room));
+  ScheduledSequence scheduled;
+  scheduled.id = request.id;
+  scheduled.token_count = prompt_count;
+  scheduled.token_limit = prompt_count + answer;
+  scheduled.priority = request.priority;
+  scheduled.deadline_ns = request.deadline_ns;
+  // The last prompt token's logits are the first sample's.
+  scheduled.logit_tokens = request.prompt_logprobs ? prompt_count - 1 : 0;
+  Sampler sampler(request.sampling, request.prompt, request.banned_ids, request.seed);
+  std::vector<int32_t> tokens = std::move(request.prompt);
+  tokens.reserve(static_cast<size_t>(scheduled.token_limit));
+  const uint64_t id = request.id;
+  sequences_.emplace(id,
+                     Sequence{std::move(request), std::move(sink), std::move(tokens), prompt_count,
+                              scheduled.token_limit, 0, false, std::move(sampler)});
+  scheduler_.add(scheduled, now_ns);
+}
+
+void EngineCore::step(int64_t now_ns, std::vector<uint64_t>& ended) {
+  const StepPlan plan = scheduler_.plan(now_ns, prefill_tokens_max());
+  preemptions_ += static_cast<int64_t>(plan.preempted.size());
+  for (const StepPlan::Ended& over : plan.ended) {
+    auto node = sequences_.extract(over.id);
+    node.mapped().sink->on_end(over.end, 0);
+    ended.push_back(over.id);
+  }
+  if (plan.slices.empty()) return;
+  for (const StepSlice& slice : plan.slices) {
+    Sequence& sequence = sequences_.at(slice.id);
+    if (!std::exchange(sequence.started, true)) sequence.sink->on_start();
+  }
+  const Batch batch = build_batch(plan);
+  const int64_t before_ns = monotonic_ns();
+  const std::span<float> logits = forward_.run(*backend_, batch);
+  measure(plan, monotonic_ns() - before_ns);
+  scheduler_.commit(plan);
+  deliver(logits, ended);
+  ++steps_;
+}
+
+void EngineCore::end_all(std::vector<uint64_t>& ended) {
+  while (!sequences_.empty()) end(sequences_.begin()->first, SequenceEnd::kCancelled, ended);
+}
+
+// A prompt's chunk beside running answers is as long as mixed_step_ms allows at the measured speed.
+int32_t EngineCore::prefill_tokens_max() const {
+  if (config_.mixed_step_ms <= 0 || scheduler_.decoding_count() == 0) return 0;
+  if (prefill_tokens_per_s_ == 0.0F) return kMixedPrefillRowsFirst;
+  const float rows = prefill_tokens_per_s_ * static_cast<float>(config_.mixed_step_ms) / 1000.0F;
+  const auto rows_max =
+      static_cast<float>(std::max(config_.scheduler.step_tokens_max, kMixedPrefillRowsMin));
+  return static_cast<int32_t>(std::clamp(rows, static_cast<float>(kMixedPrefillRowsMin), rows_max));
+}
+
+Batch EngineCore::build_batch(const StepPlan& plan) {
+  token_ids_.clear();
+  positions_.clear();
+  slices_.clear();
+  logit_rows_.clear();
+  logit_uses_.clear();
+  for (const StepSlice& slice : plan.slices) {
+    const Sequence& sequence = sequences_.at(slice.id);
+    const auto row_first = static_cast<int32_t>(token_ids_.size());
+    for (int32_t position = slice.first; position < slice.first + slice.count; ++position) {
+      token_ids_.push_back(sequence.tokens[static_cast<size_t>(position)]);
+      positions_.push_back(position);
+    }
+    slices_.push_back({row_first, slice.count, slice.first, scheduler_.pages(slice.id)});
+    add_logit_rows(slice, row_first, sequence);
+  }
+  UPDRAFT_CHECK(static_cast<int32_t>(logit_rows_.size()) <= config_.scheduler.logit_rows_max);
+  return {token_ids_, positions_, slices_, logit_rows_};
+}
+
+void EngineCore::add_logit_rows(const StepSlice& slice, int32_t row_first,
+                                const Sequence& sequence) {
+  if (sequence.request.prompt_logprobs) {
+    const int32_t from = std::max(slice.first, sequence.prompt_logits_done);
+    const int32_t to = std::min(slice.first + slice.count, sequence.prompt_count - 1);
+    for (int32_t position = from; position < to; ++position) {
+      logit_rows_.push_back(row_first + position - slice.first);
+      logit_uses_.push_back({slice.id, position, false});
+    }
+  }
+  if (slice.samples) {
+    logit_rows_.push_back(row_first + slice.count - 1);
+    logit_uses_.push_back({slice.id, slice.first + slice.count - 1, true});
+  }
+}
+
+void EngineCore::deliver(std::span<float> logits, std::vector<uint64_t>& ended) {
+  const auto vocab = static_cast<size_t>(config_.vocab_count);
+  UPDRAFT_CHECK(logits.size() >= logit_uses_.size() * vocab);
+  for (size_t i = 0; i < logit_uses_.size(); ++i) {
+    const LogitUse& use = logit_uses_[i];
+    if (!sequences_.contains(use.id)) continue;  // an earlier row of it failed
+    const std::span<float> row = logits.subspan(i * vocab, vocab);
+    if (use.samples) {
+      deliver_sample(use, row, ended);
+    } else {
+      deliver_prompt_token(use, row, ended);
+    }
+  }
+}
+
+void EngineCore::deliver_prompt_token(const LogitUse& use, std::span<const float> row,
+                                      std::vector<uint64_t>& ended) {
+  Sequence& sequence = sequences_.at(use.id);
+  const int32_t id = sequence.tokens[static_cast<size_t>(use.position) + 1];
+  const SampledToken token = logprobs_of(row, id, sequence.request.sampling.top_logprobs);
+  if (std::isnan(token.logprob)) {
+    fail(use.id,
+         "the model gave logits that are no numbers at prompt position " +
+             std::to_string(use.position) + ": its weights are damaged or overflow",
+         ended);
+    return;
+  }
+  sequence.prompt_logits_done = use.position + 1;
+  sequence.sink->on_prompt_token(token);
+}
+
+void EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
+                                std::vector<uint64_t>& ended) {
+  Sequence& sequence = sequences_.at(use.id);
+  const auto sampled = sequence.sampler.sample(row, use.position + 1);
+  if (!sampled) {
+    fail(use.id, sampled.message(), ended);
+    return;
+  }
+  const std::vector<int32_t>& stop_ids = sequence.request.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), sampled->id) != stop_ids.end()) {
+    end(use.id, SequenceEnd::kStop, ended);
+    return;
+  }
+  sequence.tokens.push_back(sampled->id);
+  sequence.sampler.accept(sampled->id);
+  if (!sequence.sink->on_token(*sampled)) {
+    end(use.id, SequenceEnd::kStop, ended);
+  } else if (static_cast<int32_t>(sequence.tokens.size()) >= sequence.token_limit) {
+    end(use.id, SequenceEnd::kLength, ended);
+  } else {
+    scheduler_.append(use.id);
+  }
+}
+
+void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended) {
+  scheduler_.finish(id);
+  auto node = sequences_.extract(id);
+  node.mapped().sink->on_end(how, 0);
+  ended.push_back(id);
+}
+
+void EngineCore::fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended) {
+  sequences_.at(id).sink->on_failure(why);
+  end(id, SequenceEnd::kFailed, ended);
+}
+
+// A step with prompt rows measures prefill, any other decoding; the few decode rows beside a chunk
+// do not matter.
+void EngineCore::measure(const StepPlan& plan, int64_t step_ns) {
+  const float seconds = static_cast<float>(std::max<int64_t>(step_ns, 1)) * 1e-9F;
+  int32_t prefill_rows = 0;
+  for (const StepSlice& slice : plan.slices) prefill_rows += slice.count > 1 ? slice.count : 0;
+  if (prefill_rows >= kPrefillRowsMeasured) {
+    average(prefill_tokens_per_s_, static_cast<float>(prefill_rows) / seconds);
+  } else if (prefill_rows == 0) {
+    average(decode_tokens_per_s_, 1.0F / seconds);
+  }
+}
+
+EngineLoad EngineCore::load() const {
+  EngineLoad load;
+  load.slots_total = config_.scheduler.slots;
+  load.running = scheduler_.running_count();
+  load.waiting = scheduler_.waiting_count();
+  load.kv_pages_total = scheduler_.page_count();
+  load.kv_pages_free = scheduler_.pages_free();
+  load.prefill_tokens_queued = scheduler_.prefill_tokens_queued();
+  load.decode_tokens_reserved = scheduler_.decode_tokens_reserved();
+  load.prefill_tokens_per_s = prefill_tokens_per_s_;
+  load.decode_tokens_per_s = decode_tokens_per_s_;
+  load.steps = steps_;
+  load.preemptions = preemptions_;
+  return load;
+}
+
+}  // namespace updraft

@@ -1,0 +1,91 @@
+// What the engine does in one step, without its thread: sequences, scheduler, forward pass,
+// samplers, sinks. Owned by the engine thread; nothing here locks or waits (but for the device).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/engine/engine.h"
+#include "common/engine/forward.h"
+#include "common/engine/sampler.h"
+#include "common/engine/scheduler.h"
+
+namespace updraft {
+
+struct EngineCoreConfig {
+  SchedulerConfig scheduler;
+  int32_t context_tokens = 0;
+  int32_t vocab_count = 0;
+  int32_t mixed_step_ms = 0;
+};
+
+class EngineCore {
+ public:
+  EngineCore(const EngineCoreConfig& config, Forward forward, std::unique_ptr<Backend> backend);
+
+  void add(SequenceRequest request, std::shared_ptr<SequenceSink> sink, int64_t now_ns);
+  void cancel(uint64_t id) { scheduler_.cancel(id); }
+  // Plans and runs one step and calls the sinks. Ids of the sequences that ended are appended to
+  // `ended`.
+  void step(int64_t now_ns, std::vector<uint64_t>& ended);
+  // Ends everything as cancelled.
+  void end_all(std::vector<uint64_t>& ended);
+
+  bool idle() const { return scheduler_.idle(); }
+  // Without what still waits in front of the core.
+  EngineLoad load() const;
+  const Backend& backend() const { return *backend_; }
+
+ private:
+  struct Sequence {
+    SequenceRequest request;  // its prompt has moved to tokens
+    std::shared_ptr<SequenceSink> sink;
+    std::vector<int32_t> tokens;  // prompt, then the answer so far
+    int32_t prompt_count = 0;
+    int32_t token_limit = 0;
+    int32_t prompt_logits_done = 0;  // positions whose logits went to on_prompt_token()
+    bool started = false;
+    Sampler sampler;
+  };
+  // What a logit row is for: position `position` of the sequence, whose next token it predicts.
+  struct LogitUse {
+    uint64_t id = 0;
+    int32_t position = 0;
+    bool samples = false;  // else the next token is known: a prompt's log-probability
+  };
+
+  int32_t prefill_tokens_max() const;
+  Batch build_batch(const StepPlan& plan);
+  void add_logit_rows(const StepSlice& slice, int32_t row_first, const Sequence& sequence);
+  void deliver(std::span<float> logits, std::vector<uint64_t>& ended);
+  void deliver_prompt_token(const LogitUse& use, std::span<const float> row,
+                            std::vector<uint64_t>& ended);
+  void deliver_sample(const LogitUse& use, std::span<float> row, std::vector<uint64_t>& ended);
+  void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended);
+  void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended);
+  void measure(const StepPlan& plan, int64_t step_ns);
+
+  const EngineCoreConfig config_;
+  const Forward forward_;
+  const std::unique_ptr<Backend> backend_;
+  Scheduler scheduler_;
+  std::unordered_map<uint64_t, Sequence> sequences_;
+
+  // The batch of the current step; the spans of a Batch point into these.
+  std::vector<int32_t> token_ids_;
+  std::vector<int32_t> positions_;
+  std::vector<SequenceSlice> slices_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<LogitUse> logit_uses_;  // one per logit row
+
+  int64_t steps_ = 0;
+  int64_t preemptions_ = 0;
+  float prefill_tokens_per_s_ = 0.0F;
+  float decode_tokens_per_s_ = 0.0F;
+};
+
+}  // namespace updraft

@@ -1,0 +1,226 @@
+// The forward pass. Each residual addition is fused with the norm that follows it, so a block ends
+// with its output in delta_ and the next residual_norm adds it.
+#include "common/engine/forward.h"
+
+#include <cmath>
+#include <cstddef>
+#include <string>
+
+#include "common/base/check.h"
+#include "common/engine/rope.h"
+
+namespace updraft {
+namespace {
+
+// kNoVec for an architecture that has no such vector.
+Result<Vec> add_optional(Backend& backend, std::span<const float> values) {
+  if (values.empty()) return kNoVec;
+  return backend.add_vector(values);
+}
+
+uint64_t view_bytes(const WeightView& view) {
+  return static_cast<uint64_t>(view.rows) * static_cast<uint64_t>(row_bytes(view.type, view.cols));
+}
+
+uint64_t layer_bytes(const LayerWeights& layer) {
+  uint64_t sum = 0;
+  for (const WeightView* view :
+       {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+    sum += view_bytes(*view);
+  }
+  return sum;
+}
+
+// Biases of q, k and v as one vector, zeros where one of them has none; empty when none has.
+std::vector<float> joined_bias(const LayerWeights& weights) {
+  if (weights.q_bias.empty() && weights.k_bias.empty() && weights.v_bias.empty()) return {};
+  std::vector<float> out;
+  const auto append = [&](const std::vector<float>& bias, const WeightView& matrix) {
+    const auto rows = static_cast<size_t>(matrix.rows);
+    UPDRAFT_CHECK(bias.empty() || bias.size() == rows, "the loader checks shapes");
+    if (bias.empty()) {
+      out.resize(out.size() + rows, 0.0F);
+    } else {
+      out.insert(out.end(), bias.begin(), bias.end());
+    }
+  };
+  append(weights.q_bias, weights.q);
+  append(weights.k_bias, weights.k);
+  append(weights.v_bias, weights.v);
+  return out;
+}
+
+}  // namespace
+
+Result<Forward> Forward::create(const Model& model, Backend& backend, const ForwardLimits& limits,
+                                const Progress& progress) {
+  UPDRAFT_CHECK(limits.rows_max > 0 && limits.logit_rows_max > 0);
+  Forward forward;
+  forward.hyperparameters_ = model.hyperparameters();
+  const Weights& weights = model.weights();
+
+  uint64_t total_bytes = view_bytes(weights.embedding);
+  for (const LayerWeights& layer : weights.layers) total_bytes += layer_bytes(layer);
+  uint64_t done_bytes = 0;
+  const auto report = [&](uint64_t bytes) {
+    done_bytes += bytes;
+    if (progress) progress("loading weights", done_bytes, total_bytes);
+  };
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    if (const auto loaded = forward.load_layer(weights.layers[i], backend); !loaded) {
+      return loaded.error(model.path() + ": layer " + std::to_string(i));
+    }
+    report(layer_bytes(weights.layers[i]));
+  }
+  if (const auto loaded = forward.load_ends(model, backend); !loaded)
+    return loaded.error(model.path());
+  report(view_bytes(weights.embedding));
+  if (const auto taken = forward.take_buffers(backend, limits); !taken) return taken.error();
+  return forward;
+}
+
+Result<void> Forward::load_layer(const LayerWeights& weights, Backend& backend) {
+  Layer layer;
+  Result<void> failed;
+  const auto matrix = [&](Mat& out, std::span<const WeightView> parts) {
+    if (!failed) return;
+    const auto added = backend.add_matrix(parts);
+    if (added) {
+      out = *added;
+    } else {
+      failed = added.error();
+    }
+  };
+  const auto vector = [&](Vec& out, std::span<const float> values) {
+    if (!failed) return;
+    const auto added = add_optional(backend, values);
+    if (added) {
+      out = *added;
+    } else {
+      failed = added.error();
+    }
+  };
+  const WeightView qkv[] = {weights.q, weights.k, weights.v};
+  const WeightView gate_up[] = {weights.gate, weights.up};
+  vector(layer.attn_norm, weights.attn_norm);
+  matrix(layer.qkv, qkv);
+  vector(layer.qkv_bias, joined_bias(weights));
+  vector(layer.q_norm, weights.q_norm);
+  vector(layer.k_norm, weights.k_norm);
+  matrix(layer.o, {&weights.o, 1});
+  vector(layer.o_bias, weights.o_bias);
+  vector(layer.post_attn_norm, weights.post_attn_norm);
+  vector(layer.ffn_norm, weights.ffn_norm);
+  matrix(layer.gate_up, gate_up);
+  matrix(layer.down, {&weights.down, 1});
+  vector(layer.post_ffn_norm, weights.post_ffn_norm);
+  layers_.push_back(layer);
+  return failed;
+}
+
+Result<void> Forward::load_ends(const Model& model, Backend& backend) {
+  const Weights& weights = model.weights();
+  const auto embedding = backend.add_matrix({&weights.embedding, 1});
+  if (!embedding) return embedding.error("embedding");
+  embedding_ = *embedding;
+  head_ = embedding_;
+  if (weights.head.data != weights.embedding.data) {
+    const auto head = backend.add_matrix({&weights.head, 1});
+    if (!head) return head.error("head");
+    head_ = *head;
+  }
+  const auto final_norm = backend.add_vector(weights.final_norm);
+  if (!final_norm) return final_norm.error("final norm");
+  final_norm_ = *final_norm;
+
+  const RopeFrequencies frequencies = rope_frequencies(hyperparameters_, weights.rope_divisors);
+  const auto inverse = backend.add_vector(frequencies.inverse);
+  if (!inverse) return inverse.error("rotary frequencies");
+  rope_.style = hyperparameters_.rope_style;
+  rope_.rope_dims = hyperparameters_.rope_dims;
+  rope_.inverse_frequency = *inverse;
+  rope_.magnitude = frequencies.magnitude;
+  return {};
+}
+
+Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits) {
+  const Hyperparameters& h = hyperparameters_;
+  const int64_t q_cols = int64_t{h.head_count} * h.head_dim;
+  const int64_t kv_cols = int64_t{h.kv_head_count} * h.head_dim;
+  const auto take = [&](Act& out, int64_t cols) -> Result<void> {
+    const auto taken = backend.add_activation(limits.rows_max, cols);
+    if (!taken) return taken.error("activations");
+    out = *taken;
+    return {};
+  };
+  for (const auto& [act, cols] : {std::pair{&hidden_, int64_t{h.hidden_dim}},
+                                  {&normed_, int64_t{h.hidden_dim}},
+                                  {&qkv_, q_cols + 2 * kv_cols},
+                                  {&attended_, q_cols},
+                                  {&delta_, int64_t{h.hidden_dim}},
+                                  {&gate_up_, 2 * int64_t{h.ff_dim}},
+                                  {&ffn_, int64_t{h.ff_dim}}}) {
+    if (const auto taken = take(*act, cols); !taken) return taken;
+  }
+  return backend.reserve_logits(limits.logit_rows_max, h.vocab_count);
+}
+
+std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
+  const float eps = hyperparameters_.norm_eps;
+  const bool wants_logits = !batch.logit_rows.empty();
+  backend.begin(batch);
+  backend.embed(embedding_, hidden_);
+  Act delta = kNoAct;  // the block before the first has no output
+  Vec delta_norm = kNoVec;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    backend.residual_norm({hidden_, delta, delta_norm, layer.attn_norm, eps, normed_});
+    backend.matmul(layer.qkv, layer.qkv_bias, normed_, qkv_);
+    backend.prepare_qkv({qkv_, static_cast<int32_t>(i), hyperparameters_.head_count, layer.q_norm,
+                         layer.k_norm, eps, rope_});
+    // A chunk in the middle of a prompt leaves nothing but K and V behind, and the last of them are
+    // written now.
+    if (!wants_logits && i + 1 == layers_.size()) break;
+    attention_block(backend, layer, static_cast<int32_t>(i));
+    backend.residual_norm({hidden_, delta_, layer.post_attn_norm, layer.ffn_norm, eps, normed_});
+    ffn_block(backend, layer);
+    delta = delta_;
+    delta_norm = layer.post_ffn_norm;
+  }
+  if (wants_logits) {
+    backend.residual_norm({hidden_, delta, delta_norm, final_norm_, eps, normed_});
+    backend.logits(head_, normed_);
+  }
+  return backend.read_logits();
+}
+
+void Forward::attention_block(Backend& backend, const Layer& layer, int32_t index) const {
+  const float scale = 1.0F / std::sqrt(static_cast<float>(hyperparameters_.head_dim));
+  backend.attention({qkv_, index, hyperparameters_.head_count, scale, attended_});
+  backend.matmul(layer.o, layer.o_bias, attended_, delta_);
+}
+
+void Forward::ffn_block(Backend& backend, const Layer& layer) const {
+  backend.matmul(layer.gate_up, kNoVec, normed_, gate_up_);
+  backend.silu_mul(gate_up_, ffn_);
+  backend.matmul(layer.down, kNoVec, ffn_, delta_);
+}
+
+uint64_t Forward::activation_bytes(const Hyperparameters& h, const ForwardLimits& limits) {
+  const uint64_t q_cols = uint64_t(h.head_count) * uint64_t(h.head_dim);
+  const uint64_t kv_cols = uint64_t(h.kv_head_count) * uint64_t(h.head_dim);
+  const uint64_t cols =
+      3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + 3 * uint64_t(h.ff_dim);
+  return sizeof(float) * (uint64_t(limits.rows_max) * cols +
+                          uint64_t(limits.logit_rows_max) * uint64_t(h.vocab_count));
+}
+
+KvShape Forward::kv_shape(const Hyperparameters& h) {
+  KvShape shape;
+  shape.layer_count = h.layer_count;
+  shape.kv_head_count = h.kv_head_count;
+  shape.head_dim = h.head_dim;
+  return shape;
+}
+
+}  // namespace updraft

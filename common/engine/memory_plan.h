@@ -1,0 +1,43 @@
+// What a model will take, decided before anything is allocated: weights, KV pool, activations,
+// against what is allowed. Pure. The KV pool is the part that gives way: it shrinks down to one
+// whole context before a plan fails.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/base/result.h"
+#include "common/engine/engine.h"
+#include "common/model/model.h"
+
+namespace updraft {
+
+struct MemoryPlan {
+  int32_t context_tokens = 0;  // of one sequence
+  int32_t page_count = 0;
+  uint64_t weight_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t activation_bytes = 0;
+  bool kv_shrunk = false;  // the pool holds less than every slot's whole context
+  uint64_t needed_bytes() const { return weight_bytes + kv_bytes + activation_bytes; }
+};
+
+struct MemoryNeeds {
+  std::string model_name;            // for the message
+  int32_t model_context_tokens = 0;  // the trained one
+  uint64_t weight_bytes = 0;
+  uint64_t activation_bytes = 0;
+  uint64_t page_bytes = 0;  // one KV page in all layers
+};
+
+// Errors: impossible settings (context beyond the model's, kv_tokens below one context) and too
+// little memory, the latter with all figures and what would fit.
+Result<MemoryPlan> plan_memory(const MemoryNeeds& needs, const EngineConfig& config);
+
+// Bytes of all weight matrices and vectors as the file stores them; a tied head counts once.
+uint64_t weight_bytes(const Weights& weights);
+
+// "3.81 GiB", "96 MiB", "1.5 MiB", "12 KiB".
+std::string format_bytes(uint64_t bytes);
+
+}  // namespace updraft
