@@ -57,10 +57,16 @@ class PoolListener {
   };
   // Handles up to `max` messages that are there; never blocks. Returns how many.
   virtual int receive(int max, const std::function<void(Inbound&&)>& on_message) = 0;
+  // kFull: poll_fd() wakes when there is room again. kGone: this connection has ended (the node comes back as a new peer).
+  enum class SendOutcome : uint8_t { kSent, kFull, kGone };
+  virtual SendOutcome try_send(const std::string& peer, ByteView frame) = 0;
   // False: the peer is gone, or its queue is full (the caller keeps the message and retries or gives up).
-  virtual bool send(const std::string& peer, ByteView frame) = 0;
-  // For poll(2): readable when something may have arrived (edge-triggered as ZMQ_FD is: call receive until 0 after waking).
+  bool send(const std::string& peer, ByteView frame) { return try_send(peer, frame) == SendOutcome::kSent; }
+  // For poll(2): readable when something may have arrived (edge-triggered as ZMQ_FD is: call receive until 0 after waking,
+  // and also after a send, before the next poll).
   virtual int poll_fd() const = 0;
+  // Connections and messages of unknown or removed keys that were refused, since the start. Any thread.
+  virtual uint64_t refused_count() const = 0;
 };
 
 // Node's side (DEALER socket), reconnects by itself with back-off.
@@ -74,6 +80,10 @@ class PoolDialer {
   virtual int poll_fd() const = 0;
   // True while the authenticated connection stands (socket monitor).
   virtual bool connected() const = 0;
+  // How many connections have been established so far. A change means: what was under way on the old one is lost.
+  virtual uint64_t connection_count() const = 0;
+  // Why there is no connection, one line for the log; empty while connected or when nothing is known. Owner thread only.
+  virtual std::string problem() const = 0;
 };
 
 }  // namespace updraft
