@@ -7,7 +7,7 @@
 #include <iterator>
 #include <sstream>
 
-#include "common/model/gguf.h"
+#include "common/model/tokenizer_file.h"
 #include "tests/support/shared_data.h"
 
 namespace updraft::testing {
@@ -18,52 +18,14 @@ std::string contents(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-int32_t id_of(const GgufFile& file, const char* key) {
-  const GgufValue* value = file.find_key(key);
-  return value == nullptr ? -1 : static_cast<int32_t>(value->integer().value_or(-1));
-}
-
-std::optional<bool> flag_of(const GgufFile& file, const char* key) {
-  const GgufValue* value = file.find_key(key);
-  return value == nullptr ? std::nullopt : value->boolean();
-}
-
-std::vector<std::string> texts_of(const GgufFile& file, const char* key) {
-  const GgufValue* value = file.find_key(key);
-  if (value == nullptr) return {};
-  const auto texts = value->texts();
-  REQUIRE(texts.has_value());
-  return {texts->begin(), texts->end()};
-}
-
 }  // namespace
 
 std::optional<TokenizerData> shared_vocabulary(const std::string& name) {
   const auto path = shared_data("tokenizers/ggml-vocab-" + name + ".gguf");
   if (!path) return std::nullopt;
-  auto file = GgufFile::open(*path);
-  REQUIRE_MESSAGE(file.ok(), file.message());
-  const GgufFile& gguf = **file;
-  TokenizerData data;
-  data.model = std::string(gguf.find_key("tokenizer.ggml.model")->text().value());
-  if (const auto* pre = gguf.find_key("tokenizer.ggml.pre"))
-    data.pre = std::string(pre->text().value());
-  data.tokens = texts_of(gguf, "tokenizer.ggml.tokens");
-  data.merges = texts_of(gguf, "tokenizer.ggml.merges");
-  if (const auto* scores = gguf.find_key("tokenizer.ggml.scores"))
-    data.scores = scores->numbers().value();
-  if (const auto* types = gguf.find_key("tokenizer.ggml.token_type")) {
-    const std::vector<int64_t> values = types->integers().value();
-    data.types.assign(values.begin(), values.end());
-  }
-  data.bos_id = id_of(gguf, "tokenizer.ggml.bos_token_id");
-  data.eos_id = id_of(gguf, "tokenizer.ggml.eos_token_id");
-  data.unknown_id = id_of(gguf, "tokenizer.ggml.unknown_token_id");
-  data.padding_id = id_of(gguf, "tokenizer.ggml.padding_token_id");
-  data.add_bos = flag_of(gguf, "tokenizer.ggml.add_bos_token");
-  data.add_eos = flag_of(gguf, "tokenizer.ggml.add_eos_token");
-  data.add_space_prefix = flag_of(gguf, "tokenizer.ggml.add_space_prefix");
-  return data;
+  auto data = open_tokenizer_data(*path);
+  REQUIRE_MESSAGE(data.ok(), data.message());
+  return std::move(*data);
 }
 
 std::shared_ptr<const Tokenizer> shared_tokenizer(const std::string& name) {
