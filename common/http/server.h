@@ -1,8 +1,8 @@
-// The HTTP/1.1 surface: one asio thread that accepts, reads strictly, routes, streams SSE. Router and edge use the same
-// code over different InferenceServices.
+// The HTTP/1.1 surface: one asio thread that accepts, reads strictly, routes, streams SSE. Router
+// and edge use the same code over different InferenceServices.
 //
-// Threads: everything here runs on the server's own io thread, except the public methods marked "any thread". Events of
-// services arrive on foreign threads and are posted to the io thread.
+// Threads: everything here runs on the server's own io thread, except the public methods marked
+// "any thread". Events of services arrive on foreign threads and are posted to the io thread.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +21,25 @@ struct HttpLimits {
   size_t header_bytes_max = 8 * 1024;
   int header_count_max = 64;
   size_t body_bytes_max = 16 * 1024 * 1024;
+  size_t bodies_bytes_max =
+      512 * 1024 * 1024;  // of all bodies being received at once; beyond that 503
   int connections_max = 10000;
-  int request_read_timeout_ms = 30000;    // whole header + body, so that a slow sender cannot hold a slot
-  int idle_timeout_ms = 75000;            // keep-alive
-  int write_stall_timeout_ms = 10000;     // a reader that takes nothing for that long is closed
-  size_t stream_buffer_bytes_max = 256 * 1024;  // unsent SSE bytes of one stream; then the stream ends with an error
-  int sse_keepalive_ms = 15000;           // comment line while nothing else is sent
+  int request_read_timeout_ms =
+      30000;                    // whole header + body, so that a slow sender cannot hold a slot
+  int idle_timeout_ms = 75000;  // keep-alive
+  int write_stall_timeout_ms = 10000;  // a reader that takes nothing for that long is closed
+  size_t stream_buffer_bytes_max =
+      256 * 1024;  // unsent SSE bytes of one stream; then the stream ends with an error
+  int sse_keepalive_ms = 15000;  // comment line while nothing else is sent
 };
 
 struct HttpServerConfig {
   std::string bind_address = "127.0.0.1";
-  uint16_t port = 0;                       // 0: any free one
-  std::vector<std::string> api_keys_sha256;  // hex digests; empty: no authentication (loopback only)
-  std::vector<std::string> allowed_hosts;    // Host header names accepted besides localhost, 127.0.0.1, [::1] and bind_address
+  uint16_t port = 0;  // 0: any free one
+  std::vector<std::string>
+      api_keys_sha256;                     // hex digests; empty: no authentication (loopback only)
+  std::vector<std::string> allowed_hosts;  // Host header names accepted besides localhost,
+                                           // 127.0.0.1, [::1] and bind_address
   HttpLimits limits;
   std::string server_name = "updraft";
 };
@@ -52,10 +58,12 @@ class HttpServer {
  public:
   virtual ~HttpServer() = default;  // stops; open streams end with an error event
 
-  // Binds and starts serving /v1/chat/completions, /v1/completions, /v1/models, /v1/models/{id}, /livez, /readyz, /health,
-  // /metrics over `service`. Errors: address in use, not allowed, bad address: one line with address and port.
-  static Result<std::unique_ptr<HttpServer>> start(const HttpServerConfig& config, InferenceService& service,
-                                                   Metrics& metrics, std::function<void(const AccessRecord&)> access_log);
+  // Binds and starts serving /v1/chat/completions, /v1/completions, /v1/models, /v1/models/{id},
+  // /livez, /readyz, /health, /metrics over `service`. Errors: address in use, not allowed, bad
+  // address: one line with address and port.
+  static Result<std::unique_ptr<HttpServer>> start(
+      const HttpServerConfig& config, InferenceService& service, Metrics& metrics,
+      std::function<void(const AccessRecord&)> access_log);
 
   virtual uint16_t port() const = 0;
   // Any thread. Stop accepting, let open requests end for at most grace_ms, then close.
