@@ -43,6 +43,9 @@ Result<void> check_hyperparameters(const Hyperparameters& h, const Hyperparamete
     return fail(names.kv_head_count + " " + std::to_string(h.kv_head_count) + " does not divide " +
                 names.head_count + " " + std::to_string(h.head_count));
   }
+  if (h.rope_dims < 2) {
+    return fail(names.rope_dims + " " + std::to_string(h.rope_dims) + " is less than one pair");
+  }
   if (h.rope_dims % 2 != 0) {
     return fail(names.rope_dims + " " + std::to_string(h.rope_dims) + " is odd");
   }

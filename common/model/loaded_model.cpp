@@ -63,9 +63,12 @@ Result<std::shared_ptr<const Model>> open_model(const std::string& path) {
   if (status.type() == std::filesystem::file_type::not_found)
     return fail(path + ": no such file or folder");
   if (error) return fail(path + ": " + error.message());
+  if (std::filesystem::is_directory(status)) return open_safetensors_model(path);
   const std::string extension = std::filesystem::path(path).extension().string();
   if (extension == ".gguf" || begins_with_gguf_magic(path)) return open_gguf_model(path);
-  return fail(path + ": is not a GGUF file");
+  if (extension == ".safetensors") return open_safetensors_model(path);
+  return fail(path +
+              ": is neither a GGUF file nor a .safetensors file nor a folder with config.json");
 }
 
 }  // namespace updraft

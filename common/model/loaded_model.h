@@ -41,5 +41,7 @@ class Digest {
 
 // The readers behind open_model().
 Result<std::shared_ptr<const Model>> open_gguf_model(const std::string& path);
+// A folder with config.json, or a .safetensors file with config.json beside it.
+Result<std::shared_ptr<const Model>> open_safetensors_model(const std::string& path);
 
 }  // namespace updraft
