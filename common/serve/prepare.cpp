@@ -1,0 +1,246 @@
+// Checks first, cheapest first; then the prompt is rendered and tokenized, and only then its length
+// is known.
+#include "common/serve/prepare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "common/base/bytes.h"
+#include "common/text/prompt.h"
+
+namespace updraft {
+namespace {
+
+RequestError invalid(std::string param, std::string message) {
+  RequestError error;
+  error.code = ErrorCode::kInvalidRequest;
+  error.message = std::move(message);
+  error.param = std::move(param);
+  return error;
+}
+
+RequestError with_code(ErrorCode code, std::string param, std::string message) {
+  RequestError error = invalid(std::move(param), std::move(message));
+  error.code = code;
+  return error;
+}
+
+// 0.5 as "0.5", not "0.500000".
+std::string number(double value) {
+  std::string text = std::to_string(value);
+  while (text.find('.') != std::string::npos && (text.back() == '0' || text.back() == '.')) {
+    const bool point = text.back() == '.';
+    text.pop_back();
+    if (point) break;
+  }
+  return text;
+}
+
+struct FloatRange {
+  const char* name;
+  float value;
+  float low, high;
+  bool low_included;
+};
+
+std::optional<RequestError> check_range(const FloatRange& range) {
+  const bool above = range.low_included ? range.value >= range.low : range.value > range.low;
+  if (std::isfinite(range.value) && above && range.value <= range.high) return std::nullopt;
+  std::string bounds = (range.low_included ? "at least " : "above ") + number(range.low);
+  if (std::isfinite(range.high)) bounds += " and at most " + number(range.high);
+  return invalid(range.name,
+                 std::string(range.name) + " must be " + bounds + ", not " + number(range.value));
+}
+
+std::string content_place(size_t message, size_t part) {
+  return "messages[" + std::to_string(message) + "].content[" + std::to_string(part) + "]";
+}
+
+// Parts of one message become one text, a line each, as vLLM joins them.
+std::string joined_text(const ChatMessage& message) {
+  std::string text;
+  bool first = true;
+  for (const ContentPart& part : message.parts) {
+    if (!std::exchange(first, false)) text += '\n';
+    text += part.text;
+  }
+  return text;
+}
+
+RequestError too_long(const PreparerConfig& config, size_t prompt_tokens, int32_t wanted) {
+  const int64_t total = static_cast<int64_t>(prompt_tokens) + wanted;
+  std::string message = "the prompt has " + std::to_string(prompt_tokens) + " tokens";
+  if (static_cast<int64_t>(prompt_tokens) >= config.context_tokens) {
+    message += ", which leaves no room for an answer in the " +
+               std::to_string(config.context_tokens) + " tokens of context that " +
+               config.model_name + " serves";
+  } else {
+    message += " and max_tokens asks for " + std::to_string(wanted) + ", together " +
+               std::to_string(total) + ", but " + config.model_name + " serves a context of " +
+               std::to_string(config.context_tokens);
+  }
+  RequestError error = with_code(ErrorCode::kContextLength, "messages", std::move(message));
+  error.prompt_tokens = static_cast<int32_t>(std::min<int64_t>(total, INT32_MAX));
+  error.limit_tokens = config.context_tokens;
+  return error;
+}
+
+}  // namespace
+
+std::optional<RequestError> check_sampling(const Sampling& s, int32_t vocab_count) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const FloatRange& range :
+       {FloatRange{"temperature", s.temperature, 0.0F, infinity, true},
+        FloatRange{"top_p", s.top_p, 0.0F, 1.0F, false},
+        FloatRange{"min_p", s.min_p, 0.0F, 1.0F, true},
+        FloatRange{"repetition_penalty", s.repetition_penalty, 0.0F, infinity, false},
+        FloatRange{"frequency_penalty", s.frequency_penalty, -2.0F, 2.0F, true},
+        FloatRange{"presence_penalty", s.presence_penalty, -2.0F, 2.0F, true}}) {
+    if (auto error = check_range(range)) return error;
+  }
+  if (s.top_k < 0)
+    return invalid("top_k", "top_k must be 0 (off) or positive, not " + std::to_string(s.top_k));
+  if (s.top_logprobs < 0 || s.top_logprobs > 20) {
+    return invalid("top_logprobs",
+                   "top_logprobs must be 0 to 20, not " + std::to_string(s.top_logprobs));
+  }
+  if (s.max_tokens && *s.max_tokens < 1) {
+    return invalid("max_tokens",
+                   "max_tokens must be at least 1, not " + std::to_string(*s.max_tokens));
+  }
+  if (s.stop.size() > 16) {
+    return invalid("stop",
+                   "at most 16 stop strings are allowed, not " + std::to_string(s.stop.size()));
+  }
+  for (size_t i = 0; i < s.stop.size(); ++i) {
+    if (s.stop[i].empty()) return invalid("stop", "stop[" + std::to_string(i) + "] is empty");
+  }
+  for (const auto& [id, bias] : s.logit_bias) {
+    if (id < 0 || id >= vocab_count) {
+      return invalid("logit_bias", "logit_bias names token " + std::to_string(id) +
+                                       ", but the vocabulary has " + std::to_string(vocab_count));
+    }
+    if (!(bias >= -100.0F && bias <= 100.0F)) {
+      return invalid("logit_bias", "logit_bias of token " + std::to_string(id) +
+                                       " must be -100 to 100, not " + number(bias));
+    }
+  }
+  return std::nullopt;
+}
+
+Preparer::Preparer(PreparerConfig config, std::shared_ptr<const Tokenizer> tokenizer,
+                   std::shared_ptr<const ChatTemplate> chat_template)
+    : config_(std::move(config)),
+      tokenizer_(std::move(tokenizer)),
+      chat_template_(std::move(chat_template)) {}
+
+std::variant<PreparedPrompts, RequestError> Preparer::prepare(const Request& request) const {
+  const auto& names = config_.accepted_names;
+  if (!request.model.empty() &&
+      std::find(names.begin(), names.end(), request.model) == names.end()) {
+    return with_code(ErrorCode::kModelNotFound, "model",
+                     "the model \"" + printable(request.model) + "\" is not served here; " +
+                         config_.model_name + " is");
+  }
+  if (request.choice_count < 1 || request.choice_count > 8) {
+    return invalid("n", "n must be 1 to 8, not " + std::to_string(request.choice_count));
+  }
+  const size_t prompt_count = std::max(request.prompts.size(), request.prompt_ids.size());
+  if (prompt_count * static_cast<size_t>(request.choice_count) > static_cast<size_t>(kChoicesMax)) {
+    return invalid("prompt", std::to_string(prompt_count) +
+                                 " prompts with n = " + std::to_string(request.choice_count) +
+                                 " are more than " + std::to_string(kChoicesMax) + " choices");
+  }
+  if (auto error = check_sampling(request.sampling, config_.vocab_count)) return *error;
+
+  auto outcome = tokenize(request);
+  const auto* prompts = std::get_if<PreparedPrompts>(&outcome);
+  if (prompts == nullptr) return outcome;
+  const int32_t wanted = request.sampling.max_tokens.value_or(0);
+  for (const PreparedPrompt& prompt : *prompts) {
+    const auto tokens = static_cast<int64_t>(prompt.ids.size());
+    if (tokens >= config_.context_tokens || tokens + wanted > config_.context_tokens) {
+      RequestError error = too_long(config_, prompt.ids.size(), wanted);
+      if (request.kind == Request::Kind::kCompletion) error.param = "prompt";
+      return error;
+    }
+  }
+  return outcome;
+}
+
+std::variant<PreparedPrompts, RequestError> Preparer::tokenize(const Request& request) const {
+  auto outcome =
+      request.kind == Request::Kind::kChat ? tokenize_chat(request) : tokenize_completion(request);
+  auto* prompts = std::get_if<PreparedPrompts>(&outcome);
+  if (prompts == nullptr) return outcome;
+  for (PreparedPrompt& prompt : *prompts) {
+    bool only_control = true;
+    for (const int32_t id : prompt.ids) {
+      if (id < 0 || id >= std::min(config_.vocab_count, tokenizer_->vocab_count())) {
+        return invalid(
+            "prompt", "the prompt contains token " + std::to_string(id) +
+                          ", but the vocabulary has " +
+                          std::to_string(std::min(config_.vocab_count, tokenizer_->vocab_count())));
+      }
+      only_control = only_control && tokenizer_->is_control(id);
+    }
+    prompt.answer_starts_text = only_control;
+  }
+  return outcome;
+}
+
+std::variant<PreparedPrompts, RequestError> Preparer::tokenize_chat(const Request& request) const {
+  if (request.messages.empty()) return invalid("messages", "messages is empty");
+  std::vector<TemplateMessage> messages;
+  for (size_t i = 0; i < request.messages.size(); ++i) {
+    const ChatMessage& message = request.messages[i];
+    for (size_t j = 0; j < message.parts.size(); ++j) {
+      if (message.parts[j].kind == ContentPart::Kind::kText) continue;
+      return with_code(
+          ErrorCode::kUnsupported, content_place(i, j),
+          content_place(i, j) + " is an image, but " + config_.model_name + " reads text only");
+    }
+    messages.push_back(
+        {message.role == "developer" ? "system" : message.role, joined_text(message)});
+  }
+  if (chat_template_ == nullptr) {
+    return with_code(ErrorCode::kUnsupported, "messages", config_.no_template_reason);
+  }
+  TemplateOptions options;
+  options.enable_thinking = request.enable_thinking;
+  const auto segments = chat_template_->render(messages, options);
+  if (!segments) return invalid("messages", segments.message());
+  auto ids = encode_segments(*tokenizer_, *chat_template_, *segments);
+  if (!ids) return invalid("messages", ids.message());
+  PreparedPrompts out(1);
+  out[0].ids = std::move(*ids);
+  return out;
+}
+
+// Raw prompts are the caller's own template: special tokens written in them count, as with the
+// peers' /v1/completions.
+std::variant<PreparedPrompts, RequestError> Preparer::tokenize_completion(
+    const Request& request) const {
+  PreparedPrompts out;
+  for (const std::string& prompt : request.prompts) {
+    out.push_back({tokenizer_->encode_all(prompt, SpecialText::kParse, true), false});
+  }
+  for (const std::vector<int32_t>& ids : request.prompt_ids) out.push_back({ids, false});
+  if (out.empty()) return invalid("prompt", "prompt is empty");
+  for (PreparedPrompt& prompt : out) {
+    if (!prompt.ids.empty()) continue;
+    if (tokenizer_->bos_id() < 0) {
+      return invalid("prompt", "prompt is empty, and " + config_.model_name +
+                                   " has no token to begin a text with");
+    }
+    prompt.ids = {tokenizer_->bos_id()};
+  }
+  return out;
+}
+
+}  // namespace updraft

@@ -1,0 +1,375 @@
+// The engine end to end: the reference model's known answer from both containers, and the promises
+// that no schedule may break: batch, chunk size and preemption do not change a greedy answer,
+// everything ends once, pages come back.
+#include "common/engine/engine.h"
+
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <regex>
+#include <set>
+
+#include "tests/common/engine/engine_runner.h"
+#include "tests/common/engine/memory_model.h"
+#include "tests/support/shared_data.h"
+
+using namespace updraft;
+using namespace updraft::testing;
+
+namespace {
+
+// The numbers of one array in a JSON file of our own.
+std::vector<int32_t> read_ids(const std::string& path, const std::string& key) {
+  std::ifstream in(path);
+  REQUIRE(in.good());
+  const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const size_t at = text.find("\"" + key + "\"");
+  REQUIRE(at != std::string::npos);
+  const size_t open = text.find('[', at);
+  const std::string array = text.substr(open + 1, text.find(']', open) - open - 1);
+  std::vector<int32_t> out;
+  const std::regex number("-?[0-9]+");
+  for (std::sregex_iterator it(array.begin(), array.end(), number), end; it != end; ++it) {
+    out.push_back(std::stoi(it->str()));
+  }
+  return out;
+}
+
+std::shared_ptr<const Model> open_or_fail(const std::string& path) {
+  auto model = open_model(path);
+  REQUIRE_MESSAGE(model.ok(), model.message());
+  return *model;
+}
+
+std::vector<SequenceRequest> random_requests(int count, uint32_t seed, int32_t prompt_max,
+                                             int32_t answer) {
+  std::mt19937 random(seed);
+  std::vector<SequenceRequest> out;
+  for (int i = 0; i < count; ++i) {
+    std::vector<int32_t> prompt(1 + random() % static_cast<uint32_t>(prompt_max));
+    for (int32_t& id : prompt) id = static_cast<int32_t>(random() % 96);
+    out.push_back(greedy_request(static_cast<uint64_t>(i) + 1, std::move(prompt), answer));
+  }
+  return out;
+}
+
+// Each alone in a fresh engine with ample memory, whole prompt in one step.
+std::vector<std::vector<int32_t>> alone(std::shared_ptr<const Model> model,
+                                        const std::vector<SequenceRequest>& requests) {
+  EngineConfig config = small_engine();
+  config.slots = 1;
+  config.step_tokens_max = 256;
+  const auto engine = open_engine(config, model);
+  std::vector<std::vector<int32_t>> out;
+  for (const SequenceRequest& request : requests) out.push_back(run_all(*engine, {request})[0]);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("stories260K tells its known story from both containers") {
+  const auto reference = shared_data("weights/stories260K-greedy200.json");
+  if (!reference) return;
+  const auto prompt = read_ids(*reference, "prompt_ids");
+  const auto expected = read_ids(*reference, "greedy_ids");
+  REQUIRE(expected.size() == 200);
+  for (const char* name : {"weights/stories260K-f32.gguf", "weights/stories260K-hf"}) {
+    const auto path = shared_data(name);
+    if (!path) return;
+    CAPTURE(name);
+    const auto model = open_or_fail(*path);
+    for (const bool exact : {true, false}) {
+      CAPTURE(exact);
+      CpuConfig cpu;
+      cpu.exact = exact;
+      cpu.pin = false;
+      auto backend = open_cpu_backend(cpu);
+      REQUIRE_MESSAGE(backend.ok(), backend.message());
+      const auto engine = open_engine(small_engine(), model, std::move(*backend));
+      CHECK(run_all(*engine, {greedy_request(1, prompt, 200)})[0] == expected);
+    }
+  }
+}
+
+TEST_CASE("a batch of eight gives the tokens of eight runs alone, in every chunk size") {
+  const auto model = random_model(small_hyperparameters(Architecture::kQwen3), 4);
+  const auto requests = random_requests(8, 21, 60, 40);
+  const auto expected = alone(model, requests);
+  std::set<std::vector<int32_t>> distinct(expected.begin(), expected.end());
+  CHECK(distinct.size() == 8);  // else the comparison says nothing
+  for (const int32_t step_tokens : {1, 7, 16, 64, 512}) {
+    CAPTURE(step_tokens);
+    EngineConfig config = small_engine();
+    config.slots = 8;
+    config.step_tokens_max = step_tokens;
+    const auto engine = open_engine(config, model);
+    CHECK(run_all(*engine, requests) == expected);
+  }
+}
+
+TEST_CASE(
+    "answers survive preemption: a pool for one context serves eight sequences with the same "
+    "tokens") {
+  const auto model = random_model(small_hyperparameters(), 6);
+  const auto requests = random_requests(8, 33, 80, 90);
+  const auto expected = alone(model, requests);
+  EngineConfig config = small_engine();
+  config.slots = 8;
+  config.kv_tokens = 256;
+  const auto engine = open_engine(config, model);
+  CHECK(run_all(*engine, requests) == expected);
+  CHECK(engine->load().preemptions > 0);
+  REQUIRE(wait_idle(*engine));
+  CHECK(engine->load().kv_pages_free == engine->load().kv_pages_total);
+}
+
+TEST_CASE("sampled answers depend on the seed alone, not on what else runs or on preemption") {
+  const auto model = random_model(small_hyperparameters(), 6);
+  auto requests = random_requests(6, 8, 60, 80);
+  for (SequenceRequest& request : requests) {
+    request.sampling.temperature = 0.8F;
+    request.sampling.top_p = 0.95F;
+    request.sampling.frequency_penalty = 0.2F;
+    request.seed = 1000 + request.id;
+  }
+  const auto expected = alone(model, requests);
+  EngineConfig config = small_engine();
+  config.kv_tokens = 256;
+  config.slots = 6;
+  const auto engine = open_engine(config, model);
+  CHECK(run_all(*engine, requests) == expected);
+  CHECK(engine->load().preemptions > 0);
+  requests[0].seed = 5;
+  CHECK(run_all(*engine, {requests[0]})[0] != expected[0]);
+}
+
+TEST_CASE("cancel ends a running and a waiting sequence and gives the pages back") {
+  const auto model = random_model(small_hyperparameters(), 2);
+  EngineConfig config = small_engine();
+  config.slots = 1;
+  const auto engine = open_engine(config, model);
+  auto running = std::make_shared<Recorder>();
+  auto waiting = std::make_shared<Recorder>();
+  std::atomic<bool> hold{true};
+  running->keep_going = [&](const Recorder&) {
+    while (hold) std::this_thread::yield();
+    return true;
+  };
+  REQUIRE(engine->submit(greedy_request(1, {1, 2, 3}, 200), running));
+  REQUIRE(engine->submit(greedy_request(2, {4, 5, 6}, 200), waiting));
+  REQUIRE(running->wait_tokens(1));
+  engine->cancel(2);
+  engine->cancel(1);
+  engine->cancel(77);
+  hold = false;
+  REQUIRE(running->wait_end());
+  REQUIRE(waiting->wait_end());
+  CHECK(running->end == SequenceEnd::kCancelled);
+  CHECK(waiting->end == SequenceEnd::kCancelled);
+  CHECK(running->tokens.size() == 1);  // took effect at the next step
+  CHECK(waiting->starts == 0);
+  REQUIRE(wait_idle(*engine));
+  CHECK(engine->load().kv_pages_free == engine->load().kv_pages_total);
+}
+
+TEST_CASE("stop ids end an answer unseen, the sink may end it, and the length limit does") {
+  const auto model = random_model(small_hyperparameters(), 2);
+  const auto engine = open_engine(small_engine(), model);
+  const auto answer = run_all(*engine, {greedy_request(1, {7, 8}, 20)})[0];
+  REQUIRE(answer.size() == 20);
+
+  SequenceRequest stopping = greedy_request(2, {7, 8}, 20);
+  stopping.stop_ids = {answer[5]};
+  const auto first = std::find(answer.begin(), answer.end(), answer[5]);
+  auto by_id = std::make_shared<Recorder>();
+  REQUIRE(engine->submit(stopping, by_id));
+  REQUIRE(by_id->wait_end());
+  CHECK(by_id->end == SequenceEnd::kStop);
+  CHECK(by_id->ids() == std::vector<int32_t>(answer.begin(), first));
+
+  auto by_sink = std::make_shared<Recorder>();
+  by_sink->keep_going = [](const Recorder& recorder) { return recorder.tokens.size() < 3; };
+  REQUIRE(engine->submit(greedy_request(3, {7, 8}, 20), by_sink));
+  REQUIRE(by_sink->wait_end());
+  CHECK(by_sink->end == SequenceEnd::kStop);
+  CHECK(by_sink->tokens.size() == 3);
+
+  // Without max_tokens the context is the limit.
+  SequenceRequest open_ended = greedy_request(4, {7, 8}, 1);
+  open_ended.sampling.max_tokens.reset();
+  auto by_length = std::make_shared<Recorder>();
+  REQUIRE(engine->submit(open_ended, by_length));
+  REQUIRE(by_length->wait_end());
+  CHECK(by_length->end == SequenceEnd::kLength);
+  CHECK(static_cast<int32_t>(by_length->tokens.size()) == engine->context_tokens() - 2);
+}
+
+TEST_CASE("a deadline ends a sequence that waits for a slot") {
+  const auto model = random_model(small_hyperparameters(), 2);
+  EngineConfig config = small_engine();
+  config.slots = 1;
+  const auto engine = open_engine(config, model);
+  auto running = std::make_shared<Recorder>();
+  auto late = std::make_shared<Recorder>();
+  running->keep_going = [&](const Recorder& recorder) {
+    // Busy until the other is over.
+    return recorder.tokens.size() < 200 && late->ends == 0;
+  };
+  SequenceRequest request = greedy_request(2, {4, 5}, 10);
+  request.deadline_ns = 1;  // long ago on any monotonic clock
+  REQUIRE(engine->submit(greedy_request(1, {1, 2}, 250), running));
+  REQUIRE(engine->submit(request, late));
+  REQUIRE(late->wait_end());
+  CHECK(late->end == SequenceEnd::kDeadline);
+  CHECK(late->starts == 0);
+  REQUIRE(running->wait_end());
+}
+
+TEST_CASE(
+    "prompt log-probabilities come for each token but the first, chunked and across preemption") {
+  const auto model = random_model(small_hyperparameters(), 12);
+  SequenceRequest request = random_requests(1, 40, 1, 4)[0];
+  std::mt19937 random(9);
+  request.prompt.resize(70);
+  for (int32_t& id : request.prompt) id = static_cast<int32_t>(random() % 96);
+  request.prompt_logprobs = true;
+  request.sampling.logprobs = true;
+  request.sampling.top_logprobs = 2;
+  const auto engine = open_engine(small_engine(), model);
+  auto recorder = std::make_shared<Recorder>();
+  REQUIRE(engine->submit(request, recorder));
+  REQUIRE(recorder->wait_end());
+  REQUIRE(recorder->prompt_tokens.size() == 69);
+
+  // Each from a run of its own: the logits after the first n tokens, asked for the known next one.
+  for (const size_t n : {1, 2, 17, 40, 69}) {
+    CAPTURE(n);
+    SequenceRequest one = greedy_request(
+        100 + n, {request.prompt.begin(), request.prompt.begin() + static_cast<ptrdiff_t>(n)}, 1);
+    one.sampling.logprobs = true;
+    one.sampling.top_logprobs = 20;
+    auto single = std::make_shared<Recorder>();
+    REQUIRE(engine->submit(one, single));
+    REQUIRE(single->wait_end());
+    const SampledToken& found = recorder->prompt_tokens[n - 1];
+    CHECK(found.id == request.prompt[n]);
+    REQUIRE(found.top.size() == 2);
+    CHECK(found.top[0].first == single->tokens[0].id);
+    CHECK(found.top[0].second == doctest::Approx(single->tokens[0].logprob).epsilon(1e-4));
+    const auto& top = single->tokens[0].top;
+    const auto same = std::find_if(top.begin(), top.end(),
+                                   [&](const auto& entry) { return entry.first == found.id; });
+    if (same != top.end()) CHECK(found.logprob == doctest::Approx(same->second).epsilon(1e-4));
+  }
+}
+
+TEST_CASE("a damaged weight ends the sequence with a reason and leaves the engine running") {
+  Hyperparameters h = small_hyperparameters();
+  auto model = random_model(h, 3);
+  std::vector<float> head(static_cast<size_t>(h.vocab_count) * static_cast<size_t>(h.hidden_dim),
+                          0.1F);
+  head[5] = std::nanf("");
+  model->weights().head = model->matrix(head, h.vocab_count, h.hidden_dim);
+  const auto engine = open_engine(small_engine(), model);
+  for (const uint64_t id : {1, 2}) {
+    auto recorder = std::make_shared<Recorder>();
+    REQUIRE(engine->submit(greedy_request(id, {1, 2, 3}, 5), recorder));
+    REQUIRE(recorder->wait_end());
+    CHECK(recorder->end == SequenceEnd::kFailed);
+    CHECK(recorder->failure.find("damaged") != std::string::npos);
+  }
+}
+
+TEST_CASE("a full engine refuses, and closing it ends what it holds") {
+  const auto model = random_model(small_hyperparameters(), 3);
+  EngineConfig config = small_engine();
+  config.slots = 1;
+  config.waiting_max = 2;
+  auto engine = open_engine(config, model);
+  std::vector<std::shared_ptr<Recorder>> recorders;
+  std::atomic<bool> hold{true};
+  for (uint64_t id = 1; id <= 3; ++id) {
+    recorders.push_back(std::make_shared<Recorder>());
+    recorders.back()->keep_going = [&](const Recorder&) {
+      while (hold) std::this_thread::yield();
+      return true;
+    };
+    REQUIRE(engine->submit(greedy_request(id, {1, 2}, 100), recorders.back()));
+  }
+  auto refused = std::make_shared<Recorder>();
+  CHECK_FALSE(engine->submit(greedy_request(4, {1, 2}, 100), refused));
+  CHECK(refused->ends == 0);
+  REQUIRE(recorders[0]->wait_tokens(1));
+  std::thread closer([&] { engine.reset(); });
+  hold = false;
+  closer.join();
+  for (const auto& recorder : recorders) CHECK(recorder->ends == 1);
+}
+
+TEST_CASE("an idle engine uses no CPU time") {
+  const auto model = random_model(small_hyperparameters(), 3);
+  const auto engine = open_engine(small_engine(), model);
+  run_all(*engine, {greedy_request(1, {1, 2}, 5)});
+  REQUIRE(wait_idle(*engine));
+  const auto cpu_us = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1'000'000L + usage.ru_utime.tv_usec +
+           usage.ru_stime.tv_usec;
+  };
+  const long before = cpu_us();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  CHECK(cpu_us() - before < 30'000);
+}
+
+TEST_CASE("many threads submit and cancel at once and every sequence ends once") {
+  const auto model = random_model(small_hyperparameters(), 3);
+  EngineConfig config = small_engine();
+  config.kv_tokens = 300;
+  const auto engine = open_engine(config, model);
+  std::vector<std::thread> clients;
+  std::atomic<int> wrong{0};
+  for (uint32_t c = 0; c < 4; ++c) {
+    clients.emplace_back([&, c] {
+      std::mt19937 random(c);
+      for (uint64_t i = 0; i < 25; ++i) {
+        const uint64_t id = c * 1000 + i;
+        auto recorder = std::make_shared<Recorder>();
+        if (!engine->submit(greedy_request(id, {1, 2, static_cast<int32_t>(random() % 96)},
+                                           1 + static_cast<int32_t>(random() % 40)),
+                            recorder)) {
+          ++wrong;
+          continue;
+        }
+        if (random() % 2 == 0) engine->cancel(id);
+        if (!recorder->wait_end() || recorder->ends != 1) ++wrong;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  CHECK(wrong == 0);
+  REQUIRE(wait_idle(*engine));
+  CHECK(engine->load().kv_pages_free == engine->load().kv_pages_total);
+}
+
+TEST_CASE("settings that cannot work are refused with the name and the value") {
+  const auto model = random_model(small_hyperparameters(), 3);
+  const auto message = [&](auto change) {
+    EngineConfig config = small_engine();
+    change(config);
+    const auto engine = Engine::open(config, model, std::make_unique<ReferenceBackend>(), {});
+    REQUIRE_FALSE(engine.ok());
+    return engine.message();
+  };
+  CHECK(message([](EngineConfig& c) { c.slots = 0; }).find("slots = 0") != std::string::npos);
+  CHECK(message([](EngineConfig& c) { c.context_tokens = 300; }).find("300") != std::string::npos);
+  CHECK(message([](EngineConfig& c) { c.page_tokens = 0; }).find("page_tokens = 0") !=
+        std::string::npos);
+  CHECK(message([](EngineConfig& c) { c.max_memory_bytes = 1000; }).find("max_memory") !=
+        std::string::npos);
+}
