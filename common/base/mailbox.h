@@ -45,6 +45,19 @@ class Mailbox {
     return push(std::move(copy));
   }
 
+  // Takes the value even when full (not when closed: then false). Only for values whose number the sender bounds by other
+  // means, such as the one end event of each admitted request.
+  bool push_reserved(T&& value) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) return false;
+      values_.push_back(std::move(value));
+    }
+    ready_.notify_one();
+    if (on_push_) on_push_();
+    return true;
+  }
+
   // The oldest value, or nothing when empty.
   std::optional<T> try_pop() {
     const std::lock_guard lock(mutex_);

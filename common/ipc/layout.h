@@ -20,6 +20,9 @@ inline constexpr uint64_t kSegmentMagic = 0x3147455350550000ULL;  // "\0\0UPSEG1
 inline constexpr uint32_t kAbiVersion = 1;
 inline constexpr uint64_t kCacheLineBytes = 64;
 inline constexpr uint64_t kSegmentBytesMin = 256 * 1024;
+inline constexpr uint64_t kSubmitRingBytesMin = 4096;
+inline constexpr uint64_t kCompleteRingBytesMin = 64 * 1024;  // any end event fits half of it
+inline constexpr uint64_t kRingBytesMax = 64ULL << 20;
 inline constexpr uint32_t kSlotCountMax = 1024;
 inline constexpr uint32_t kSpanCountMax = 64;
 inline constexpr uint32_t kFrameBytesMax = 1024 * 1024;  // an encoded Submit without its spans
@@ -59,8 +62,7 @@ struct RecordHeader {
 static_assert(sizeof(RecordHeader) == 8);
 inline constexpr uint32_t kPaddingRecord = 0;
 inline constexpr uint32_t kSubmitRecord = 1;
-inline constexpr uint32_t kCancelRecord = 2;
-inline constexpr uint32_t kEventRecord = 3;
+inline constexpr uint32_t kEventRecord = 2;
 
 // State of one request slot. The generation grows each time the client fills the slot, so a stale descriptor is refused.
 //   FREE -> FILLED (client) -> ACCEPTED (daemon) -> DONE (daemon) -> FREE (client)
@@ -84,7 +86,8 @@ struct SubmitRecord {
 };
 static_assert(sizeof(SubmitRecord) == 32);
 
-// The bytes of one content part (text or image) that stay in the payload area instead of the frame.
+// The bytes of one content part (text or image) that stay in the payload area instead of the frame. In the frame such a
+// part carries an empty text, or one byte in place of the image.
 struct PartSpan {
   uint32_t message;       // index into Request::messages
   uint32_t part;          // index into its parts
@@ -92,13 +95,6 @@ struct PartSpan {
   uint64_t bytes;
 };
 static_assert(sizeof(PartSpan) == 24);
-
-// kCancelRecord
-struct CancelRecord {
-  uint32_t slot;
-  uint32_t generation;
-};
-static_assert(sizeof(CancelRecord) == 8);
 
 // kEventRecord: this, then an encoded pool message.
 struct EventHeader {

@@ -19,8 +19,6 @@ namespace {
 namespace bip = boost::interprocess;
 
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-constexpr uint64_t kRingBytesMin = 4096;
-constexpr uint64_t kRingBytesMax = 64ULL << 20;
 
 std::string system_error(const std::string& what) { return what + ": " + std::strerror(errno); }
 
@@ -32,8 +30,8 @@ struct MemfdHandle {
   bip::mapping_handle_t get_mapping_handle() const { return bip::ipcdetail::mapping_handle_from_file_handle(fd); }
 };
 
-bool is_ring_size(uint64_t bytes) {
-  return std::has_single_bit(bytes) && bytes >= kRingBytesMin && bytes <= kRingBytesMax;
+bool is_ring_size(uint64_t bytes, uint64_t bytes_min) {
+  return std::has_single_bit(bytes) && bytes >= bytes_min && bytes <= kRingBytesMax;
 }
 
 Result<void> check_area(const char* name, uint64_t offset, uint64_t bytes, uint64_t after, uint64_t segment_bytes) {
@@ -58,9 +56,9 @@ Result<void> check_header(const SegmentHeader& h, uint64_t segment_bytes) {
   if (h.slot_count == 0 || h.slot_count > kSlotCountMax) {
     return fail("segment header: slot_count " + std::to_string(h.slot_count) + " is not in 1.." + std::to_string(kSlotCountMax));
   }
-  if (!is_ring_size(h.submit_bytes) || !is_ring_size(h.complete_bytes)) {
+  if (!is_ring_size(h.submit_bytes, kSubmitRingBytesMin) || !is_ring_size(h.complete_bytes, kCompleteRingBytesMin)) {
     return fail("segment header: ring sizes " + std::to_string(h.submit_bytes) + " and " + std::to_string(h.complete_bytes) +
-                " must be powers of two in 4096..67108864");
+                " must be powers of two, at least 4096 and 65536, at most 67108864");
   }
   // The areas stand in this order and do not overlap.
   uint64_t after = sizeof(SegmentHeader);

@@ -71,3 +71,13 @@ TEST_CASE("the push callback runs once for each value taken in") {
   CHECK_FALSE(box.push(2));
   CHECK(calls == 1);
 }
+
+TEST_CASE("a reserved value gets in when the mailbox is full, but not when it is closed") {
+  Mailbox<int> box(1);
+  CHECK(box.push(1));
+  CHECK_FALSE(box.push(2));
+  CHECK(box.push_reserved(3));
+  CHECK(box.drain() == std::vector<int>{1, 3});
+  box.close();
+  CHECK_FALSE(box.push_reserved(4));
+}

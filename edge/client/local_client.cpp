@@ -1,0 +1,411 @@
+#include "edge/client/local_client.h"
+
+#include <cstdlib>
+#include <deque>
+#include <map>
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <boost/interprocess/managed_external_buffer.hpp>
+
+#include "common/base/clock.h"
+#include "common/ipc/doorbell.h"
+#include "common/ipc/unix_socket.h"
+#include "common/message/event_message.h"
+#include "common/message/pool_message.h"
+#include "common/net/control_socket.h"
+
+namespace updraft {
+namespace {
+
+using namespace ipc;
+namespace bip = boost::interprocess;
+
+constexpr int kHandshakeTimeoutMs = 5000;
+constexpr size_t kInlineBytesMax = 4096;  // larger parts go into the payload area
+constexpr int64_t kSpinNs = 5 * kNsPerUs;
+constexpr uint32_t kUnmappedRequestsMax = 64;
+
+struct Handshaken {
+  UniqueFd socket;
+  LocalWelcome welcome;
+};
+
+Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vector<int>& fds) {
+  const std::string path = options.socket_path.empty() ? default_local_socket() : options.socket_path;
+  Result<UniqueFd> socket = connect_unix(path);
+  if (!socket) return fail(socket.message() + " (is `updraft edge` or `updraft up` running?)");
+  const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name};
+  if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent) return sent.error();
+  Result<SocketMessage> answer = receive_message(*socket, kHandshakeTimeoutMs);
+  if (!answer) return answer.error();
+  if (answer->bytes.empty()) return fail("the edge daemon at " + path + " did not answer the handshake");
+  Result<Handshake> decoded = decode_handshake(answer->bytes);
+  if (!decoded) return decoded.error();
+  if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded)) return fail("the edge daemon refused: " + refusal->message);
+  auto* welcome = std::get_if<LocalWelcome>(&*decoded);
+  if (welcome == nullptr) return fail("the edge daemon answered the handshake with something else than a welcome");
+  return Handshaken{std::move(*socket), std::move(*welcome)};
+}
+
+// A part's payload, wherever it lies.
+std::string& part_bytes(ContentPart& part) { return part.kind == ContentPart::Kind::kText ? part.text : part.bytes; }
+
+class MappedClient final : public LocalClient {
+ public:
+  static Result<std::unique_ptr<LocalClient>> connect(const LocalClientOptions& options) {
+    auto client = std::unique_ptr<MappedClient>(new MappedClient);
+    SegmentShape shape;
+    shape.payload_bytes = options.payload_bytes;
+    Result<std::unique_ptr<Segment>> segment = Segment::create(shape);
+    if (!segment) return segment.error();
+    client->segment_ = std::move(segment).value();
+    Result<Doorbell> mine = Doorbell::create();
+    if (!mine) return mine.error();
+    Result<Doorbell> theirs = Doorbell::create();
+    if (!theirs) return theirs.error();
+    client->my_bell_.emplace(std::move(mine).value());
+    client->daemon_bell_.emplace(std::move(theirs).value());
+    Result<Handshaken> shaken =
+        shake_hands(options, {client->segment_->fd(), client->my_bell_->fd(), client->daemon_bell_->fd()});
+    if (!shaken) return shaken.error();
+    client->socket_ = std::move(shaken->socket);
+    client->welcome_ = std::move(shaken->welcome);
+    Result<std::unique_ptr<ControlDialer>> control =
+        ControlDialer::connect(client->welcome_.control_endpoint, client->welcome_.session_token);
+    if (!control) return control.error();
+    client->control_ = std::move(control).value();
+    client->submit_.emplace(client->segment_->submit_ring());
+    client->complete_.emplace(client->segment_->complete_ring());
+    const std::span<std::byte> payload = client->segment_->payload();
+    client->heap_ = bip::managed_external_buffer(bip::create_only, payload.data(), payload.size());
+    const auto slots = std::min<uint32_t>(client->segment_->header().slot_count,
+                                          static_cast<uint32_t>(client->welcome_.requests_max));
+    client->slots_.resize(slots);
+    for (uint32_t i = slots; i-- > 0;) client->free_slots_.push_back(i);
+    return std::unique_ptr<LocalClient>(std::move(client));
+  }
+
+  const LocalWelcome& welcome() const override { return welcome_; }
+
+  Result<Buffer> allocate(uint64_t bytes) override {
+    if (bytes == 0) return fail("a buffer of 0 bytes was asked for");
+    void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
+    if (at == nullptr) {
+      return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" + std::to_string(heap_.get_free_memory()) +
+                  " of " + std::to_string(heap_.get_size()) + " bytes free)");
+    }
+    return Buffer{{static_cast<std::byte*>(at), bytes}};
+  }
+
+  void release(Buffer buffer) override { heap_.deallocate(buffer.bytes.data()); }
+
+  Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
+    if (gone_) return fail("the edge daemon is gone");
+    if (free_slots_.empty()) return fail("too many requests in flight: the daemon allows " + std::to_string(slots_.size()));
+    if (request.id.empty()) request.id = new_request_id();
+    const size_t given = placed.size();
+    Result<void> moved = place_large_parts(request, placed);
+    Result<uint32_t> handle = moved ? post(request, placed) : Result<uint32_t>(moved.error());
+    if (!handle) {
+      // What the caller placed stays the caller's.
+      for (size_t i = given; i < placed.size(); ++i) release(placed[i].buffer);
+    }
+    return handle;
+  }
+
+  Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) override {
+    const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
+    for (;;) {
+      if (!ready_.empty()) return take_ready();
+      if (auto taken = take_records(); !taken) return taken.error();
+      if (!ready_.empty()) return take_ready();
+      if (gone_) return fail("the edge daemon is gone");
+      const int64_t now_ns = monotonic_ns();
+      if (now_ns >= deadline_ns) return std::optional<std::pair<uint32_t, Event>>();
+      wait_for_events(deadline_ns);
+    }
+  }
+
+  void cancel(uint32_t handle) override {
+    const uint32_t index = handle % kHandleSlots;
+    if (index >= slots_.size() || slots_[index].handle != handle || slots_[index].id.empty()) return;
+    (void)control_->send(encode(Cancel{slots_[index].id, 1}));
+  }
+
+ private:
+  static constexpr uint32_t kHandleSlots = kSlotCountMax;
+
+  struct Slot {
+    RequestId id;             // empty: free
+    uint32_t generation = 0;
+    uint32_t handle = 0;
+    std::vector<Buffer> buffers;
+  };
+
+  MappedClient() = default;
+
+  Result<void> place_large_parts(Request& request, std::vector<PlacedPart>& placed) {
+    for (uint32_t m = 0; m < request.messages.size(); ++m) {
+      for (uint32_t p = 0; p < request.messages[m].parts.size(); ++p) {
+        std::string& bytes = part_bytes(request.messages[m].parts[p]);
+        if (bytes.size() <= kInlineBytesMax) continue;
+        Result<Buffer> buffer = allocate(bytes.size());
+        if (!buffer) return buffer.error();
+        std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
+        placed.push_back({m, p, *buffer});
+        bytes.clear();
+      }
+    }
+    for (const PlacedPart& part : placed) {
+      if (part.message >= request.messages.size() || part.part >= request.messages[part.message].parts.size()) {
+        return fail("messages[" + std::to_string(part.message) + "].parts[" + std::to_string(part.part) +
+                    "] is placed in a buffer, but the request has no such part");
+      }
+      ContentPart& target = request.messages[part.message].parts[part.part];
+      if (target.kind == ContentPart::Kind::kImage) target.bytes.assign(1, '\0');
+    }
+    if (placed.size() > kSpanCountMax) {
+      return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " + std::to_string(kSpanCountMax));
+    }
+    return {};
+  }
+
+  uint64_t offset_of(const std::byte* at) const {
+    return segment_->header().payload_offset + static_cast<uint64_t>(at - segment_->payload().data());
+  }
+
+  // Writes frame and spans into the payload area, fills a slot and rings.
+  Result<uint32_t> post(const Request& request, const std::vector<PlacedPart>& placed) {
+    const std::vector<std::byte> frame = encode(Submit{request, 1, 0});
+    if (frame.size() > kFrameBytesMax) {
+      return fail("a request of " + std::to_string(frame.size()) + " bytes without its large parts, allowed are " +
+                  std::to_string(kFrameBytesMax));
+    }
+    const uint64_t spans_at = (frame.size() + 7) & ~uint64_t{7};
+    Result<Buffer> area = allocate(spans_at + placed.size() * sizeof(PartSpan));
+    if (!area) return area.error();
+    std::memcpy(area->bytes.data(), frame.data(), frame.size());
+    for (size_t i = 0; i < placed.size(); ++i) {
+      const PartSpan span{placed[i].message, placed[i].part, offset_of(placed[i].buffer.bytes.data()),
+                          placed[i].buffer.bytes.size()};
+      std::memcpy(area->bytes.data() + spans_at + i * sizeof(PartSpan), &span, sizeof span);
+    }
+    const uint32_t index = free_slots_.back();
+    Slot& slot = slots_[index];
+    const uint32_t generation = slot.generation + 1;
+    SubmitRecord record{};
+    record.slot = index;
+    record.generation = generation;
+    record.frame_offset = offset_of(area->bytes.data());
+    record.frame_bytes = static_cast<uint32_t>(frame.size());
+    record.span_count = static_cast<uint32_t>(placed.size());
+    record.spans_offset = record.frame_offset + spans_at;
+    // The ring's release publishes this store and the payload before it.
+    segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFilled), std::memory_order_release);
+    const PushOutcome outcome = submit_->push(kSubmitRecord, std::as_bytes(std::span(&record, 1)));
+    if (outcome == PushOutcome::kFull || outcome == PushOutcome::kBroken) {
+      segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFree), std::memory_order_release);
+      slot.generation = generation;
+      release(*area);
+      return fail(outcome == PushOutcome::kFull ? "the submission ring is full" : "the submission ring is broken");
+    }
+    if (outcome == PushOutcome::kPushedRing) daemon_bell_->ring();
+    free_slots_.pop_back();
+    slot.generation = generation;
+    slot.id = request.id;
+    slot.handle = (generation % (UINT32_MAX / kHandleSlots)) * kHandleSlots + index;
+    slot.buffers = {*area};
+    for (const PlacedPart& part : placed) slot.buffers.push_back(part.buffer);
+    return slot.handle;
+  }
+
+  Result<void> take_records() {
+    Record record;
+    bool ring_daemon = false;
+    for (;;) {
+      Result<bool> got = complete_->pop(record, ring_daemon);
+      if (!got) return got.error();
+      if (!*got) break;
+      if (record.kind == kEventRecord && record.content.size() >= sizeof(EventHeader)) take_event(record);
+    }
+    if (ring_daemon) daemon_bell_->ring();
+    return {};
+  }
+
+  void take_event(const Record& record) {
+    const auto header = load_le<EventHeader>(record.content.data());
+    if (header.slot >= slots_.size()) return;
+    Slot& slot = slots_[header.slot];
+    if (slot.id.empty() || slot.generation != header.generation) return;
+    Result<PoolMessage> message = decode(ByteView(record.content).subspan(sizeof(EventHeader)));
+    if (!message) return;
+    std::optional<RequestEvents> events = to_events(std::move(message).value());
+    if (!events) return;
+    const uint32_t handle = slot.handle;
+    for (Event& event : events->events) {
+      const bool end = is_end(event);
+      ready_.emplace_back(handle, std::move(event));
+      if (end) {
+        free_slot(header.slot);
+        return;
+      }
+    }
+  }
+
+  void free_slot(uint32_t index) {
+    Slot& slot = slots_[index];
+    for (const Buffer& buffer : slot.buffers) release(buffer);
+    slot.buffers.clear();
+    slot.id.clear();
+    segment_->slot(index).word.store(slot_word(slot.generation, SlotPhase::kFree), std::memory_order_release);
+    free_slots_.push_back(index);
+  }
+
+  std::optional<std::pair<uint32_t, Event>> take_ready() {
+    std::optional<std::pair<uint32_t, Event>> out(std::move(ready_.front()));
+    ready_.pop_front();
+    return out;
+  }
+
+  // Spins for a few microseconds, then sleeps on the doorbell and the socket's hang-up.
+  void wait_for_events(int64_t deadline_ns) {
+    const int64_t spin_until_ns = monotonic_ns() + kSpinNs;
+    const RingIndices* indices = segment_->complete_ring().indices;
+    const uint64_t seen = indices->tail.load(std::memory_order_relaxed);
+    while (monotonic_ns() < spin_until_ns) {
+      if (indices->tail.load(std::memory_order_relaxed) != seen) return;
+    }
+    if (!complete_->prepare_wait()) return;
+    pollfd entries[2] = {{my_bell_->fd(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
+    const int64_t left_ms = (deadline_ns - monotonic_ns()) / kNsPerMs + 1;
+    const int timeout_ms = deadline_ns == INT64_MAX ? -1 : static_cast<int>(std::clamp<int64_t>(left_ms, 0, 1 << 30));
+    if (::poll(entries, 2, timeout_ms) <= 0) return;
+    if (entries[0].revents != 0) my_bell_->clear();
+    if (entries[1].revents != 0) lose_daemon();
+  }
+
+  // Everything in flight ends with a typed error.
+  void lose_daemon() {
+    (void)take_records();
+    gone_ = true;
+    for (uint32_t index = 0; index < slots_.size(); ++index) {
+      if (slots_[index].id.empty()) continue;
+      RequestError error;
+      error.code = ErrorCode::kNodeLost;
+      error.message = "the edge daemon went away before the answer was complete";
+      ready_.emplace_back(slots_[index].handle, std::move(error));
+      free_slot(index);
+    }
+  }
+
+  UniqueFd socket_;
+  LocalWelcome welcome_;
+  std::unique_ptr<Segment> segment_;
+  std::optional<Doorbell> my_bell_;
+  std::optional<Doorbell> daemon_bell_;
+  std::unique_ptr<ControlDialer> control_;
+  std::optional<RingProducer> submit_;
+  std::optional<RingConsumer> complete_;
+  bip::managed_external_buffer heap_;
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> free_slots_;
+  std::deque<std::pair<uint32_t, Event>> ready_;
+  bool gone_ = false;
+};
+
+// For clients that cannot map memory: whole requests as messages.
+class UnmappedClient final : public LocalClient {
+ public:
+  static Result<std::unique_ptr<LocalClient>> connect(const LocalClientOptions& options) {
+    Result<Handshaken> shaken = shake_hands(options, {});
+    if (!shaken) return shaken.error();
+    Result<std::unique_ptr<ControlDialer>> control =
+        ControlDialer::connect(shaken->welcome.control_endpoint, shaken->welcome.session_token);
+    if (!control) return control.error();
+    return std::unique_ptr<LocalClient>(new UnmappedClient(std::move(*shaken), std::move(control).value()));
+  }
+
+  const LocalWelcome& welcome() const override { return shaken_.welcome; }
+  Result<Buffer> allocate(uint64_t) override { return fail("this session has no shared memory"); }
+  void release(Buffer) override {}
+
+  Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
+    if (!placed.empty()) return fail("this session has no shared memory");
+    if (handles_.size() >= kUnmappedRequestsMax) return fail("too many requests in flight");
+    if (request.id.empty()) request.id = new_request_id();
+    const RequestId id = request.id;
+    if (!control_->send(encode(Submit{std::move(request), 1, 0}))) return fail("the control channel is full");
+    handles_[id] = ++last_handle_;
+    return last_handle_;
+  }
+
+  Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) override {
+    const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
+    while (ready_.empty()) {
+      const int64_t left_ms = (deadline_ns - monotonic_ns()) / kNsPerMs;
+      if (left_ms < 0) return std::optional<std::pair<uint32_t, Event>>();
+      // The daemon's death shows on the socket, not on the control channel.
+      const std::vector<std::byte> frame = control_->receive(static_cast<int>(std::clamp<int64_t>(left_ms, 0, 200)));
+      if (!frame.empty()) {
+        take_frame(frame);
+        continue;
+      }
+      Result<SocketMessage> alive = receive_message(shaken_.socket, 0);
+      if (!alive || alive->hung_up) {
+        handles_.clear();
+        return fail("the edge daemon is gone");
+      }
+      if (left_ms == 0) return std::optional<std::pair<uint32_t, Event>>();
+    }
+    std::optional<std::pair<uint32_t, Event>> out(std::move(ready_.front()));
+    ready_.pop_front();
+    return out;
+  }
+
+  void cancel(uint32_t handle) override {
+    for (const auto& [id, known] : handles_) {
+      if (known == handle) (void)control_->send(encode(Cancel{id, 1}));
+    }
+  }
+
+ private:
+  UnmappedClient(Handshaken shaken, std::unique_ptr<ControlDialer> control)
+      : shaken_(std::move(shaken)), control_(std::move(control)) {}
+
+  void take_frame(const std::vector<std::byte>& frame) {
+    Result<PoolMessage> message = decode(frame);
+    if (!message) return;
+    std::optional<RequestEvents> events = to_events(std::move(message).value());
+    if (!events) return;
+    const auto it = handles_.find(events->id);
+    if (it == handles_.end()) return;
+    const uint32_t handle = it->second;
+    for (Event& event : events->events) {
+      if (is_end(event)) handles_.erase(events->id);
+      ready_.emplace_back(handle, std::move(event));
+    }
+  }
+
+  Handshaken shaken_;
+  std::unique_ptr<ControlDialer> control_;
+  std::map<RequestId, uint32_t> handles_;
+  uint32_t last_handle_ = 0;
+  std::deque<std::pair<uint32_t, Event>> ready_;
+};
+
+}  // namespace
+
+std::string default_local_socket() {
+  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && runtime[0] == '/') {
+    return std::string(runtime) + "/updraft/edge.sock";
+  }
+  return "/tmp/updraft-" + std::to_string(getuid()) + "/edge.sock";
+}
+
+Result<std::unique_ptr<LocalClient>> LocalClient::connect(const LocalClientOptions& options) {
+  return options.map_memory ? MappedClient::connect(options) : UnmappedClient::connect(options);
+}
+
+}  // namespace updraft

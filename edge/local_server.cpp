@@ -1,0 +1,436 @@
+#include "edge/local_server.h"
+
+#include <atomic>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/mailbox.h"
+#include "common/ipc/doorbell.h"
+#include "common/ipc/unix_socket.h"
+#include "common/log/log.h"
+#include "common/message/event_message.h"
+#include "common/message/handshake.h"
+#include "common/message/request_check.h"
+#include "common/net/control_socket.h"
+#include "edge/local_session.h"
+
+namespace updraft {
+namespace {
+
+using namespace ipc;
+
+constexpr int kRequestsPerSessionMax = 64;
+constexpr int kSubmissionsPerTurn = 32;      // fairness between sessions
+constexpr int kControlMessagesPerTurn = 64;
+constexpr size_t kPostedEventsMax = 1 << 16;
+constexpr int64_t kHandshakeNs = 3 * kNsPerSecond;
+
+// What an epoll entry stands for, packed into its 64 bits: session id << 3 | source.
+enum class Source : uint64_t { kListener, kPosted, kControl, kSocket, kDoorbell, kProcess };
+uint64_t tag(Source source, uint64_t session_id = 0) { return session_id << 3 | static_cast<uint64_t>(source); }
+
+// An event of the service on its way to the server's thread.
+struct Posted {
+  uint64_t session_id = 0;
+  LocalTicket ticket;
+  Event event;
+};
+
+class LocalServerImpl final : public LocalServer {
+ public:
+  // The doorbell is shared with the mailbox, which outlives the server in the hands of running sinks.
+  LocalServerImpl(LocalServerConfig config, InferenceService& service, std::shared_ptr<Doorbell> wake)
+      : config_(std::move(config)), service_(service), wake_(std::move(wake)),
+        posted_(std::make_shared<Mailbox<Posted>>(kPostedEventsMax, [bell = wake_] { bell->ring(); })) {}
+
+  ~LocalServerImpl() override {
+    stopping_ = true;
+    wake_->ring();
+    if (thread_.joinable()) thread_.join();
+    // Ends every session: what runs is cancelled, later events of the service fall into a closed mailbox.
+    while (!sessions_.empty()) end_session(sessions_.begin()->first, "the daemon stops");
+    posted_->close();
+    ::unlink(config_.socket_path.c_str());
+  }
+
+  Result<void> open() {
+    Result<UniqueFd> listener = listen_unix(config_.socket_path);
+    if (!listener) return listener.error();
+    listener_ = std::move(listener).value();
+    control_endpoint_ = "ipc://" + config_.socket_path + ".control";
+    Result<std::unique_ptr<ControlListener>> control = ControlListener::bind(control_endpoint_);
+    if (!control) return control.error();
+    control_ = std::move(control).value();
+    ::chmod((config_.socket_path + ".control").c_str(), 0600);
+    epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
+    if (!epoll_) return fail("epoll_create1 failed");
+    watch(listener_.get(), tag(Source::kListener));
+    watch(wake_->fd(), tag(Source::kPosted));
+    watch(control_->poll_fd(), tag(Source::kControl));
+    boot_epoch_ = static_cast<uint64_t>(unix_seconds()) << 20 | (static_cast<uint64_t>(getpid()) & 0xFFFFF);
+    thread_ = std::thread([this] { run(); });
+    return {};
+  }
+
+  LocalServerStats stats() const override {
+    LocalServerStats out;
+    out.sessions = session_count_.load(std::memory_order_relaxed);
+    out.mapped_bytes = mapped_bytes_.load(std::memory_order_relaxed);
+    out.requests_in_flight = requests_.load(std::memory_order_relaxed);
+    out.sessions_refused = refused_.load(std::memory_order_relaxed);
+    out.sessions_broken = broken_.load(std::memory_order_relaxed);
+    return out;
+  }
+
+ private:
+  void watch(int fd, uint64_t what) {
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLRDHUP;
+    event.data.u64 = what;
+    UPDRAFT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
+  }
+
+  // A descriptor whose file the client holds open too stays in the epoll set when it is only closed here.
+  void unwatch(int fd) {
+    if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  }
+
+  void run() {
+    epoll_event events[64];
+    while (!stopping_) {
+      const int timeout_ms = waiting_handshakes_.empty() ? -1 : 200;
+      const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
+      for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
+      // ZeroMQ's descriptor tells only of changes: look each time round.
+      while (control_->receive(kControlMessagesPerTurn, [this](ControlListener::Inbound&& in) { handle_control(std::move(in)); }) > 0) {
+      }
+      drop_late_handshakes();
+    }
+  }
+
+  void handle(uint64_t what, uint32_t events) {
+    const auto source = static_cast<Source>(what & 7);
+    const uint64_t id = what >> 3;
+    switch (source) {
+      case Source::kListener: accept_clients(); return;
+      case Source::kPosted: deliver_posted(); return;
+      case Source::kControl: return;  // handled after every round
+      case Source::kSocket: handle_socket(id, events); return;
+      case Source::kDoorbell: handle_doorbell(id); return;
+      case Source::kProcess: end_session(id, "the client's process ended"); return;
+    }
+  }
+
+  // --- handshakes ---
+  void accept_clients() {
+    for (;;) {
+      Result<UniqueFd> socket = accept_unix(listener_);
+      if (!socket) {
+        log_warn("local client not accepted", {{"why", socket.message()}});
+        return;
+      }
+      if (!*socket) return;
+      const uint64_t id = ++last_session_id_;
+      watch(socket->get(), tag(Source::kSocket, id));
+      waiting_handshakes_.emplace(id, Waiting{std::move(*socket), monotonic_ns()});
+    }
+  }
+
+  void drop_late_handshakes() {
+    const int64_t now_ns = monotonic_ns();
+    for (auto it = waiting_handshakes_.begin(); it != waiting_handshakes_.end();) {
+      it = now_ns - it->second.since_ns > kHandshakeNs ? waiting_handshakes_.erase(it) : std::next(it);
+    }
+  }
+
+  void handle_socket(uint64_t id, uint32_t events) {
+    if (const auto it = waiting_handshakes_.find(id); it != waiting_handshakes_.end()) {
+      UniqueFd socket = std::move(it->second.socket);
+      waiting_handshakes_.erase(it);
+      shake_hands(id, std::move(socket));
+      return;
+    }
+    if ((events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) != 0) {
+      end_session(id, "the client hung up");
+    } else {
+      end_session(id, "the client spoke on the handshake socket after the handshake");
+    }
+  }
+
+  void refuse(const UniqueFd& socket, const std::string& why) {
+    refused_.fetch_add(1, std::memory_order_relaxed);
+    log_warn("local session refused", {{"why", why}});
+    (void)send_message(socket, encode_handshake(LocalRefusal{why}));
+  }
+
+  void shake_hands(uint64_t id, UniqueFd socket) {
+    Result<SocketMessage> message = receive_message(socket, 0);
+    if (!message) return refuse(socket, message.message());
+    if (message->hung_up || message->bytes.empty()) return;
+    Result<Handshake> decoded = decode_handshake(message->bytes);
+    if (!decoded) return refuse(socket, decoded.message());
+    const auto* hello = std::get_if<LocalHello>(&*decoded);
+    if (hello == nullptr) return refuse(socket, "the first message must be a hello");
+    if (hello->abi_version != kAbiVersion || hello->protocol_version != kLocalProtocolVersion) {
+      return refuse(socket, "the client speaks ABI " + std::to_string(hello->abi_version) + " and protocol " +
+                                std::to_string(hello->protocol_version) + ", this daemon " + std::to_string(kAbiVersion) + " and " +
+                                std::to_string(kLocalProtocolVersion));
+    }
+    Result<PeerCredentials> peer = peer_credentials(socket);
+    if (!peer) return refuse(socket, peer.message());
+    if (peer->uid != getuid() && peer->uid != 0) return refuse(socket, "user " + std::to_string(peer->uid) + " may not use this daemon");
+    if (static_cast<int32_t>(sessions_.size()) >= config_.sessions_max) {
+      return refuse(socket, "all " + std::to_string(config_.sessions_max) + " sessions are taken");
+    }
+    auto session = std::make_unique<LocalSession>();
+    session->id = id;
+    session->peer = *peer;
+    session->client_name = hello->client_name;
+    session->token = new_request_id();
+    if (!message->fds.empty()) {
+      if (auto mapped = map_segment(*session, std::move(message->fds)); !mapped) return refuse(socket, mapped.message());
+    }
+    // A client in another pid namespace has no process here; the socket's hang-up still tells of its end.
+    if (Result<UniqueFd> pidfd = peer_pidfd(peer->pid); pidfd) session->pidfd = std::move(pidfd).value();
+    admit(std::move(session), std::move(socket));
+  }
+
+  Result<void> map_segment(LocalSession& session, std::vector<UniqueFd> fds) {
+    if (fds.size() != 3) return fail("the hello carries " + std::to_string(fds.size()) + " descriptors, 0 or 3 are expected");
+    const int64_t left = config_.segment_bytes_per_uid_max - mapped_by_uid_[session.peer.uid];
+    const int64_t allowed = std::min(config_.segment_bytes_max, left);
+    if (allowed <= 0) {
+      return fail("user " + std::to_string(session.peer.uid) + " has used up its " +
+                  std::to_string(config_.segment_bytes_per_uid_max) + " bytes of segments");
+    }
+    Result<std::unique_ptr<Segment>> segment = Segment::adopt(std::move(fds[0]), static_cast<uint64_t>(allowed));
+    if (!segment) return segment.error();
+    Result<Doorbell> client = Doorbell::adopt(std::move(fds[1]));
+    if (!client) return client.error();
+    Result<Doorbell> daemon = Doorbell::adopt(std::move(fds[2]));
+    if (!daemon) return daemon.error();
+    const RingMemory submit = (*segment)->submit_ring();
+    const RingMemory complete = (*segment)->complete_ring();
+    session.mapped.emplace(LocalSession::Mapped{std::move(segment).value(), std::move(client).value(),
+                                                std::move(daemon).value(), RingConsumer(submit), RingProducer(complete)});
+    return {};
+  }
+
+  void admit(std::unique_ptr<LocalSession> session, UniqueFd socket) {
+    const uint64_t id = session->id;
+    LocalWelcome welcome;
+    welcome.boot_epoch = boot_epoch_;
+    welcome.session_token = session->token;
+    welcome.control_endpoint = control_endpoint_;
+    welcome.requests_max = kRequestsPerSessionMax;
+    for (const ModelInfo& model : service_.models()) welcome.models.push_back({model.id, model.context_tokens});
+    if (auto sent = send_message(socket, encode_handshake(welcome)); !sent) return;
+    session->socket = std::move(socket);
+    if (session->pidfd) watch(session->pidfd.get(), tag(Source::kProcess, id));
+    if (session->mapped) {
+      const auto bytes = static_cast<int64_t>(session->mapped->segment->bytes());
+      mapped_by_uid_[session->peer.uid] += bytes;
+      mapped_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+      watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id));
+    }
+    log_info("local session began", {{"session", id}, {"pid", session->peer.pid}, {"client", session->client_name}});
+    by_token_[session->token] = id;
+    sessions_.emplace(id, std::move(session));
+    session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
+    handle_doorbell(id);  // also puts the ring's consumer to sleep, so that the first submission rings
+  }
+
+  void end_session(uint64_t id, const std::string& why) {
+    const auto it = sessions_.find(id);
+    if (it == sessions_.end()) return;
+    LocalSession& session = *it->second;
+    for (const auto& [ticket, request] : session.in_flight) service_.cancel(request.service_id);
+    requests_.fetch_sub(static_cast<int32_t>(session.in_flight.size()), std::memory_order_relaxed);
+    if (session.mapped) {
+      const auto bytes = static_cast<int64_t>(session.mapped->segment->bytes());
+      mapped_by_uid_[session.peer.uid] -= bytes;
+      mapped_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+    }
+    unwatch(session.socket.get());
+    unwatch(session.pidfd.get());
+    if (session.mapped) unwatch(session.mapped->daemon_bell.fd());
+    log_info("local session ended", {{"session", id}, {"in_flight", session.in_flight.size()}, {"why", why}});
+    by_token_.erase(session.token);
+    sessions_.erase(it);
+    session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
+  }
+
+  void break_session(uint64_t id, const std::string& why) {
+    broken_.fetch_add(1, std::memory_order_relaxed);
+    end_session(id, why);
+  }
+
+  // --- requests ---
+  void handle_doorbell(uint64_t id) {
+    const auto it = sessions_.find(id);
+    if (it == sessions_.end() || !it->second->mapped) return;
+    LocalSession& session = *it->second;
+    session.mapped->daemon_bell.clear();
+    if (auto flushed = session.flush_backlog(); !flushed) return break_session(id, flushed.message());
+    for (int taken = 0;;) {
+      Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
+      if (!submission) return break_session(id, submission.message());
+      if (*submission) {
+        start(session, std::move(**submission));
+        if (++taken < kSubmissionsPerTurn) continue;
+        session.mapped->daemon_bell.ring();  // the rest after the others had their turn
+        return;
+      }
+      if (session.mapped->submit.prepare_wait()) return;
+    }
+  }
+
+  void start(LocalSession& session, LocalSession::Submission submission) {
+    Request& request = submission.request;
+    LocalSession::InFlight entry;
+    entry.service_id = new_request_id();
+    entry.client_id = request.id.empty() ? entry.service_id : request.id;  // empty: the frame could not be read
+    request.id = entry.service_id;
+    request.tenant = "uid:" + std::to_string(session.peer.uid);
+    const LocalTicket ticket = submission.ticket;
+    if (!submission.refused && session.in_flight.size() >= kRequestsPerSessionMax) {
+      RequestError busy;
+      busy.code = ErrorCode::kRateLimited;
+      busy.message = "this session has " + std::to_string(kRequestsPerSessionMax) + " requests in flight already";
+      busy.retry_after_ms = 100;
+      submission.refused = std::move(busy);
+    }
+    const std::shared_ptr<std::atomic<bool>> lost = entry.lost;
+    session.in_flight.emplace(ticket, std::move(entry));
+    requests_.fetch_add(1, std::memory_order_relaxed);
+    if (submission.refused) {
+      deliver(session.id, ticket, std::move(*submission.refused));
+      return;
+    }
+    service_.submit(std::move(request), [posted = posted_, id = session.id, ticket, lost](Event event) {
+      const bool end = is_end(event);
+      Posted value{id, ticket, std::move(event)};
+      // One end per admitted request, so ends are bounded. A chunk that finds the mailbox full leaves a gap: the stream
+      // ends with an error then, never with a hole.
+      if (end) {
+        (void)posted->push_reserved(std::move(value));
+      } else if (!posted->push(std::move(value))) {
+        lost->store(true, std::memory_order_relaxed);  // the mailbox's lock orders it before the end that follows
+      }
+    });
+  }
+
+  void deliver_posted() {
+    wake_->clear();
+    for (Posted& posted : posted_->drain()) deliver(posted.session_id, posted.ticket, std::move(posted.event));
+  }
+
+  void deliver(uint64_t session_id, LocalTicket ticket, Event event) {
+    const auto it = sessions_.find(session_id);
+    if (it == sessions_.end()) return;
+    LocalSession& session = *it->second;
+    const auto found = session.in_flight.find(ticket);
+    if (found == session.in_flight.end()) return;
+    LocalSession::InFlight& request = found->second;
+    const bool end = is_end(event);
+    if (request.lost->load(std::memory_order_relaxed) && !request.cancelled_slow) {
+      request.cancelled_slow = true;
+      service_.cancel(request.service_id);
+    }
+    if (request.cancelled_slow && !end) return;
+    if (request.cancelled_slow) event = slow_reader_error();
+    const std::vector<std::byte> frame = encode(to_message(request.client_id, 1, std::move(event)));
+    if (!session.mapped) {
+      (void)control_->send(session.control_peer, frame);
+    } else {
+      Result<bool> sent = session.send_event(ticket, frame, end);
+      if (!sent) return break_session(session_id, sent.message());
+      if (!*sent) {
+        request.cancelled_slow = true;
+        service_.cancel(request.service_id);
+      }
+    }
+    if (end) {
+      session.in_flight.erase(found);
+      requests_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+
+  static RequestError slow_reader_error() {
+    RequestError error;
+    error.code = ErrorCode::kOverloaded;
+    error.message = "the client does not read its answers (" + std::to_string(LocalSession::kBacklogBytesMax) +
+                    " bytes may wait in a session), or its ring is too small for them";
+    return error;
+  }
+
+  // --- the control channel ---
+  void handle_control(ControlListener::Inbound&& in) {
+    const auto it = by_token_.find(in.token);
+    if (it == by_token_.end()) return;  // a session that ended, or a stranger
+    LocalSession& session = *sessions_.at(it->second);
+    Result<PoolMessage> message = decode(in.frame);
+    if (!message) return log_warn("local control message refused", {{"session", session.id}, {"why", message.message()}});
+    if (const auto* cancel = std::get_if<Cancel>(&*message)) {
+      for (const auto& [ticket, request] : session.in_flight) {
+        if (request.client_id == cancel->id) service_.cancel(request.service_id);
+      }
+    } else if (auto* submit = std::get_if<Submit>(&*message); submit != nullptr && !session.mapped) {
+      session.control_peer = in.peer;
+      LocalSession::Submission submission;
+      submission.ticket = {0, session.next_unmapped++};
+      submission.request = std::move(submit->request);
+      submission.refused = check_request(submission.request);
+      start(session, std::move(submission));
+    }
+  }
+
+  struct Waiting {
+    UniqueFd socket;
+    int64_t since_ns;
+  };
+
+  const LocalServerConfig config_;
+  InferenceService& service_;
+  const std::shared_ptr<Doorbell> wake_;
+  std::shared_ptr<Mailbox<Posted>> posted_;
+  std::atomic<bool> stopping_ = false;
+  // Snapshots for stats().
+  std::atomic<int32_t> session_count_ = 0;
+  std::atomic<int64_t> mapped_bytes_ = 0;
+  std::atomic<int32_t> requests_ = 0;
+  std::atomic<int64_t> refused_ = 0;
+  std::atomic<int64_t> broken_ = 0;
+
+  // Owned by the server's thread from here on.
+  UniqueFd listener_;
+  UniqueFd epoll_;
+  std::unique_ptr<ControlListener> control_;
+  std::string control_endpoint_;
+  uint64_t boot_epoch_ = 0;
+  uint64_t last_session_id_ = 0;
+  std::map<uint64_t, Waiting> waiting_handshakes_;
+  std::map<uint64_t, std::unique_ptr<LocalSession>> sessions_;
+  std::map<std::string, uint64_t> by_token_;
+  std::map<uid_t, int64_t> mapped_by_uid_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<LocalServer>> LocalServer::start(const LocalServerConfig& config, InferenceService& service) {
+  Result<Doorbell> wake = Doorbell::create();
+  if (!wake) return wake.error();
+  auto server = std::make_unique<LocalServerImpl>(config, service, std::make_shared<Doorbell>(std::move(wake).value()));
+  if (auto opened = server->open(); !opened) return opened.error();
+  return std::unique_ptr<LocalServer>(std::move(server));
+}
+
+}  // namespace updraft

@@ -1,0 +1,461 @@
+// The local handoff through real sockets and segments, with a service that echoes: what goes in comes out, and a client
+// that dies, lies or sleeps hurts only itself.
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <doctest/doctest.h>
+
+#include "common/base/clock.h"
+#include "common/ipc/doorbell.h"
+#include "common/ipc/unix_socket.h"
+#include "common/message/handshake.h"
+#include "common/message/pool_message.h"
+#include "edge/client/local_client.h"
+#include "edge/local_server.h"
+#include "tests/support/shared_data.h"
+
+using namespace updraft;
+
+namespace {
+
+// Answers with the text of the request's parts (long ones and images as their byte count); holds requests whose model is "hold" until
+// they are cancelled; floods those whose model is "flood".
+class EchoService final : public InferenceService {
+ public:
+  void submit(Request request, EventSink sink) override {
+    Started started;
+    started.node_id = "echo";
+    started.tier = Tier::kEdge;
+    sink(started);
+    if (request.model == "hold") {
+      const std::lock_guard lock(mutex_);
+      held_[request.id] = std::move(sink);
+      return;
+    }
+    if (request.model == "flood") {
+      for (int i = 0; i < 4000; ++i) {
+        TokenChunk chunk;
+        chunk.offset = i;
+        chunk.ids = {i};
+        chunk.text = std::string(1000, 'x');
+        sink(std::move(chunk));
+      }
+      const std::lock_guard lock(mutex_);
+      held_[request.id] = std::move(sink);
+      return;
+    }
+    TokenChunk chunk;
+    chunk.ids = {1};
+    for (const ChatMessage& message : request.messages) {
+      for (const ContentPart& part : message.parts) {
+        const std::string& bytes = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+        chunk.text += bytes.size() < 1000 ? bytes : "[" + std::to_string(bytes.size()) + " " + bytes.substr(1, 3) + "]";
+      }
+    }
+    sink(std::move(chunk));
+    sink(Finished{});
+  }
+  void cancel(const RequestId& id) override {
+    EventSink sink;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto it = held_.find(id);
+      if (it == held_.end()) return;
+      sink = std::move(it->second);
+      held_.erase(it);
+      ++cancelled_;
+    }
+    changed_.notify_all();
+    RequestError error;
+    error.code = ErrorCode::kCancelled;
+    sink(error);
+  }
+  std::vector<ModelInfo> models() const override {
+    ModelInfo model;
+    model.id = "echo";
+    model.context_tokens = 512;
+    return {model};
+  }
+  bool ready(std::string*) const override { return true; }
+
+  bool wait_cancelled(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<RequestId, EventSink> held_;
+  int cancelled_ = 0;
+};
+
+struct Daemon {
+  explicit Daemon(LocalServerConfig config = {}) {
+    config.socket_path = dir.file("edge.sock");
+    Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
+    REQUIRE_MESSAGE(started.ok(), started.message());
+    server = std::move(started).value();
+  }
+  std::unique_ptr<LocalClient> client(bool map_memory = true) {
+    LocalClientOptions options;
+    options.socket_path = dir.file("edge.sock");
+    options.map_memory = map_memory;
+    options.payload_bytes = 2 << 20;
+    Result<std::unique_ptr<LocalClient>> connected = LocalClient::connect(options);
+    REQUIRE_MESSAGE(connected.ok(), connected.message());
+    return std::move(connected).value();
+  }
+  // Waits until `done` holds; the daemon works on its own thread.
+  template <typename Condition>
+  bool eventually(Condition done) {
+    const int64_t deadline_ns = monotonic_ns() + 10 * kNsPerSecond;
+    while (!done()) {
+      if (monotonic_ns() > deadline_ns) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  }
+
+  testing::TempDir dir;
+  EchoService service;
+  std::unique_ptr<LocalServer> server;
+};
+
+Request chat(const std::string& text, const std::string& model = "echo") {
+  Request request;
+  request.model = model;
+  ContentPart part;
+  part.text = text;
+  request.messages.push_back({"user", {part}});
+  return request;
+}
+
+// All events of one request up to its end.
+std::vector<Event> collect(LocalClient& client, uint32_t handle) {
+  std::vector<Event> events;
+  while (events.empty() || !is_end(events.back())) {
+    auto next = client.next(10000);
+    REQUIRE_MESSAGE(next.ok(), next.message());
+    REQUIRE(next->has_value());
+    if ((*next)->first == handle) events.push_back(std::move((*next)->second));
+  }
+  return events;
+}
+
+std::string answer(const std::vector<Event>& events) {
+  std::string text;
+  for (const Event& event : events) {
+    if (const auto* chunk = std::get_if<TokenChunk>(&event)) text += chunk->text;
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("a request crosses shared memory and its answer comes back") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  CHECK(client->welcome().models.at(0).id == "echo");
+  const Result<uint32_t> handle = client->submit(chat("hello"));
+  REQUIRE_MESSAGE(handle.ok(), handle.message());
+  const std::vector<Event> events = collect(*client, *handle);
+  CHECK(std::get<Started>(events.front()).node_id == "echo");
+  CHECK(answer(events) == "hello");
+  CHECK(std::holds_alternative<Finished>(events.back()));
+}
+
+TEST_CASE("a client without shared memory sends whole requests over the control channel") {
+  Daemon daemon;
+  const auto client = daemon.client(false);
+  const Result<uint32_t> handle = client->submit(chat(std::string(100000, 'y')));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*client, *handle)) == "[100000 yyy]");
+}
+
+TEST_CASE("large texts and images lie in the payload area and arrive whole") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const std::string text(100000, 'p');
+  Request request = chat(text);
+  ContentPart image;
+  image.kind = ContentPart::Kind::kImage;
+  image.mime = "image/png";
+  request.messages[0].parts.push_back(image);
+  Result<LocalClient::Buffer> buffer = client->allocate(913728);
+  REQUIRE(buffer.ok());
+  std::memcpy(buffer->bytes.data(), "\x89PNG\r\n\x1a\n", 8);
+  const Result<uint32_t> handle = client->submit(std::move(request), {{0, 1, *buffer}});
+  REQUIRE_MESSAGE(handle.ok(), handle.message());
+  CHECK(answer(collect(*client, *handle)) == "[100000 ppp][913728 PNG]");
+  // Everything was freed with the end: the same again many times fits the same area.
+  for (int i = 0; i < 20; ++i) {
+    const Result<uint32_t> again = client->submit(chat(std::string(900000, 'q')));
+    REQUIRE_MESSAGE(again.ok(), again.message());
+    CHECK(answer(collect(*client, *again)) == "[900000 qqq]");
+  }
+}
+
+TEST_CASE("a cancelled request ends with one last event") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  auto started = client->next(10000);
+  REQUIRE(started.ok());
+  client->cancel(*handle);
+  const std::vector<Event> events = collect(*client, *handle);
+  CHECK(std::get<RequestError>(events.back()).code == ErrorCode::kCancelled);
+}
+
+TEST_CASE("many requests in flight keep their answers apart, and one too many is refused") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  std::map<uint32_t, std::string> expected;
+  for (int i = 0; i < 64; ++i) {
+    const Result<uint32_t> handle = client->submit(chat("request " + std::to_string(i)));
+    REQUIRE(handle.ok());
+    expected[*handle] = "request " + std::to_string(i);
+  }
+  CHECK(client->submit(chat("one more")).message().find("too many requests in flight") != std::string::npos);
+  std::map<uint32_t, std::string> got;
+  for (size_t ended = 0; ended < 64;) {
+    auto next = client->next(10000);
+    REQUIRE(next.ok());
+    REQUIRE(next->has_value());
+    if (const auto* chunk = std::get_if<TokenChunk>(&(*next)->second)) got[(*next)->first] += chunk->text;
+    ended += is_end((*next)->second) ? 1 : 0;
+  }
+  CHECK(got == expected);
+}
+
+TEST_CASE("a client killed with requests in flight is reclaimed within a second") {
+  Daemon daemon;
+  int ready[2];
+  REQUIRE(pipe(ready) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    LocalClientOptions options;
+    options.socket_path = daemon.dir.file("edge.sock");
+    Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
+    if (!client) _exit(1);
+    // The payload is large, so that the daemon may well be reading it at the moment of the kill.
+    for (int i = 0; i < 8; ++i) {
+      if (!(*client)->submit(chat(std::string(500000, 'k'), "hold"))) _exit(2);
+    }
+    if (write(ready[1], "x", 1) != 1) _exit(3);
+    pause();
+    _exit(0);
+  }
+  char byte = 0;
+  REQUIRE(read(ready[0], &byte, 1) == 1);
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 8; }));
+  CHECK(daemon.server->stats().mapped_bytes > 0);
+  const int64_t killed_ns = monotonic_ns();
+  kill(child, SIGKILL);
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+  CHECK(monotonic_ns() - killed_ns < kNsPerSecond);
+  CHECK(daemon.server->stats().mapped_bytes == 0);
+  CHECK(daemon.server->stats().requests_in_flight == 0);
+  CHECK(daemon.service.wait_cancelled(8));
+  waitpid(child, nullptr, 0);
+  close(ready[0]);
+  close(ready[1]);
+  // The daemon serves the next client.
+  const auto client = daemon.client();
+  const Result<uint32_t> handle = client->submit(chat("still here"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*client, *handle)) == "still here");
+}
+
+TEST_CASE("a client that does not read gets a typed error, its sibling notices nothing") {
+  Daemon daemon;
+  const auto sleeper = daemon.client();
+  const auto sibling = daemon.client();
+  const Result<uint32_t> flood = sleeper->submit(chat("x", "flood"));
+  REQUIRE(flood.ok());
+  REQUIRE(daemon.service.wait_cancelled(1));  // the daemon gave up on it
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+  const std::vector<Event> events = collect(*sleeper, *flood);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kOverloaded);
+  CHECK(error->message.find("does not read") != std::string::npos);
+}
+
+TEST_CASE("the daemon's end is an error at the client, and every request in flight ends") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  auto started = client->next(10000);
+  REQUIRE(started.ok());
+  daemon.server.reset();
+  const std::vector<Event> events = collect(*client, *handle);
+  CHECK(std::get<RequestError>(events.back()).code == ErrorCode::kNodeLost);
+  CHECK_FALSE(client->next(100).ok());
+  CHECK_FALSE(client->submit(chat("y")).ok());
+}
+
+TEST_CASE("sessions and memory are limited, and the refusal says so") {
+  LocalServerConfig config;
+  config.sessions_max = 2;
+  config.segment_bytes_max = 4 << 20;
+  config.segment_bytes_per_uid_max = 5 << 20;
+  Daemon daemon(config);
+  LocalClientOptions options;
+  options.socket_path = daemon.dir.file("edge.sock");
+  options.payload_bytes = 16 << 20;
+  CHECK(LocalClient::connect(options).message().find("allowed are") != std::string::npos);
+  const auto first = daemon.client();
+  options.payload_bytes = 2 << 20;
+  CHECK(LocalClient::connect(options).message().find("allowed are") != std::string::npos);  // the user's share is used up
+  const auto second = daemon.client(false);
+  CHECK(LocalClient::connect(options).message().find("all 2 sessions are taken") != std::string::npos);
+}
+
+TEST_CASE("no daemon at the path is one clear line") {
+  LocalClientOptions options;
+  options.socket_path = "/tmp/updraft-no-such-daemon.sock";
+  CHECK(LocalClient::connect(options).message().find("is `updraft edge` or `updraft up` running?") != std::string::npos);
+}
+
+// --- a client that does not keep to the protocol ---
+
+namespace {
+
+using namespace updraft::ipc;
+
+// Speaks the handshake itself, so that it can lie afterwards.
+struct HostileClient {
+  explicit HostileClient(const std::string& path, uint32_t abi = kAbiVersion) {
+    socket = std::move(connect_unix(path)).value();
+    segment = std::move(Segment::create(SegmentShape{4096, 65536, 8, 1 << 20})).value();
+    mine.emplace(std::move(Doorbell::create()).value());
+    theirs.emplace(std::move(Doorbell::create()).value());
+    REQUIRE(send_message(socket, encode_handshake(LocalHello{abi, kLocalProtocolVersion, "hostile"}),
+                         {segment->fd(), mine->fd(), theirs->fd()}).ok());
+    answer = std::move(decode_handshake(std::move(receive_message(socket, 10000)).value().bytes)).value();
+  }
+  void push(SubmitRecord record) {
+    RingProducer producer(segment->submit_ring());
+    (void)producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1)));
+    theirs->ring();
+  }
+  bool hung_up() { return std::move(receive_message(socket, 10000)).value().hung_up; }
+
+  UniqueFd socket;
+  std::unique_ptr<Segment> segment;
+  std::optional<Doorbell> mine, theirs;
+  Handshake answer;
+};
+
+}  // namespace
+
+TEST_CASE("another ABI version is refused with both versions") {
+  Daemon daemon;
+  HostileClient client(daemon.dir.file("edge.sock"), 77);
+  REQUIRE(std::holds_alternative<LocalRefusal>(client.answer));
+  CHECK(std::get<LocalRefusal>(client.answer).message.find("ABI 77") != std::string::npos);
+}
+
+TEST_CASE("impossible ring positions, slots and records end that session only") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto sibling = daemon.client();
+  {
+    HostileClient client(path);
+    client.segment->submit_ring().indices->tail.store(1ULL << 40);
+    client.theirs->ring();
+    CHECK(client.hung_up());
+  }
+  {
+    HostileClient client(path);
+    client.push({0xFFFFFFFF, 1, 0, 0, 0, 0});
+    CHECK(client.hung_up());
+  }
+  {
+    HostileClient client(path);  // a slot that was never filled
+    client.push({0, 1, client.segment->header().payload_offset, 16, 0, 0});
+    CHECK(client.hung_up());
+  }
+  CHECK(daemon.server->stats().sessions_broken == 3);
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+}
+
+TEST_CASE("frames and spans outside the payload area get a typed answer, not a read") {
+  Daemon daemon;
+  HostileClient client(daemon.dir.file("edge.sock"));
+  REQUIRE(std::holds_alternative<LocalWelcome>(client.answer));
+  client.segment->slot(0).word.store(slot_word(1, SlotPhase::kFilled));
+  client.push({0, 1, ~0ULL - 8, 16, 0, 0});
+  RingConsumer consumer(client.segment->complete_ring());
+  Record record;
+  bool ring_producer = false;
+  REQUIRE(daemon.eventually([&] { return std::move(consumer.pop(record, ring_producer)).value(); }));
+  const Result<PoolMessage> message = decode(ByteView(record.content).subspan(sizeof(EventHeader)));
+  REQUIRE(message.ok());
+  REQUIRE(std::holds_alternative<Failed>(*message));
+  CHECK(std::get<Failed>(*message).error.message.find("outside the payload area") != std::string::npos);
+}
+
+TEST_CASE("a client that rewrites its request while the daemon reads it gets an answer or an error, never more") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  HostileClient client(path);
+  const std::vector<std::byte> frame = encode(Submit{[] {
+    Request request = chat("racing", "echo");
+    request.id = new_request_id();
+    return request;
+  }(), 1, 0});
+  std::span<std::byte> payload = client.segment->payload();
+  std::memcpy(payload.data(), frame.data(), frame.size());
+  std::atomic<bool> stop = false;
+  std::thread mutator([&] {
+    for (uint32_t i = 0; !stop; ++i) {
+      auto* byte = reinterpret_cast<volatile unsigned char*>(payload.data() + i * 7919 % frame.size());
+      *byte = static_cast<unsigned char>(*byte + 1);
+    }
+  });
+  RingProducer producer(client.segment->submit_ring());
+  RingConsumer consumer(client.segment->complete_ring());
+  const uint64_t payload_offset = client.segment->header().payload_offset;
+  int ended = 0;
+  for (uint32_t generation = 1; generation <= 300; ++generation) {
+    client.segment->slot(0).word.store(slot_word(generation, SlotPhase::kFilled));
+    const SubmitRecord record{0, generation, payload_offset, static_cast<uint32_t>(frame.size()), 0, payload_offset};
+    REQUIRE(producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1))) != PushOutcome::kBroken);
+    client.theirs->ring();
+    REQUIRE(daemon.eventually([&] {
+      Record event;
+      bool ring_producer = false;
+      while (std::move(consumer.pop(event, ring_producer)).value()) {
+        const Result<PoolMessage> message = decode(ByteView(event.content).subspan(sizeof(EventHeader)));
+        REQUIRE(message.ok());
+        if (std::holds_alternative<Done>(*message) || std::holds_alternative<Failed>(*message)) {
+          ++ended;
+          return true;
+        }
+      }
+      return false;
+    }));
+  }
+  stop = true;
+  mutator.join();
+  CHECK(ended == 300);
+  CHECK(daemon.server->stats().sessions == 1);
+}
