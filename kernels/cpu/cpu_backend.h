@@ -1,5 +1,6 @@
-// The CPU backend: repacked weights, int8 activations per block for quantised weights, a pinned thread pool. The
-// instruction set is chosen once at open; each set is a file compiled with its own flags.
+// The CPU backend: repacked weights, int8 activations per block for quantised weights, a pinned
+// thread pool. The instruction set is chosen once at open; each set is a file compiled with its own
+// flags.
 #pragma once
 
 #include <memory>
@@ -14,12 +15,13 @@ namespace updraft {
 enum class CpuIsa { kGeneric, kAvx2, kAvx512Vnni };
 
 struct CpuConfig {
-  int thread_count = 0;             // 0: one per core in `cores`, or per core of this process's affinity mask
-  std::vector<int> cores;           // pin thread i to cores[i % size]; empty: the process's affinity mask
+  int thread_count = 0;  // 0: one per core in `cores`, or per core of this process's affinity mask
+  std::vector<int> cores;  // pin thread i to cores[i % size]; empty: the process's affinity mask
   bool pin = true;
-  std::optional<CpuIsa> isa;        // empty: the best this machine has. Asking for a missing one is an error
-  uint64_t max_memory_bytes = 0;    // 0: no limit besides the machine's
-  bool exact = false;               // f32 arithmetic for every format (reference numerics), slow
+  std::optional<CpuIsa>
+      isa;  // empty: the best this machine has. Asking for a missing one is an error
+  uint64_t max_memory_bytes = 0;  // 0: no limit besides the machine's
+  bool exact = false;             // f32 arithmetic for every format (reference numerics), slow
 };
 
 // Errors: unknown core, ISA not there, memory.

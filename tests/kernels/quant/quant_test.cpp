@@ -132,7 +132,7 @@ TEST_CASE("Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 give the bytes that ggml gives") {
                                                  {"q5_0_bytes_i8", DType::kQ5_0},
                                                  {"q5_1_bytes_i8", DType::kQ5_1}};
   for (const auto& [key, type] : cases) {
-    CAPTURE(key);
+    CAPTURE(std::string(key));
     const std::vector<double> expected = json_numbers(text.str(), key);
     std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(type, 256)));
     REQUIRE(bytes.size() == expected.size());
@@ -149,7 +149,7 @@ TEST_CASE("random bytes of every block format decode to the definition's values"
   std::mt19937 random(7);
   for (const DType type : kBlockTypes) {
     const DTypeInfo& info = dtype_info(type);
-    CAPTURE(info.name);
+    CAPTURE(std::string(info.name));
     std::vector<std::byte> bytes(static_cast<size_t>(info.block_bytes) * 20 + 1);
     for (std::byte& b : bytes) b = static_cast<std::byte>(random() & 255);
     std::byte* blocks = bytes.data() + 1;           // unaligned on purpose
@@ -211,7 +211,7 @@ TEST_CASE("values that a K format holds exactly survive the round trip") {
 
 TEST_CASE("zero, constant and one-sided blocks decode close to what was given") {
   for (const DType type : kBlockTypes) {
-    CAPTURE(dtype_info(type).name);
+    CAPTURE(std::string(dtype_info(type).name));
     const std::vector<float> zero(256, 0.0F);
     CHECK(mean_square(zero, round_trip(type, zero)) == 0.0);
     const std::vector<float> constant(256, -0.75F);

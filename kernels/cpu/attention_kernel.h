@@ -1,0 +1,322 @@
+// Attention of one block of queries over the pages of its sequence, over any vector type V: one
+// pass over the keys with a running softmax (FlashAttention's recurrence). The queries of a block
+// share one kv head, so K and V are read once for up to kQueryGroup of them; scores come out as
+// whole registers of keys because K is interleaved (kv_layout.h).
+//
+// Batch invariance: keys are taken in chunks of kKeyChunk that depend on positions alone. A query
+// whose keys end before or inside a chunk gets probability 0 for the rest of it and adds exact
+// zeros, as it would alone.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/row_kernel.h"
+
+namespace updraft {
+
+template <class V, DType kType>
+UPDRAFT_INLINE typename V::F load_kv(const std::byte* at) {
+  if constexpr (kType == DType::kF32) {
+    return V::load(reinterpret_cast<const float*>(at));
+  } else if constexpr (kType == DType::kF16) {
+    return V::load_half(at);
+  } else if constexpr (kType == DType::kBF16) {
+    return V::load_bf16(at);
+  } else {
+    return V::load_s8(at);
+  }
+}
+
+// The places of one chunk of keys: group g of 16 positions, of which key_count[g] exist in its
+// page.
+struct KeyChunk {
+  const std::byte* part[kKeyChunk / kKeyGroup];  // page part that holds the group
+  int group_in_page[kKeyChunk / kKeyGroup];
+  int key_first[kKeyChunk / kKeyGroup];  // position of the group's first key in the sequence
+  int key_count[kKeyChunk / kKeyGroup];
+  int group_count;
+};
+
+// Scores of kQueries queries with kColumns registers of keys, each one dimension after the other.
+// scores[t * kKeyChunk + ...] = q[t] . k
+template <class V, DType kType, int kQueries, int kColumns>
+UPDRAFT_INLINE void score_columns(const float* q, int64_t q_stride, int head_dim,
+                                  const std::byte* const* columns, float* scores) {
+  constexpr int kBytes = KvLayout::value_bytes(kType);
+  typename V::F sum[kQueries][kColumns];
+  for (int t = 0; t < kQueries; ++t) {
+    for (int i = 0; i < kColumns; ++i) sum[t][i] = V::zero();
+  }
+  for (int d = 0; d < head_dim; ++d) {
+    typename V::F k[kColumns];
+    for (int i = 0; i < kColumns; ++i)
+      k[i] = load_kv<V, kType>(columns[i] + d * kKeyGroup * kBytes);
+#pragma GCC unroll 8
+    for (int t = 0; t < kQueries; ++t) {
+      const typename V::F x = V::set1(q[t * q_stride + d]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) sum[t][i] = V::fma(k[i], x, sum[t][i]);
+    }
+  }
+  for (int t = 0; t < kQueries; ++t) {
+    for (int i = 0; i < kColumns; ++i) V::store(scores + t * kKeyChunk + i * V::kLanes, sum[t][i]);
+  }
+}
+
+// Scores of kQueries queries with all keys of a chunk. Slots beyond the keys hold anything.
+template <class V, DType kType, int kQueries>
+UPDRAFT_INLINE void score_chunk(const AttentionBlock& op, const KeyChunk& chunk, const float* q,
+                                int64_t q_stride, float* scores) {
+  constexpr int kBytes = KvLayout::value_bytes(kType);
+  constexpr int kPerGroup = kKeyGroup / V::kLanes;
+  constexpr int kColumns = kQueryGroup / kQueries;  // registers at a time: 8 sums in flight
+  const std::byte* columns[kKeyChunk / V::kLanes + kColumns];
+  const int count = chunk.group_count * kPerGroup;
+  for (int i = 0; i < count; ++i) {
+    const int g = i / kPerGroup;
+    columns[i] = chunk.part[g] + chunk.group_in_page[g] * op.kv->k_group_bytes +
+                 (i % kPerGroup) * V::kLanes * kBytes;
+  }
+  // A short last set repeats the last column; its scores land behind the keys' and are not read.
+  for (int i = count; i < count + kColumns; ++i) columns[i] = columns[count - 1];
+  for (int i = 0; i < count; i += kColumns) {
+    float set[kQueries * kKeyChunk];
+    const bool whole = i + kColumns <= count;
+    float* to = whole ? scores + i * V::kLanes : set;
+    score_columns<V, kType, kQueries, kColumns>(q, q_stride, op.head_dim, columns + i, to);
+    if (!whole) {
+      for (int t = 0; t < kQueries; ++t) {
+        __builtin_memcpy(scores + t * kKeyChunk + i * V::kLanes, set + t * kKeyChunk,
+                         static_cast<size_t>(count - i) * V::kLanes * sizeof(float));
+      }
+    }
+  }
+  if constexpr (kType == DType::kQ8_0) {
+    for (int i = 0; i < count; ++i) {
+      const int g = i / kPerGroup;
+      const std::byte* scales =
+          chunk.part[g] + op.kv->k_scale_offset_bytes +
+          4 * (chunk.group_in_page[g] * kKeyGroup + (i % kPerGroup) * V::kLanes);
+      const typename V::F scale = V::load(reinterpret_cast<const float*>(scales));
+      for (int t = 0; t < kQueries; ++t) {
+        float* s = scores + t * kKeyChunk + i * V::kLanes;
+        V::store(s, V::mul(V::load(s), scale));
+      }
+    }
+  }
+}
+
+// Running state of one query: out[d] and
+struct SoftmaxState {
+  float max;
+  float sum;
+};
+
+// Lanes of register `i` of a chunk that hold keys below `limit`.
+template <class V>
+UPDRAFT_INLINE int lanes_below(const KeyChunk& chunk, int i, int limit) {
+  constexpr int kPerGroup = kKeyGroup / V::kLanes;
+  const int g = i / kPerGroup;
+  const int end = chunk.key_first[g] + chunk.key_count[g];
+  const int last = limit < end ? limit : end;
+  const int n = last - (chunk.key_first[g] + (i % kPerGroup) * V::kLanes);
+  return n < 0 ? 0 : n > V::kLanes ? V::kLanes : n;
+}
+
+// Turns a query's scores into probabilities against its new running maximum; returns the factor for
+// what it has so far.
+template <class V>
+UPDRAFT_INLINE float softmax_update(const KeyChunk& chunk, int limit, float* scores,
+                                    SoftmaxState& state) {
+  constexpr int kPerGroup = kKeyGroup / V::kLanes;
+  const int count = chunk.group_count * kPerGroup;
+  const float low = -__builtin_inff();
+  typename V::F peak = V::set1(low);
+  for (int i = 0; i < count; ++i) {
+    const int n = lanes_below<V>(chunk, i, limit);
+    typename V::F s = V::load(scores + i * V::kLanes);
+    if (n < V::kLanes) s = V::keep_first(s, n, low);
+    peak = V::max(peak, s);
+  }
+  const float chunk_max = V::reduce_max(peak);
+  const float max = chunk_max > state.max ? chunk_max : state.max;
+  const typename V::F minus_max = V::set1(-max);
+  typename V::F sum = V::zero();
+  for (int i = 0; i < count; ++i) {
+    const int n = lanes_below<V>(chunk, i, limit);
+    typename V::F p = exp_of<V>(V::add(V::load(scores + i * V::kLanes), minus_max));
+    if (n < V::kLanes) p = V::keep_first(p, n, 0.0F);
+    sum = V::add(sum, p);
+    V::store(scores + i * V::kLanes, p);
+  }
+  const float factor = V::first(exp_of<V>(V::set1(state.max - max)));
+  state.max = max;
+  state.sum = state.sum * factor + V::reduce_add(sum);
+  return factor;
+}
+
+// out[t] = out[t] * factor[t] + sum over keys of p[t][key] * v[key], kVectors registers of
+// dimensions at a time.
+template <class V, DType kType, int kQueries, int kVectors>
+UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk, int key_limit,
+                               const float* p, const float* factor, int dim_first, float* out,
+                               int64_t out_stride) {
+  constexpr int kBytes = KvLayout::value_bytes(kType);
+  typename V::F sum[kQueries][kVectors];
+  for (int t = 0; t < kQueries; ++t) {
+    for (int j = 0; j < kVectors; ++j) {
+      sum[t][j] = V::mul(V::load(out + t * out_stride + j * V::kLanes), V::set1(factor[t]));
+    }
+  }
+  for (int g = 0; g < chunk.group_count; ++g) {
+    const int left = key_limit - chunk.key_first[g];
+    const int keys = left < chunk.key_count[g] ? left : chunk.key_count[g];
+    const std::byte* row = chunk.part[g] + op.kv->v_offset_bytes +
+                           chunk.group_in_page[g] * kKeyGroup * op.kv->v_row_bytes +
+                           static_cast<int64_t>(dim_first) * kBytes;
+    for (int key = 0; key < keys; ++key, row += op.kv->v_row_bytes) {
+      typename V::F v[kVectors];
+      for (int j = 0; j < kVectors; ++j) v[j] = load_kv<V, kType>(row + j * V::kLanes * kBytes);
+#pragma GCC unroll 8
+      for (int t = 0; t < kQueries; ++t) {
+        const typename V::F weight = V::set1(p[t * kKeyChunk + g * kKeyGroup + key]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) sum[t][j] = V::fma(weight, v[j], sum[t][j]);
+      }
+    }
+  }
+  for (int t = 0; t < kQueries; ++t) {
+    for (int j = 0; j < kVectors; ++j) V::store(out + t * out_stride + j * V::kLanes, sum[t][j]);
+  }
+}
+
+// The queries of a block, packed: index = row * group + head in group.
+struct QueryState {
+  float* q;    // [queries][head_dim_padded], scaled
+  float* out;  // [queries][head_dim_padded]
+  SoftmaxState* softmax;
+  float* scores;  // [kQueryGroup][kKeyChunk]
+};
+
+template <class V, DType kType, int kQueries>
+__attribute__((noinline)) void attend_queries(const AttentionBlock& op, const KeyChunk& chunk,
+                                              int query, const QueryState& state) {
+  const int64_t stride = op.kv->head_dim_padded;
+  const int key_first = chunk.key_first[0];
+  // The last query of the group sees most.
+  const int limit_max = op.first_key_count + (query + kQueries - 1) / op.group;
+  if (limit_max <= key_first) return;
+  score_chunk<V, kType, kQueries>(op, chunk, state.q + query * stride, stride, state.scores);
+  float factor[kQueries];
+  for (int t = 0; t < kQueries; ++t) {
+    const int limit = op.first_key_count + (query + t) / op.group;
+    float* scores = state.scores + t * kKeyChunk;
+    factor[t] = 1.0F;
+    if (limit > key_first) {
+      factor[t] = softmax_update<V>(chunk, limit, scores, state.softmax[query + t]);
+    } else {
+      for (int i = 0; i < kKeyChunk; ++i) scores[i] = 0.0F;
+    }
+  }
+  if constexpr (kType == DType::kQ8_0) {  // V's scale goes into the probability
+    for (int g = 0; g < chunk.group_count; ++g) {
+      const auto* scales =
+          reinterpret_cast<const float*>(chunk.part[g] + op.kv->v_scale_offset_bytes) +
+          chunk.group_in_page[g] * kKeyGroup;
+      for (int t = 0; t < kQueries; ++t) {
+        float* p = state.scores + t * kKeyChunk + g * kKeyGroup;
+        for (int i = 0; i < kKeyGroup; i += V::kLanes)
+          V::store(p + i, V::mul(V::load(p + i), V::load(scales + i)));
+      }
+    }
+  }
+  // Fewer queries than a register file holds sums for: at most 4 at a time.
+  constexpr int kPart = kQueries > 4 ? 4 : kQueries;
+  for (int t = 0; t < kQueries; t += kPart) {
+    const float* p = state.scores + t * kKeyChunk;
+    float* out = state.out + (query + t) * stride;
+    int dim = 0;
+    for (; dim + V::kSlab * V::kLanes <= stride; dim += V::kSlab * V::kLanes) {
+      add_values<V, kType, kPart, V::kSlab>(op, chunk, limit_max, p, factor + t, dim, out + dim,
+                                            stride);
+    }
+    for (; dim < stride; dim += V::kLanes) {
+      add_values<V, kType, kPart, 1>(op, chunk, limit_max, p, factor + t, dim, out + dim, stride);
+    }
+  }
+}
+
+// The groups of 16 positions from `group` on, up to a chunk's worth, as far as `key_limit`.
+UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_limit,
+                                 KeyChunk& chunk) {
+  const KvLayout& kv = *op.kv;
+  chunk.group_count = 0;
+  for (int i = 0; i < kKeyChunk / kKeyGroup; ++i) {
+    const int page = (group + i) / kv.groups_per_page;
+    const int in_page = (group + i) % kv.groups_per_page;
+    const int first = page * kv.page_tokens + in_page * kKeyGroup;
+    if (first >= key_limit) return;
+    const int in_group = kv.page_tokens - in_page * kKeyGroup;
+    chunk.part[i] = op.pool + op.pages[page] * op.page_stride_bytes;
+    chunk.group_in_page[i] = in_page;
+    chunk.key_first[i] = first;
+    chunk.key_count[i] = in_group < kKeyGroup ? in_group : kKeyGroup;
+    chunk.group_count = i + 1;
+  }
+}
+
+template <class V, DType kType>
+void attend_block(const AttentionBlock& op) {
+  const int queries = op.row_count * op.group;
+  const int64_t stride = op.kv->head_dim_padded;
+  QueryState state;
+  state.q = op.scratch;
+  state.out = state.q + queries * stride;
+  state.softmax = reinterpret_cast<SoftmaxState*>(state.out + queries * stride);
+  state.scores = state.out + queries * stride + 2 * queries;
+  for (int i = 0; i < queries; ++i) {
+    const float* from = op.q + (i / op.group) * op.q_row_stride + (i % op.group) * op.head_dim;
+    for (int d = 0; d < op.head_dim; ++d) state.q[i * stride + d] = from[d] * op.scale;
+    for (int64_t d = 0; d < stride; ++d) state.out[i * stride + d] = 0.0F;
+    state.softmax[i] = {-__builtin_inff(), 0.0F};
+  }
+  const int key_limit = op.first_key_count + op.row_count - 1;
+  KeyChunk chunk;
+  constexpr int kGroups = kKeyChunk / kKeyGroup;
+  for (int group = 0;; group += kGroups) {
+    locate_chunk(op, group, key_limit, chunk);
+    if (chunk.group_count == 0) break;
+    int i = 0;
+    for (; i + 8 <= queries; i += 8) attend_queries<V, kType, 8>(op, chunk, i, state);
+    if (i + 4 <= queries) {
+      attend_queries<V, kType, 4>(op, chunk, i, state);
+      i += 4;
+    }
+    if (i + 2 <= queries) {
+      attend_queries<V, kType, 2>(op, chunk, i, state);
+      i += 2;
+    }
+    if (i < queries) attend_queries<V, kType, 1>(op, chunk, i, state);
+  }
+  for (int i = 0; i < queries; ++i) {
+    float* to = op.out + (i / op.group) * op.out_row_stride + (i % op.group) * op.head_dim;
+    const float inverse = 1.0F / state.softmax[i].sum;
+    for (int d = 0; d < op.head_dim; ++d) to[d] = state.out[i * stride + d] * inverse;
+  }
+}
+
+template <class V>
+void attend(const AttentionBlock& op) {
+  switch (op.kv->type) {
+    case DType::kF32:
+      return attend_block<V, DType::kF32>(op);
+    case DType::kF16:
+      return attend_block<V, DType::kF16>(op);
+    case DType::kBF16:
+      return attend_block<V, DType::kBF16>(op);
+    default:
+      return attend_block<V, DType::kQ8_0>(op);
+  }
+}
+
+}  // namespace updraft

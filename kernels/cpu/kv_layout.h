@@ -1,0 +1,58 @@
+// Where K and V lie in the pool. The pool is one array per layer of pages, a page one part per kv
+// head:
+//
+//   part:  K in groups of 16 positions, each [head_dim][16]: one register holds one dimension of 16
+//   keys, so 16 scores
+//          need no horizontal sums
+//          V as rows [position][head_dim padded to 16]
+//          int8 pages only: the scales of K, then of V, f32 [positions padded to 16]
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/quant/dtype.h"
+
+namespace updraft {
+
+inline constexpr int kKeyGroup = 16;   // positions interleaved in K
+inline constexpr int kKeyChunk = 128;  // keys between two updates of the running softmax
+inline constexpr int kQueryGroup = 8;  // queries that share one read of K and V
+
+struct KvLayout {
+  DType type = DType::kF16;
+  int head_dim = 0;
+  int head_dim_padded = 0;  // multiple of 16
+  int page_tokens = 0;
+  int groups_per_page = 0;
+  int64_t k_group_bytes = 0;
+  int64_t v_offset_bytes = 0;
+  int64_t v_row_bytes = 0;
+  int64_t k_scale_offset_bytes = 0;
+  int64_t v_scale_offset_bytes = 0;
+  int64_t part_bytes = 0;  // one kv head of one page of one layer
+
+  static constexpr int value_bytes(DType type) {
+    return type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
+  }
+
+  static constexpr KvLayout of(DType type, int head_dim, int page_tokens) {
+    KvLayout kv;
+    const int bytes = value_bytes(type);
+    kv.type = type;
+    kv.head_dim = head_dim;
+    kv.head_dim_padded = (head_dim + 15) / 16 * 16;
+    kv.page_tokens = page_tokens;
+    kv.groups_per_page = (page_tokens + kKeyGroup - 1) / kKeyGroup;
+    const int64_t slots = static_cast<int64_t>(kv.groups_per_page) * kKeyGroup;
+    kv.k_group_bytes = static_cast<int64_t>(head_dim) * kKeyGroup * bytes;
+    kv.v_offset_bytes = (kv.groups_per_page * kv.k_group_bytes + 63) / 64 * 64;
+    kv.v_row_bytes = static_cast<int64_t>(kv.head_dim_padded) * bytes;
+    kv.k_scale_offset_bytes = (kv.v_offset_bytes + slots * kv.v_row_bytes + 63) / 64 * 64;
+    const int64_t scale_bytes = type == DType::kQ8_0 ? slots * 4 : 0;
+    kv.v_scale_offset_bytes = kv.k_scale_offset_bytes + scale_bytes;
+    kv.part_bytes = kv.v_scale_offset_bytes + scale_bytes;
+    return kv;
+  }
+};
+
+}  // namespace updraft

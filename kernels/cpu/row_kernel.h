@@ -1,0 +1,238 @@
+// What is done to one row at a time, over any vector type V: quantising activations, norms,
+// rotation, KV append, silu.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/inline.h"
+#include "kernels/cpu/kernels.h"
+
+namespace updraft {
+
+// e^x to about 1e-7 relative on [-87, 88]; the ends hold outside. x = n ln 2 + r, |r| <= ln 2 / 2;
+// the polynomial is Cephes' expf (S. Moshier).
+template <class V>
+UPDRAFT_INLINE typename V::F exp_of(typename V::F x) {
+  x = V::max(V::min(x, V::set1(88.0F)), V::set1(-87.0F));
+  const typename V::F n = V::round(V::mul(x, V::set1(1.44269504088896341F)));
+  // ln 2 in two parts, so that n * ln 2 loses nothing.
+  typename V::F r = V::fma(n, V::set1(-0.693359375F), x);
+  r = V::fma(n, V::set1(2.12194440e-4F), r);
+  typename V::F p = V::set1(1.9875691500e-4F);
+  p = V::fma(p, r, V::set1(1.3981999507e-3F));
+  p = V::fma(p, r, V::set1(8.3334519073e-3F));
+  p = V::fma(p, r, V::set1(4.1665795894e-2F));
+  p = V::fma(p, r, V::set1(1.6666665459e-1F));
+  p = V::fma(p, r, V::set1(5.0000001201e-1F));
+  p = V::fma(V::mul(p, r), r, V::add(r, V::set1(1.0F)));
+  return V::scale_by_power(p, n);
+}
+
+template <class V>
+void quantize_acts(const float* x, int64_t cols, ActBlock* out) {
+  constexpr int kVectors = 32 / V::kLanes;
+  for (int64_t b = 0; b < cols / 32; ++b, x += 32) {
+    typename V::F v[kVectors];
+    typename V::F peak = V::zero();
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = V::load(x + i * V::kLanes);
+      peak = V::max(peak, V::abs(v[i]));
+    }
+    const float amax = V::reduce_max(peak);
+    // Below, 127 / amax would overflow; such a block is as good as zero.
+    const bool zero = !(amax > 1e-30F);
+    const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
+    typename V::I low = V::set1_int(0);
+    typename V::I high = V::set1_int(0);
+    for (int i = 0; i < kVectors; ++i) {
+      const typename V::I q = V::round_to_int(V::mul(v[i], inverse));
+      V::store_s8(out[b].q + i * V::kLanes, q);
+      if (i < kVectors / 2) {
+        low = V::add_int(low, q);
+      } else {
+        high = V::add_int(high, q);
+      }
+    }
+    const int32_t sum_low = V::reduce_add_int(low);
+    const int32_t sum_high = V::reduce_add_int(high);
+    const int32_t sum = sum_low + sum_high;
+    out[b].scale = zero ? 0.0F : amax / 127.0F;
+    out[b].scaled_sum = out[b].scale * static_cast<float>(sum);
+    out[b].neg_sum = -sum;
+    out[b].neg_sum_low = -sum_low;
+    out[b].neg_sum_high = -sum_high;
+  }
+}
+
+// 1 / sqrt(mean(x^2) + eps)
+template <class V>
+UPDRAFT_INLINE float inverse_rms(const float* x, int64_t dim, float eps) {
+  typename V::F sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  int64_t i = 0;
+  for (; i + 4 * V::kLanes <= dim; i += 4 * V::kLanes) {
+    for (int k = 0; k < 4; ++k) {
+      const typename V::F v = V::load(x + i + k * V::kLanes);
+      sum[k] = V::fma(v, v, sum[k]);
+    }
+  }
+  for (; i < dim; i += V::kLanes) {
+    const int n = dim - i < V::kLanes ? static_cast<int>(dim - i) : V::kLanes;
+    const typename V::F v = V::load_first(x + i, n);
+    sum[0] = V::fma(v, v, sum[0]);
+  }
+  const float total = V::reduce_add(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+  return 1.0F / __builtin_sqrtf(total / static_cast<float>(dim) + eps);
+}
+
+// Runs f(offset, lane count) over [0, dim) in vectors; the last may be short.
+template <class V, class Body>
+UPDRAFT_INLINE void for_vectors(int64_t dim, Body body) {
+  int64_t i = 0;
+  for (; i + V::kLanes <= dim; i += V::kLanes) body(i, V::kLanes);
+  if (i < dim) body(i, static_cast<int>(dim - i));
+}
+
+template <class V>
+UPDRAFT_INLINE typename V::F load_some(const float* p, int n) {
+  return n == V::kLanes ? V::load(p) : V::load_first(p, n);
+}
+template <class V>
+UPDRAFT_INLINE void store_some(float* p, typename V::F v, int n) {
+  if (n == V::kLanes) {
+    V::store(p, v);
+  } else {
+    V::store_first(p, v, n);
+  }
+}
+
+template <class V>
+UPDRAFT_INLINE void scale_row(const float* x, const float* norm, float factor, float* out,
+                              int64_t dim) {
+  for_vectors<V>(dim, [&](int64_t i, int n) {
+    const auto scaled = V::mul(load_some<V>(x + i, n), V::set1(factor));
+    store_some<V>(out + i, V::mul(scaled, load_some<V>(norm + i, n)), n);
+  });
+}
+
+template <class V>
+void residual_norm_row(float* hidden, const float* delta, const float* delta_norm,
+                       const float* norm, float eps, float* out, int64_t dim) {
+  if (delta != nullptr) {
+    const float factor = delta_norm != nullptr ? inverse_rms<V>(delta, dim, eps) : 1.0F;
+    for_vectors<V>(dim, [&](int64_t i, int n) {
+      typename V::F add = load_some<V>(delta + i, n);
+      if (delta_norm != nullptr) {
+        add = V::mul(V::mul(add, V::set1(factor)), load_some<V>(delta_norm + i, n));
+      }
+      store_some<V>(hidden + i, V::add(load_some<V>(hidden + i, n), add), n);
+    });
+  }
+  if (out != nullptr) scale_row<V>(hidden, norm, inverse_rms<V>(hidden, dim, eps), out, dim);
+}
+
+template <class V>
+void prepare_head_row(float* x, int head_dim, const float* norm, float eps, const RopeRow& rope) {
+  if (norm != nullptr) scale_row<V>(x, norm, inverse_rms<V>(x, head_dim, eps), x, head_dim);
+  if (rope.interleaved) {
+    for (int i = 0; i < rope.pairs; ++i) {
+      const float a = x[2 * i];
+      const float b = x[2 * i + 1];
+      x[2 * i] = a * rope.cos[i] - b * rope.sin[i];
+      x[2 * i + 1] = a * rope.sin[i] + b * rope.cos[i];
+    }
+    return;
+  }
+  float* y = x + rope.pairs;
+  for_vectors<V>(rope.pairs, [&](int64_t i, int n) {
+    const auto a = load_some<V>(x + i, n);
+    const auto b = load_some<V>(y + i, n);
+    const auto cos = load_some<V>(rope.cos + i, n);
+    const auto sin = load_some<V>(rope.sin + i, n);
+    store_some<V>(x + i, V::sub(V::mul(a, cos), V::mul(b, sin)), n);
+    store_some<V>(y + i, V::add(V::mul(a, sin), V::mul(b, cos)), n);
+  });
+}
+
+// `count` floats in the pages' type, contiguous. int8: x / scale rounded.
+template <class V>
+UPDRAFT_INLINE void convert_values(const float* x, int count, DType type, float inverse_scale,
+                                   std::byte* out) {
+  float padded[V::kLanes];
+  for (int i = 0; i < count; i += V::kLanes) {
+    const int n = count - i < V::kLanes ? count - i : V::kLanes;
+    const typename V::F v = load_some<V>(x + i, n);
+    std::byte whole[4 * V::kLanes];
+    const int bytes = type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
+    switch (type) {
+      case DType::kF16:
+        V::store_half(whole, v);
+        break;
+      case DType::kBF16:
+        V::store_bf16(whole, v);
+        break;
+      case DType::kQ8_0:
+        V::store_s8(reinterpret_cast<int8_t*>(whole),
+                    V::round_to_int(V::mul(v, V::set1(inverse_scale))));
+        break;
+      default:
+        V::store(padded, v);
+        __builtin_memcpy(whole, padded, sizeof padded);
+        break;
+    }
+    __builtin_memcpy(out + i * bytes, whole, static_cast<size_t>(n * bytes));
+  }
+}
+
+template <class V>
+UPDRAFT_INLINE float peak_of(const float* x, int count) {
+  typename V::F peak = V::zero();
+  for_vectors<V>(count,
+                 [&](int64_t i, int n) { peak = V::max(peak, V::abs(load_some<V>(x + i, n))); });
+  return V::reduce_max(peak);
+}
+
+// Columns of K lie 16 values apart, V is a row.
+template <class V>
+void store_kv_row(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v) {
+  const int group = slot / kKeyGroup;
+  const int lane = slot % kKeyGroup;
+  const DType type = kv.type;
+  const int bytes = type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
+  float k_inverse = 1.0F;
+  float v_inverse = 1.0F;
+  if (type == DType::kQ8_0) {
+    const float k_peak = peak_of<V>(k, kv.head_dim);
+    const float v_peak = peak_of<V>(v, kv.head_dim);
+    const float k_scale = k_peak / 127.0F;
+    const float v_scale = v_peak / 127.0F;
+    __builtin_memcpy(head + kv.k_scale_offset_bytes + 4 * slot, &k_scale, 4);
+    __builtin_memcpy(head + kv.v_scale_offset_bytes + 4 * slot, &v_scale, 4);
+    k_inverse = k_peak > 1e-30F ? 127.0F / k_peak : 0.0F;
+    v_inverse = v_peak > 1e-30F ? 127.0F / v_peak : 0.0F;
+  }
+  std::byte* column = head + group * kv.k_group_bytes + lane * bytes;
+  for (int first = 0; first < kv.head_dim; first += 64) {
+    const int count = kv.head_dim - first < 64 ? kv.head_dim - first : 64;
+    std::byte part[64 * 4];
+    convert_values<V>(k + first, count, type, k_inverse, part);
+    std::byte* to = column + static_cast<int64_t>(first) * kKeyGroup * bytes;
+    for (int i = 0; i < count; ++i) {
+      __builtin_memcpy(to + i * kKeyGroup * bytes, part + i * bytes, static_cast<size_t>(bytes));
+    }
+  }
+  convert_values<V>(v, kv.head_dim, type, v_inverse,
+                    head + kv.v_offset_bytes + slot * kv.v_row_bytes);
+}
+
+// out[i] = silu(in[i]) * in[dim + i], silu(x) = x / (1 + e^-x).
+template <class V>
+void silu_mul_row(const float* in, float* out, int64_t dim) {
+  for_vectors<V>(dim, [&](int64_t i, int n) {
+    const auto gate = load_some<V>(in + i, n);
+    const auto up = load_some<V>(in + dim + i, n);
+    const auto silu = V::div(gate, V::add(V::set1(1.0F), exp_of<V>(V::sub(V::zero(), gate))));
+    store_some<V>(out + i, V::mul(silu, up), n);
+  });
+}
+
+}  // namespace updraft
