@@ -105,6 +105,10 @@ Result<void> SpmTokenizer::map_tokens() {
                   std::string(1, "0123456789ABCDEF"[byte & 15]) +
                   "> and no unknown token to stand in for it");
     }
+    if (std::binary_search(stop_ids().begin(), stop_ids().end(), unknown)) {
+      return fail("tokenizer: the vocabulary lacks byte tokens and its unknown token " +
+                  std::to_string(unknown) + " ends a text, so a user could end one");
+    }
     byte_ids_[byte] = unknown;
   }
   return {};

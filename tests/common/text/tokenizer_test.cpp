@@ -211,7 +211,8 @@ TEST_CASE("stop ids of a GLM vocabulary include its role markers and </answer>")
 }
 
 TEST_CASE("unused and filler tokens are banned, stop ids never") {
-  TokenizerData data = byte_vocabulary({"a b"}, {"[PAD151646]", "[PADDING]", "spare", "<|endoftext|>"});
+  TokenizerData data =
+      byte_vocabulary({"a b"}, {"[PAD151646]", "[PADDING]", "spare", "<|endoftext|>"});
   data.types[258] = 1;
   data.types[259] = 5;
   data.types[260] = 5;
@@ -312,6 +313,17 @@ TEST_CASE("an SPM vocabulary without byte tokens writes one unknown token per ch
   const auto tokenizer = made(data);
   CHECK(plain(*tokenizer, "aéa") == Ids{1, 2, 0, 2});
   CHECK(plain(*tokenizer, "éé") == Ids{1, 0, 0});
+}
+
+TEST_CASE("an unknown token that ends texts cannot stand in for bytes") {
+  TokenizerData data = spm_vocabulary({"▁a"});
+  data.unknown_id = data.eos_id;
+  CHECK(made(data)->stop_ids() == Ids{2});  // not needed: every byte has its token
+  data.tokens[3 + 0xE4] = "x";
+  data.types[3 + 0xE4] = 1;
+  CHECK(refusal(data) ==
+        "tokenizer: the vocabulary lacks byte tokens and its unknown token 2 ends a text, so a "
+        "user could end one");
 }
 
 TEST_CASE("files without token types: byte tokens are known by their names") {
