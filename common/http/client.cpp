@@ -270,7 +270,7 @@ Result<HttpResponse> HttpClient::exchange(
     if (!got) return written ? got.error() : written.error();
     error_code ec;
     if (*got == 0) {
-      parser.put_eof(ec);
+      if (parser.got_some()) parser.put_eof(ec);
       if (ec || !parser.is_done())
         return fail(wire.where() + ": the connection ended before the answer did");
       break;

@@ -330,7 +330,7 @@ TEST_CASE("a request that does not end in time is answered 408") {
   Fixture f;
   f.config.limits.request_read_timeout_ms = 150;
   f.start();
-  for (const std::string part : {std::string("GET /liv"), chat(kChatBody).substr(0, 150)}) {
+  for (const std::string& part : {std::string("GET /liv"), chat(kChatBody).substr(0, 150)}) {
     RawSocket socket(f.port());
     socket.send_all(part);
     CHECK(socket.read_to_end(3000));
