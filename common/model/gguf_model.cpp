@@ -140,7 +140,9 @@ void read_rope_scaling(Keys& keys, const GgufFile& file, Hyperparameters& h) {
   }
   h.rope_scaling.factor = keys.number(kFactorKey);
   h.rope_scaling.kind = text == "yarn" ? RopeScaling::Kind::kYarn : RopeScaling::Kind::kLinear;
-  if (text == "yarn") read_yarn(keys, h.rope_scaling);
+  if (text != "yarn") return;
+  read_yarn(keys, h.rope_scaling);
+  h.context_tokens = extended_context_tokens(h);
 }
 
 // The table in the architecture's column "GGUF rope": llama and the GLMs are stored interleaved,
@@ -293,7 +295,8 @@ Result<Hyperparameters> hyperparameters_of(const GgufFile& file, const TensorTab
   const auto checked = check_hyperparameters(
       h, {"key " + keys.name("attention.head_count"), "key " + keys.name("attention.head_count_kv"),
           "head dimension", "key " + keys.name("rope.dimension_count"),
-          "key " + keys.name("rope.dimension_sections"), "key " + keys.name(kFactorKey)});
+          "key " + keys.name("rope.dimension_sections"), "key " + keys.name(kFactorKey),
+          "key " + keys.name("rope.scaling.yarn_")});
   if (!checked) return checked.error(file.path());
   if (!table.empty()) {
     const auto rows = embedding_rows(table, gguf_names(), h.hidden_dim);

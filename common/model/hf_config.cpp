@@ -116,10 +116,7 @@ void read_yarn(Members& rope, Hyperparameters& h) {
     if (rope.find(key) != nullptr) rope.refuse(rope.name(key) + " is not supported");
   }
   rope.require("truncate", true);
-  // The configuration gives the context before the extension.
-  const double extended = static_cast<double>(scaling.original_context_tokens) * scaling.factor;
-  h.context_tokens = static_cast<int32_t>(std::clamp<double>(
-      extended, h.context_tokens, std::max<double>(h.context_tokens, kContextTokensMax)));
+  h.context_tokens = extended_context_tokens(h);
 }
 
 void read_sections(Members& rope, Hyperparameters& h) {
@@ -296,7 +293,8 @@ HyperparameterNames config_names(const Members& members, bool old_chatglm) {
           "head dimension",
           "rotary dimensions",
           members.name("mrope_section"),
-          members.name("rope_scaling.factor")};
+          members.name("rope_scaling.factor"),
+          members.name("rope_scaling.")};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Names of architectures and the checks between hyperparameters.
 #include "common/model/hyperparameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -38,6 +39,14 @@ std::string unsupported_architecture(std::string_view name) {
   return out + ")";
 }
 
+int32_t extended_context_tokens(const Hyperparameters& h) {
+  if (h.rope_scaling.kind != RopeScaling::Kind::kYarn) return h.context_tokens;
+  const double extended =
+      static_cast<double>(h.rope_scaling.original_context_tokens) * h.rope_scaling.factor;
+  const double limit = std::max<double>(h.context_tokens, kContextTokensMax);
+  return static_cast<int32_t>(std::clamp<double>(extended, h.context_tokens, limit));
+}
+
 Result<void> check_hyperparameters(const Hyperparameters& h, const HyperparameterNames& names) {
   if (h.head_count % h.kv_head_count != 0) {
     return fail(names.kv_head_count + " " + std::to_string(h.kv_head_count) + " does not divide " +
@@ -68,12 +77,12 @@ Result<void> check_hyperparameters(const Hyperparameters& h, const Hyperparamete
   }
   if (scaling.kind == RopeScaling::Kind::kLlama3 &&
       !(scaling.low_freq_factor < scaling.high_freq_factor)) {
-    return fail("low_freq_factor " + number_text(scaling.low_freq_factor) +
+    return fail(names.rope_prefix + "low_freq_factor " + number_text(scaling.low_freq_factor) +
                 " is not below high_freq_factor " + number_text(scaling.high_freq_factor));
   }
   if (scaling.kind == RopeScaling::Kind::kYarn && !(scaling.beta_slow < scaling.beta_fast)) {
-    return fail("yarn beta_slow " + number_text(scaling.beta_slow) + " is not below beta_fast " +
-                number_text(scaling.beta_fast));
+    return fail(names.rope_prefix + "beta_slow " + number_text(scaling.beta_slow) +
+                " is not below beta_fast " + number_text(scaling.beta_fast));
   }
   return {};
 }

@@ -27,9 +27,14 @@ std::optional<Architecture> architecture_from_name(std::string_view name);
 // `architecture "phi3" is not supported (supported: llama, ...)`.
 std::string unsupported_architecture(std::string_view name);
 
+// The context that yarn extends to, when the file gives the one before the extension; otherwise
+// context_tokens itself.
+int32_t extended_context_tokens(const Hyperparameters& h);
+
 // The names a container gives to the fields that are checked against each other, for messages.
 struct HyperparameterNames {
   std::string head_count, kv_head_count, head_dim, rope_dims, mrope_sections, rope_factor;
+  std::string rope_prefix;  // in front of low_freq_factor, beta_slow and so on
 };
 
 // Checks between fields, once each is in its range: kv_head_count divides head_count, rope_dims

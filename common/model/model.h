@@ -52,8 +52,8 @@ struct Hyperparameters {
   float rope_base = 10000.0F;
   RopeScaling rope_scaling;
   bool tied_embeddings = false;
-  // glm4 with M-RoPE sections (GLM-4.1V): text uses the half layout with equal positions; zeros
-  // otherwise.
+  // glm4 with M-RoPE sections (GLM-4.1V), zeros otherwise. Text has equal positions in all
+  // sections, so only rope_style matters for it: halves in GGUF, interleaved in safetensors.
   std::array<int32_t, 4> mrope_sections{};
 };
 
@@ -85,8 +85,10 @@ struct Weights {
 // Tokenizer as the file describes it, unvalidated beyond sizes (common/text/tokenizer.h builds on
 // it).
 struct TokenizerData {
-  std::string model;  // "gpt2" (byte-level BPE) or "llama" (SPM); empty: the file has no tokenizer
-  std::string pre;    // splitter name, gpt2 only
+  // "gpt2" (byte-level BPE) or "llama" (SPM); empty: the file has no tokenizer; else a kind that is
+  // not supported.
+  std::string model;
+  std::string pre;                  // splitter name, gpt2 only
   std::vector<std::string> tokens;  // by id
   std::vector<float> scores;        // SPM; empty or one per token
   std::vector<int32_t>

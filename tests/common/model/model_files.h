@@ -30,7 +30,7 @@ void check_refused(const Result<T>& result, std::initializer_list<const char*> p
   REQUIRE_FALSE(result.ok());
   for (const char* part : parts) {
     INFO(result.message());
-    INFO(part);
+    INFO(std::string(part));
     CHECK(contains(result.message(), part));
   }
 }
