@@ -1,0 +1,444 @@
+// What nodes say to the router's core, and the passing of time. A request's own way is in
+// core_requests.cpp.
+#include "cloud/router/core.h"
+
+#include <algorithm>
+
+#include "common/base/bytes.h"
+#include "common/base/clock.h"
+
+namespace updraft {
+namespace {
+
+constexpr int64_t kSweepEveryNs = 50 * kNsPerMs;
+constexpr int64_t kModelsEveryNs = 100 * kNsPerMs;
+constexpr int64_t kPauseNs = 500 * kNsPerMs;
+constexpr int32_t kRefusalsMax =
+    64;  // of one request; then the pool's nodes and this router disagree for good
+
+bool same_models(const std::vector<ModelInfo>& a, const std::vector<ModelInfo>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const ModelInfo& x, const ModelInfo& y) {
+                      return x.id == y.id && x.digest == y.digest &&
+                             x.context_tokens == y.context_tokens && x.images == y.images;
+                    });
+}
+
+// Whether another node may do better; what the caller did wrong stays wrong everywhere.
+bool worth_a_retry(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kOverloaded:
+    case ErrorCode::kNodeLost:
+    case ErrorCode::kCancelled:  // the node gave it up, nobody here asked for that
+    case ErrorCode::kInternal:
+    case ErrorCode::kRejectedBusy:
+    case ErrorCode::kRejectedTooLong:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Codes between node and router only never reach a client.
+RequestError for_client(RequestError error, const std::string& node_id) {
+  if (error.code == ErrorCode::kCancelled || error.code == ErrorCode::kRejectedBusy ||
+      error.code == ErrorCode::kRejectedTooLong) {
+    error.message = "node '" + node_id + "' gave the request up: " + error.message;
+    error.code = ErrorCode::kNodeLost;
+  }
+  return error;
+}
+
+}  // namespace
+
+RouterCore::RouterCore(RouterCoreConfig config, int64_t now_ns)
+    : config_(std::move(config)),
+      start_ns_(now_ns),
+      registry_(config_.registry),
+      placer_({config_.edge_reserve_slots, config_.answer_tokens_assumed, config_.seed}, registry_),
+      sessions_(config_.sessions_max, config_.session_idle_ms_max),
+      queue_(static_cast<size_t>(config_.queue_max)),
+      streams_(static_cast<size_t>(config_.streams_max)) {}
+
+void RouterCore::on_message(const PeerInfo& from, PoolMessage message, int64_t now_ns,
+                            Actions& out) {
+  if (!std::holds_alternative<NodeHello>(message) && !std::holds_alternative<NodeBeat>(message)) {
+    const NodeIndex node = registry_.find_peer(from.peer);
+    if (node == kNoNode) {
+      ++stats_.stale_messages;
+      return;
+    }
+    if (registry_.load(node).freshness != Freshness::kDead) registry_.heard(node, now_ns);
+  }
+  std::visit([&](auto&& value) { handle(from, std::forward<decltype(value)>(value), now_ns, out); },
+             std::move(message));
+}
+
+void RouterCore::on_bad_frame(const PeerId&) { ++stats_.frames_refused; }
+
+// --- membership ---
+
+void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out) {
+  const Registry::HelloResult result =
+      registry_.on_hello(from.peer, from.public_key, from.name, std::move(hello), now_ns);
+  switch (result.outcome) {
+    case Registry::HelloOutcome::kOld:
+    case Registry::HelloOutcome::kRefused:
+      return;
+    case Registry::HelloOutcome::kRestarted:
+      lose_node(result.node, "restarted", now_ns, out);
+      break;
+    case Registry::HelloOutcome::kReconnected:
+      move_unstarted(result.node, now_ns, out);
+      break;
+    case Registry::HelloOutcome::kJoined:
+    case Registry::HelloOutcome::kUpdated:
+      break;
+  }
+  welcome(from.peer, out);
+}
+
+void RouterCore::welcome(const PeerId& peer, Actions& out) const {
+  out.push_back(Send{peer, Welcome{config_.router_id, config_.router_epoch, pool_models_}});
+}
+
+void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, Actions& out) {
+  NodeIndex node = kNoNode;
+  switch (registry_.on_beat(from.peer, beat, now_ns, &node)) {
+    case Registry::BeatOutcome::kUnknownPeer:
+      // This router has restarted, or the node was forgotten: the router's epoch makes it say hello
+      // again.
+      if (!registry_.refused_peer(from.peer)) welcome(from.peer, out);
+      return;
+    case Registry::BeatOutcome::kOld:
+    case Registry::BeatOutcome::kAbsurd:
+      return;
+    case Registry::BeatOutcome::kTaken:
+      break;
+  }
+  const bool idle = beat.running == 0 && beat.waiting == 0;
+  if (idle && !streams_.on_node(node).empty())
+    find_orphans(node, beat.last_assignment_seq, now_ns, out);
+  serve_queue(node, now_ns, out);
+}
+
+// Messages may be lost when a connection breaks. A node that shows no work for long while it should
+// have some has lost it.
+void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out) {
+  for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
+    Stream* stream = streams_.at(slot, generation);
+    if (stream == nullptr || stream->node != node || stream->assignment_seq > counted_seq) continue;
+    if (stream->orphan_since_ns == 0) stream->orphan_since_ns = now_ns;
+    if (now_ns - stream->orphan_since_ns < config_.orphan_grace_ms * kNsPerMs) continue;
+    ++stats_.orphans;
+    cancel_on_node(*stream, out);
+    lose(*stream, "no longer knows the request", Loss::kGone, now_ns, out);
+  }
+}
+
+void RouterCore::handle(const PeerInfo& from, Drain&&, int64_t, Actions&) {
+  registry_.set_draining(registry_.find_peer(from.peer));
+}
+
+bool RouterCore::drain_node(const std::string& node_id, int32_t grace_ms, Actions& out) {
+  const NodeIndex node = registry_.find_id(node_id);
+  if (node == kNoNode) return false;
+  registry_.set_draining(node);
+  out.push_back(Send{registry_.node(node).peer, Drain{grace_ms}});
+  return true;
+}
+
+void RouterCore::lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out) {
+  drop_risen(node, out);
+  for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
+    Stream* stream = streams_.at(slot, generation);
+    if (stream != nullptr && stream->node == node) lose(*stream, why, Loss::kGone, now_ns, out);
+  }
+}
+
+// The same boot on a new connection: what was sent over the old one may not have arrived. Running
+// streams go on (a gap would show in their offsets), the others are placed anew under a new epoch.
+void RouterCore::move_unstarted(NodeIndex node, int64_t now_ns, Actions& out) {
+  for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
+    Stream* stream = streams_.at(slot, generation);
+    if (stream == nullptr || stream->node != node || stream->tokens_sent) continue;
+    cancel_on_node(*stream, out);
+    lose(*stream, "reconnected", Loss::kGone, now_ns, out);
+  }
+}
+
+void RouterCore::drop_risen(NodeIndex node, Actions& out) {
+  for (const auto& [slot, generation] : snapshot(streams_.risen_from(node))) {
+    if (Stream* stream = streams_.at(slot, generation)) end_unanswered(*stream, out);
+  }
+}
+
+std::vector<std::pair<uint32_t, uint32_t>> RouterCore::snapshot(
+    const std::vector<uint32_t>& slots) {
+  std::vector<std::pair<uint32_t, uint32_t>> out;
+  out.reserve(slots.size());
+  for (const uint32_t slot : slots) out.emplace_back(slot, streams_.at(slot).generation);
+  return out;
+}
+
+// --- work that rises from an edge ---
+
+void RouterCore::handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, Actions& out) {
+  const NodeIndex origin = registry_.find_peer(from.peer);
+  const Requester requester{0, from.peer, submit.epoch};
+  if (Stream* known = streams_.find(submit.request.id);
+      known != nullptr && known->wish.origin == registry_.ref(origin)) {
+    if (submit.epoch <= known->origin_epoch) {
+      ++stats_.stale_messages;  // the same asked twice
+      return;
+    }
+    end_unanswered(*known, out);  // the node has begun anew
+  }
+  take_in(std::move(submit.request), requester, origin, now_ns, out);
+}
+
+void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t, Actions& out) {
+  Stream* stream = streams_.find(cancel.id);
+  const NodeIndex node = registry_.find_peer(from.peer);
+  if (stream == nullptr || stream->wish.origin != registry_.ref(node) ||
+      cancel.epoch < stream->origin_epoch) {
+    ++stats_.stale_messages;
+    return;
+  }
+  end_unanswered(*stream, out);
+}
+
+// --- answers ---
+
+// The live stream that this node has under this epoch.
+Stream* RouterCore::owned(const PeerInfo& from, const RequestId& id, uint32_t epoch) {
+  Stream* stream = streams_.find(id);
+  const NodeIndex node = registry_.find_peer(from.peer);
+  if (stream != nullptr && stream->node == node && stream->epoch == epoch) return stream;
+  ++stats_.stale_messages;
+  return nullptr;
+}
+
+void RouterCore::start(Stream& stream, int32_t prompt_tokens, Actions& out) {
+  stream.state = Stream::State::kRunning;
+  stream.prompt_tokens = prompt_tokens;
+  if (stream.wish.estimate.prompt_count == 1 && !stream.wish.estimate.images) {
+    const int64_t text_tokens = prompt_tokens - stream.wish.estimate.overhead_tokens;
+    registry_.learn_tokens(stream.wish.model, stream.wish.estimate.text_bytes_max, text_tokens);
+  }
+  deliver(stream,
+          Started{registry_.node(stream.node).hello.node_id, stream.tier_served,
+                  stream.request.model, reason_text(stream.reason)},
+          out);
+  stream.started = true;
+}
+
+void RouterCore::handle(const PeerInfo& from, Accepted&& accepted, int64_t, Actions& out) {
+  Stream* stream = owned(from, accepted.id, accepted.epoch);
+  if (stream != nullptr && stream->state == Stream::State::kDispatched)
+    start(*stream, accepted.prompt_tokens, out);
+}
+
+void RouterCore::handle(const PeerInfo& from, Rejected&& rejected, int64_t now_ns, Actions& out) {
+  Stream* stream = owned(from, rejected.id, rejected.epoch);
+  if (stream == nullptr) return;
+  const NodeIndex node = stream->node;
+  RequestError& error = rejected.error;
+  Wish& wish = stream->wish;
+  const bool too_long =
+      error.code == ErrorCode::kRejectedTooLong || error.code == ErrorCode::kContextLength;
+  if (stream->state != Stream::State::kDispatched || ++stream->refusals > kRefusalsMax ||
+      (!too_long && error.code != ErrorCode::kModelNotFound && !worth_a_retry(error.code))) {
+    leave_node(*stream, true);
+    end(*stream, for_client(std::move(error), registry_.node(node).hello.node_id), now_ns, out);
+    serve_queue(node, now_ns, out);
+    return;
+  }
+  leave_node(*stream, true);
+  if (too_long) {
+    ++stats_.recounted;
+    wish.counted_tokens = std::max<int64_t>(wish.counted_tokens, error.prompt_tokens);
+    wish.refused_limit_tokens = std::max(wish.refused_limit_tokens, error.limit_tokens);
+    if (error.limit_tokens <= 0)
+      wish.excluded.push_back({registry_.ref(node), stream->node_boot_epoch});
+  } else if (error.code == ErrorCode::kModelNotFound) {
+    wish.excluded.push_back({registry_.ref(node), stream->node_boot_epoch});
+  } else {
+    ++stats_.bounced;
+    registry_.refuse_until_beat(node);
+  }
+  place_anew(*stream, now_ns, out);
+  serve_queue(node, now_ns, out);
+}
+
+void RouterCore::breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out) {
+  ++stats_.protocol_faults;
+  cancel_on_node(stream, out);
+  lose(stream, "broke the protocol (" + why + ")", Loss::kAtFault, now_ns, out);
+}
+
+void RouterCore::handle(const PeerInfo& from, Tokens&& tokens, int64_t now_ns, Actions& out) {
+  Stream* stream = owned(from, tokens.id, tokens.epoch);
+  if (stream == nullptr) {
+    // A node that goes on with something that has ended here (its cancel was lost) is told again.
+    if (streams_.find(tokens.id) == nullptr)
+      out.push_back(Send{from.peer, Cancel{tokens.id, tokens.epoch}});
+    return;
+  }
+  if (stream->state == Stream::State::kDispatched) start(*stream, 0, out);
+  const Serving* serving = registry_.find_serving(stream->wish.model, stream->node);
+  int64_t tokens_max = serving != nullptr ? serving->context_tokens : 0;
+  if (!stream->request.echo && stream->wish.estimate.wanted_tokens > 0)
+    tokens_max = stream->wish.estimate.wanted_tokens;
+  for (TokenChunk& chunk : tokens.chunks) {
+    std::string why;
+    const ChunkVerdict verdict = take_chunk(*stream, chunk, tokens_max, &why);
+    if (verdict == ChunkVerdict::kFault) {
+      breach(*stream, why, now_ns, out);
+      return;
+    }
+    if (verdict == ChunkVerdict::kDrop) {
+      ++stats_.stale_messages;
+      continue;
+    }
+    stream->tokens_sent = true;
+    deliver(*stream, std::move(chunk), out);
+  }
+}
+
+void RouterCore::handle(const PeerInfo& from, Done&& done, int64_t now_ns, Actions& out) {
+  Stream* stream = owned(from, done.id, done.epoch);
+  if (stream == nullptr) return;
+  if (!stream->all_choices_finished()) {
+    breach(*stream, "done before every choice had its end", now_ns, out);
+    return;
+  }
+  end(*stream, std::move(done.finished), now_ns, out);
+}
+
+void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, Actions& out) {
+  Stream* stream = owned(from, failed.id, failed.epoch);
+  if (stream == nullptr) return;
+  const NodeIndex node = stream->node;
+  const bool worth_it = worth_a_retry(failed.error.code);
+  RequestError error = for_client(std::move(failed.error), registry_.node(node).hello.node_id);
+  if (worth_it && !stream->tokens_sent && stream->retries < config_.retries_max &&
+      retry_budget_ >= 1.0) {
+    retry_budget_ -= 1.0;
+    stream->failure = std::move(error);
+    lose(*stream, "failed", Loss::kAnswered, now_ns, out);
+  } else {
+    leave_node(*stream, true);
+    end(*stream, std::move(error), now_ns, out);
+  }
+  serve_queue(node, now_ns, out);
+}
+
+void RouterCore::handle(const PeerInfo&, Welcome&&, int64_t, Actions&) { ++stats_.stale_messages; }
+void RouterCore::handle(const PeerInfo&, Blob&&, int64_t, Actions&) { ++stats_.stale_messages; }
+
+void RouterCore::on_undelivered(const PeerId& peer, const PoolMessage& message, int64_t now_ns,
+                                Actions& out) {
+  ++stats_.undelivered;
+  const NodeIndex node = registry_.find_peer(peer);
+  if (node == kNoNode) return;
+  if (const auto* submit = std::get_if<Submit>(&message)) {
+    Stream* stream = streams_.find(submit->request.id);
+    if (stream == nullptr || stream->node != node || stream->epoch != submit->epoch) return;
+    registry_.refuse_until_beat(node);
+    lose(*stream, "could not be sent the request", Loss::kGone, now_ns, out);
+    return;
+  }
+  const RequestId* id = nullptr;
+  if (const auto* accepted = std::get_if<Accepted>(&message)) id = &accepted->id;
+  if (const auto* tokens = std::get_if<Tokens>(&message)) id = &tokens->id;
+  if (id == nullptr) return;
+  // Its requester would see a gap; better it sees an error.
+  Stream* stream = streams_.find(*id);
+  if (stream == nullptr || stream->wish.origin != registry_.ref(node)) return;
+  cancel_on_node(*stream, out);
+  RequestError error;
+  error.code = ErrorCode::kNodeLost;
+  error.message =
+      "the answer could not be sent to edge node '" + registry_.node(node).hello.node_id + "'";
+  end(*stream, std::move(error), now_ns, out);
+}
+
+// --- time ---
+
+void RouterCore::on_tick(int64_t now_ns, Actions& out) {
+  if (last_tick_ns_ > 0 && now_ns - last_tick_ns_ > kPauseNs)
+    registry_.forgive(now_ns - last_tick_ns_);
+  last_tick_ns_ = now_ns;
+  if (now_ns - last_sweep_ns_ >= kSweepEveryNs) {
+    last_sweep_ns_ = now_ns;
+    lost_.clear();
+    registry_.sweep(now_ns, lost_);
+    for (const NodeIndex node : lost_) lose_node(node, "was lost", now_ns, out);
+  }
+  while (!timers_.empty() && timers_.top().at_ns <= now_ns) {
+    const Timer timer = timers_.top();
+    timers_.pop();
+    Stream* stream = streams_.at(timer.slot, timer.generation);
+    if (stream == nullptr) continue;
+    stream->timer_ns = 0;
+    const int64_t at_ns = due_ns(*stream);
+    if (at_ns > 0 && at_ns <= now_ns) {
+      expire(*stream, now_ns, out);
+    } else {
+      arm(*stream);
+    }
+  }
+  refresh_models(now_ns, out);
+}
+
+// Nodes hear of another set of models; at most ten times a second, however many nodes come and go.
+void RouterCore::refresh_models(int64_t now_ns, Actions& out) {
+  if (registry_.models_version() == models_version_) return;
+  if (models_refreshed_ns_ > 0 && now_ns - models_refreshed_ns_ < kModelsEveryNs) return;
+  models_refreshed_ns_ = now_ns;
+  models_version_ = registry_.models_version();
+  std::vector<ModelInfo> models = registry_.pool_models();
+  if (same_models(models, pool_models_)) return;
+  pool_models_ = std::move(models);
+  for (NodeIndex node = 0; node < registry_.node_slots(); ++node) {
+    const NodeLoad& load = registry_.load(node);
+    if (load.used && load.freshness != Freshness::kDead) welcome(registry_.node(node).peer, out);
+  }
+}
+
+// --- views ---
+
+const char* RouterCore::state_name(const NodeLoad& load) const {
+  if (load.freshness == Freshness::kDead) return "dead";
+  if (load.draining || load.state == NodeState::kDraining) return "draining";
+  if (load.state == NodeState::kLoading) return "loading";
+  return freshness_name(load.freshness);
+}
+
+std::vector<RouterCore::NodeInfo> RouterCore::nodes() const {
+  std::vector<NodeInfo> out;
+  for (NodeIndex index = 0; index < registry_.node_slots(); ++index) {
+    const NodeLoad& load = registry_.load(index);
+    if (!load.used) continue;
+    const NodeHello& hello = registry_.node(index).hello;
+    NodeInfo info{hello.node_id, hello.tier, state_name(load), {}, load.running};
+    for (const ModelInfo& model : hello.models) info.models.push_back(model.id);
+    out.push_back(std::move(info));
+  }
+  return out;
+}
+
+std::array<std::array<int64_t, RouterStats::kTiers>, 6> RouterCore::count_nodes() const {
+  std::array<std::array<int64_t, RouterStats::kTiers>, 6> counts{};
+  for (NodeIndex index = 0; index < registry_.node_slots(); ++index) {
+    const NodeLoad& load = registry_.load(index);
+    if (!load.used) continue;
+    const std::string_view state = state_name(load);
+    const auto at = std::find(kNodeStates.begin(), kNodeStates.end(), state) - kNodeStates.begin();
+    ++counts[static_cast<size_t>(at)][static_cast<size_t>(load.tier)];
+  }
+  return counts;
+}
+
+}  // namespace updraft

@@ -1,0 +1,234 @@
+// The router without sockets, clocks or threads: events and now_ns in, actions out. Everything the
+// router decides is here and in the parts it is made of (registry, placement, queue, streams), so
+// that a pool of 100,000 nodes can be simulated with the code that serves.
+//
+// The one idea: every live request is in exactly one place: in the queue, or on one node under one
+// epoch. Every path that takes it out ends in dispatch() or in end(), and end() is the only place
+// that answers for good.
+//
+// Threads: one owner drives it; nothing here is synchronised.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <queue>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "cloud/router/placement.h"
+#include "cloud/router/queue.h"
+#include "cloud/router/registry.h"
+#include "cloud/router/streams.h"
+#include "common/message/event.h"
+#include "common/message/pool_message.h"
+
+namespace updraft {
+
+// A decision. Send: over the pool's connection `peer`. Deliver: to the client that submitted under
+// this handle.
+struct Send {
+  PeerId peer;
+  PoolMessage message;
+};
+struct Deliver {
+  ClientId client = 0;
+  Event event;
+};
+using Action = std::variant<Send, Deliver>;
+using Actions = std::vector<Action>;
+
+// Who sent a message, as the socket authenticated it.
+struct PeerInfo {
+  PeerId peer;
+  std::string public_key;
+  std::string name;  // of the key in the allow-list
+};
+
+struct RouterCoreConfig {
+  std::string router_id = "router";
+  uint64_t router_epoch = 1;  // another value at each start of the router
+  int32_t queue_max = 1024;
+  int32_t queue_timeout_ms = 30'000;
+  int32_t edge_reserve_slots = 0;
+  int32_t answer_tokens_assumed = 256;    // of a request without max_tokens
+  int32_t streams_max = 65'536;           // live requests, waiting ones included
+  int64_t payload_bytes_max = 1LL << 30;  // of all live requests' prompts and images
+  int32_t retries_max = 2;                // new nodes before the first token
+  int32_t choices_max = 64;               // answers of one request, all prompts
+  size_t sessions_max = 65'536;
+  int64_t session_idle_ms_max = 600'000;
+  int32_t start_grace_ms =
+      3000;  // after the start an unknown model may still be announced: 503, not 404
+  int32_t orphan_grace_ms =
+      5000;  // a node shows no work for so long while a stream is assigned: the stream is lost
+  uint64_t seed = 1;  // of the placement's tie-break
+  Registry::Limits registry;
+};
+
+// Counts since the start; whoever drives the core turns them into metrics.
+struct RouterStats {
+  static constexpr int kTiers = 3;      // Tier's values; kAny: never reached a node
+  static constexpr int kOutcomes = 16;  // 0: finished, else 1 + ErrorCode
+  std::array<std::array<uint64_t, kOutcomes>, kTiers> ended{};
+  std::array<std::array<uint64_t, kReasonCount>, kTiers> dispatched{};
+  std::array<uint64_t, kOutcomes>
+      refused{};  // ended with an error before any node had started: 1 + ErrorCode
+  uint64_t submitted = 0;
+  uint64_t retried = 0;    // placed anew after a loss
+  uint64_t recounted = 0;  // placed anew because a node counted more tokens
+  uint64_t bounced = 0;    // placed anew because a node was busy after all
+  uint64_t protocol_faults = 0;
+  uint64_t stale_messages = 0;  // of ended requests, other epochs, or nodes that do not have it
+  uint64_t frames_refused = 0;  // did not decode
+  uint64_t undelivered = 0;
+  uint64_t orphans = 0;
+};
+
+class RouterCore {
+ public:
+  RouterCore(RouterCoreConfig config, int64_t now_ns);
+
+  // A client's request; its events come as Deliver{client}, exactly one of them an end.
+  void submit(Request request, ClientId client, int64_t now_ns, Actions& out);
+  void cancel(const RequestId& id, int64_t now_ns, Actions& out);
+
+  void on_message(const PeerInfo& from, PoolMessage message, int64_t now_ns, Actions& out);
+  // A frame of this peer that did not decode.
+  void on_bad_frame(const PeerId& peer);
+  // A Send that could not be made: its request must not be lost silently.
+  void on_undelivered(const PeerId& peer, const PoolMessage& message, int64_t now_ns, Actions& out);
+  // Time passes. At least every 100 ms; a gap of more than 500 ms is taken as a pause of this
+  // process, not of the nodes.
+  void on_tick(int64_t now_ns, Actions& out);
+
+  // Nothing new for this node; what runs there goes on. False: unknown id.
+  bool drain_node(const std::string& node_id, int32_t grace_ms, Actions& out);
+  // From now on submits are refused.
+  void stop_taking() { stopping_ = true; }
+  // Ends every live request with kOverloaded.
+  void end_all(int64_t now_ns, Actions& out);
+
+  const std::vector<ModelInfo>& models() const { return pool_models_; }
+  struct NodeInfo {
+    std::string id;
+    Tier tier = Tier::kAny;
+    const char* state = "";  // "fresh", "suspect", "stale", "dead", "draining", "loading"
+    std::vector<std::string> models;
+    int32_t running = 0;
+  };
+  std::vector<NodeInfo> nodes() const;
+  static constexpr std::array<const char*, 6> kNodeStates = {"fresh", "suspect",  "stale",
+                                                             "dead",  "draining", "loading"};
+  // [state][tier]
+  std::array<std::array<int64_t, RouterStats::kTiers>, 6> count_nodes() const;
+  const RouterStats& stats() const { return stats_; }
+  const Registry& registry() const { return registry_; }
+  std::vector<NodeChange> take_changes() { return registry_.take_changes(); }
+  size_t queued() const { return queue_.size(); }
+  size_t live() const { return streams_.size(); }
+  size_t dispatched() const { return streams_.dispatched(); }
+
+ private:
+  // Who is to be answered when there is no stream (yet).
+  struct Requester {
+    ClientId client = 0;
+    PeerId peer;  // not empty: a node, under its own epoch
+    uint32_t epoch = 0;
+  };
+
+  // --- core_requests.cpp: a request's way from submit to its end ---
+  void take_in(Request request, const Requester& requester, NodeIndex origin, int64_t now_ns,
+               Actions& out);
+  std::optional<RequestError> admit(const Request& request, int64_t payload_bytes, ModelIndex model,
+                                    bool rises, int64_t now_ns);
+  RequestError unknown_model(const std::string& name, int64_t now_ns) const;
+  void refuse(const RequestId& id, const Requester& requester, RequestError error, Actions& out);
+  void place(Stream& stream, int64_t now_ns, Actions& out);
+  bool must_wait_behind_others(const Stream& stream, NodeIndex node) const;
+  void enqueue(Stream& stream, int64_t now_ns, Actions& out);
+  void dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out);
+  void serve_queue(NodeIndex node, int64_t now_ns, Actions& out);
+  void leave_node(Stream& stream, bool give_back);
+  void cancel_on_node(const Stream& stream, Actions& out);
+  // What became of a node that no longer has a generation.
+  enum class Loss : uint8_t {
+    kGone,      // vanished, or its connection did
+    kAtFault,   // there, but not to be trusted with this request again
+    kAnswered,  // gave the request up and has its room back; not there again
+  };
+  // The generation on its node is lost: placed anew before the first token, else ended.
+  void lose(Stream& stream, const std::string& why, Loss loss, int64_t now_ns, Actions& out);
+  void place_anew(Stream& stream, int64_t now_ns, Actions& out);
+  void deliver(Stream& stream, Event event, Actions& out);
+  void end(Stream& stream, Event event, int64_t now_ns, Actions& out);
+  void end_unanswered(Stream& stream, Actions& out);
+  void arm(Stream& stream);
+  int64_t due_ns(const Stream& stream) const;
+  void expire(Stream& stream, int64_t now_ns, Actions& out);
+  int32_t retry_after_ms(const Wish& wish) const;
+
+  // --- core.cpp: what nodes say ---
+  void handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Accepted&& accepted, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Rejected&& rejected, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Tokens&& tokens, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Done&& done, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Cancel&& cancel, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Drain&& drain, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Welcome&& welcome, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Blob&& blob, int64_t now_ns, Actions& out);
+  Stream* owned(const PeerInfo& from, const RequestId& id, uint32_t epoch);
+  void start(Stream& stream, int32_t prompt_tokens, Actions& out);
+  void breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out);
+  void lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out);
+  void move_unstarted(NodeIndex node, int64_t now_ns, Actions& out);
+  void drop_risen(NodeIndex node, Actions& out);
+  void find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out);
+  void welcome(const PeerId& peer, Actions& out) const;
+  void refresh_models(int64_t now_ns, Actions& out);
+  const char* state_name(const NodeLoad& load) const;
+  std::vector<std::pair<uint32_t, uint32_t>> snapshot(const std::vector<uint32_t>& slots);
+
+  static constexpr double kRetryBudgetMax = 10.0;
+  static constexpr double kRetryShare = 0.1;
+
+  const RouterCoreConfig config_;
+  const int64_t start_ns_;
+  Registry registry_;
+  Placer placer_;
+  SessionTable sessions_;
+  WaitQueue queue_;
+  StreamTable streams_;
+  struct Timer {
+    int64_t at_ns = 0;
+    uint32_t slot = 0;
+    uint32_t generation = 0;
+    bool operator>(const Timer& other) const { return at_ns > other.at_ns; }
+  };
+  std::priority_queue<Timer, std::vector<Timer>, std::greater<>> timers_;
+  uint64_t next_order_ = 1;
+  uint32_t last_epoch_ =
+      0;  // of all dispatches, so that a request id used again never meets its own past
+  double service_s_ = 2.0;  // moving average from dispatch to the end
+  // Retries of what a node answered with a failure, at most a tenth of the requests: when all nodes
+  // fail, trying each request three times would only load them more. Lost nodes do not count, they
+  // are not loaded by it.
+  double retry_budget_ = kRetryBudgetMax;
+  bool stopping_ = false;
+  int64_t last_tick_ns_ = 0;
+  int64_t last_sweep_ns_ = 0;
+  int64_t models_refreshed_ns_ = 0;
+  uint64_t models_version_ = 0;
+  std::vector<ModelInfo> pool_models_;
+  std::vector<NodeIndex> lost_;  // scratch
+  RouterStats stats_;
+};
+
+}  // namespace updraft

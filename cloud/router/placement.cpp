@@ -1,0 +1,483 @@
+// Placement rule of the router. See placement.h and the design's section on placement and
+// escalation.
+#include "cloud/router/placement.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/base/clock.h"
+
+namespace updraft {
+namespace {
+
+// A chat template's own tokens (role headers, separators, generation prompt) that the text's bytes
+// do not show.
+constexpr int64_t kTemplateTokens = 8;
+constexpr int64_t kTemplateTokensPerMessage = 6;
+constexpr int64_t kTokensPerImage = 1024;
+// No tokenizer in use packs more text than this into a token on average; longer prompts cannot fit.
+constexpr double kBytesPerTokenMost = 16.0;
+
+// Rates of a node that has measured none yet: a small gateway, a modest GPU.
+constexpr double kEdgePrefillTokensPerS = 60.0;
+constexpr double kEdgeDecodeTokensPerS = 8.0;
+constexpr double kCloudPrefillTokensPerS = 2000.0;
+constexpr double kCloudDecodeTokensPerS = 30.0;
+
+// A silent node costs this much more than its figures say.
+constexpr double kSuspectFactor = 1.5;
+constexpr double kSuspectPenaltyS = 0.25;
+// Candidates this close to the best count as equal; a session's own node may be this much worse.
+constexpr double kEqualFactor = 1.1;
+constexpr double kAffinityFactor = 1.5;
+constexpr double kAffinitySlackS = 0.1;
+
+constexpr int32_t kNoNodeRetryMs = 2000;
+
+int64_t ceil_div(int64_t bytes, double bytes_per_token) {
+  return static_cast<int64_t>(std::ceil(static_cast<double>(bytes) / bytes_per_token));
+}
+
+}  // namespace
+
+// --- estimates ---
+
+Estimate estimate_request(const Request& request) {
+  Estimate estimate;
+  estimate.choice_count = total_choices(request);
+  estimate.wanted_tokens = request.sampling.max_tokens.value_or(0);
+  estimate.images = has_image(request);
+  estimate.text_bytes_total = prompt_text_bytes(request);
+  if (request.kind == Request::Kind::kChat) {
+    estimate.text_bytes_max = estimate.text_bytes_total;
+    estimate.overhead_tokens =
+        kTemplateTokens + kTemplateTokensPerMessage * static_cast<int64_t>(request.messages.size());
+    for (const ChatMessage& message : request.messages) {
+      for (const ContentPart& part : message.parts) {
+        if (part.kind == ContentPart::Kind::kImage) estimate.overhead_tokens += kTokensPerImage;
+      }
+    }
+    return estimate;
+  }
+  for (const std::string& prompt : request.prompts) {
+    estimate.text_bytes_max =
+        std::max(estimate.text_bytes_max, static_cast<int64_t>(prompt.size()));
+  }
+  for (const std::vector<int32_t>& ids : request.prompt_ids) {
+    const auto tokens = static_cast<int64_t>(ids.size());
+    estimate.exact_tokens_max = std::max(estimate.exact_tokens_max, tokens);
+    estimate.exact_tokens_total += tokens;
+  }
+  estimate.prompt_count =
+      static_cast<int32_t>(std::max(request.prompts.size(), request.prompt_ids.size()));
+  return estimate;
+}
+
+int64_t Estimate::prompt_tokens(float bytes_per_token) const {
+  return ceil_div(text_bytes_max, bytes_per_token) + exact_tokens_max + overhead_tokens;
+}
+
+int64_t Estimate::prompt_tokens_least() const {
+  return std::max<int64_t>(1, ceil_div(text_bytes_max, kBytesPerTokenMost) + exact_tokens_max);
+}
+
+int64_t Estimate::kv_tokens(float bytes_per_token, int32_t answer_tokens) const {
+  const int64_t prompts = ceil_div(text_bytes_total, bytes_per_token) + exact_tokens_total +
+                          overhead_tokens * prompt_count;
+  const int64_t answers =
+      static_cast<int64_t>(wanted_tokens > 0 ? wanted_tokens : answer_tokens) * choice_count;
+  return prompts + answers;
+}
+
+// --- reasons ---
+
+const char* reason_text(Reason reason) {
+  switch (reason) {
+    case Reason::kFitsEdge:
+      return "fits the edge";
+    case Reason::kAskedEdge:
+      return "edge asked for";
+    case Reason::kAskedCloud:
+      return "cloud asked for";
+    case Reason::kRisen:
+      return "risen from an edge";
+    case Reason::kTooLongForEdge:
+      return "too long for the edge";
+    case Reason::kEdgeBusy:
+      return "edge busy";
+    case Reason::kNoEdge:
+      return "no edge serves the model";
+    case Reason::kImages:
+      return "images need the cloud";
+    case Reason::kSession:
+      return "session has risen to the cloud";
+    case Reason::kDeadline:
+      return "edge would miss the deadline";
+    case Reason::kMoved:
+      return "moved after a node was lost";
+  }
+  return "unknown";
+}
+
+const char* reason_label(Reason reason) {
+  switch (reason) {
+    case Reason::kFitsEdge:
+      return "fits_edge";
+    case Reason::kAskedEdge:
+      return "asked_edge";
+    case Reason::kAskedCloud:
+      return "asked_cloud";
+    case Reason::kRisen:
+      return "risen";
+    case Reason::kTooLongForEdge:
+      return "too_long_for_edge";
+    case Reason::kEdgeBusy:
+      return "edge_busy";
+    case Reason::kNoEdge:
+      return "no_edge";
+    case Reason::kImages:
+      return "images";
+    case Reason::kSession:
+      return "session";
+    case Reason::kDeadline:
+      return "deadline";
+    case Reason::kMoved:
+      return "moved";
+  }
+  return "unknown";
+}
+
+Reason Placer::reason(const Wish& wish, NodeIndex node) const {
+  if (wish.moved) return Reason::kMoved;
+  if (wish.origin.index != kNoNode) return Reason::kRisen;
+  if (registry_.load(node).tier == Tier::kEdge) {
+    return wish.tier == Tier::kEdge || wish.local_only ? Reason::kAskedEdge : Reason::kFitsEdge;
+  }
+  if (wish.tier == Tier::kCloud) return Reason::kAskedCloud;
+  if (wish.tier_now == Tier::kCloud) return Reason::kSession;
+  if (!wish.edge_serves) return Reason::kNoEdge;
+  if (!wish.edge_wide_enough)
+    return wish.estimate.images ? Reason::kImages : Reason::kTooLongForEdge;
+  return wish.deadline_excludes_edge ? Reason::kDeadline : Reason::kEdgeBusy;
+}
+
+// --- sessions ---
+
+const SessionTable::Entry* SessionTable::find(const std::string& session, int64_t now_ns) const {
+  if (session.empty()) return nullptr;
+  const auto it = by_session_.find(session);
+  if (it == by_session_.end()) return nullptr;
+  const Entry& entry = it->second->second;
+  return now_ns - entry.used_ns < idle_ms_max_ * kNsPerMs ? &entry : nullptr;
+}
+
+void SessionTable::served(const std::string& session, NodeRef node, Tier tier, bool risen,
+                          int64_t now_ns) {
+  if (session.empty() || entries_max_ == 0) return;
+  const bool was_risen = [&] {
+    const Entry* entry = find(session, now_ns);
+    return entry != nullptr && entry->risen;
+  }();
+  if (const auto it = by_session_.find(session); it != by_session_.end()) {
+    entries_.splice(entries_.begin(), entries_, it->second);
+  } else {
+    if (entries_.size() >= entries_max_) {
+      by_session_.erase(entries_.back().first);
+      entries_.pop_back();
+    }
+    entries_.emplace_front(session, Entry{});
+    by_session_.emplace(entries_.front().first, entries_.begin());
+  }
+  entries_.front().second = {node, tier, risen || was_risen, now_ns};
+}
+
+// --- who may, who can, who has room ---
+
+struct Placer::Survey {
+  bool any_of_tier = false;  // alive, of a tier that the request allows
+  bool any_with_images = false;
+  bool any_taking_work = false;
+  bool any_fresh = false;     // taking work and not stale
+  bool any_cloud = false;     // taking work
+  bool only_excluded = true;  // nothing was passed over but for this request's own failures there
+  bool edge_serves = false;
+  int64_t limit_tokens = 0;  // widest among those taking work
+  int64_t limit_tokens_cloud = 0;
+  int64_t limit_tokens_edge = 0;
+  int64_t limit_tokens_idle = 0;  // widest among those that are loading or draining
+  int64_t limit_tokens_any = 0;   // widest of all of the tier, those that have refused it included
+  int64_t slots_total = 0;
+};
+
+int64_t Placer::limit_tokens(const Serving& serving) const {
+  const int64_t kv_tokens_total = registry_.load(serving.node).kv_tokens_total;
+  return kv_tokens_total > 0 ? std::min<int64_t>(serving.context_tokens, kv_tokens_total)
+                             : serving.context_tokens;
+}
+
+int32_t Placer::reserve(NodeIndex node) const {
+  return registry_.load(node).tier == Tier::kEdge ? config_.edge_reserve_slots : 0;
+}
+
+// Not excluded by the request's own history or wishes of tier.
+bool Placer::allowed(const Wish& wish, const Serving& serving) const {
+  const NodeLoad& load = registry_.load(serving.node);
+  if (wish.local_only && load.tier != Tier::kEdge) return false;
+  if (wish.tier != Tier::kAny && wish.tier != load.tier) return false;
+  return wish.origin.index != serving.node || !registry_.same(wish.origin);
+}
+
+bool Placer::failed_there(const Wish& wish, NodeIndex node) const {
+  return std::any_of(wish.excluded.begin(), wish.excluded.end(), [&](const Exclusion& excluded) {
+    return excluded.node == registry_.ref(node) &&
+           excluded.boot_epoch == registry_.node(node).hello.boot_epoch;
+  });
+}
+
+Placer::Survey Placer::survey(const Wish& wish) const {
+  Survey survey;
+  for (const Serving& serving : registry_.serving(wish.model)) {
+    const NodeLoad& load = registry_.load(serving.node);
+    survey.edge_serves |= load.tier == Tier::kEdge;
+    if (!allowed(wish, serving)) continue;
+    survey.any_of_tier = true;
+    if (wish.estimate.images && !serving.images) continue;
+    survey.any_with_images = true;
+    if (failed_there(wish, serving.node)) continue;
+    const int64_t limit = limit_tokens(serving);
+    survey.limit_tokens_any = std::max(survey.limit_tokens_any, limit);
+    if (limit <= wish.refused_limit_tokens) continue;
+    survey.only_excluded = false;
+    if (!load.takes_work() || load.slots_total <= reserve(serving.node)) {
+      survey.limit_tokens_idle = std::max(survey.limit_tokens_idle, limit);
+      continue;
+    }
+    survey.any_taking_work = true;
+    survey.any_fresh |= load.freshness != Freshness::kStale;
+    survey.limit_tokens = std::max(survey.limit_tokens, limit);
+    survey.slots_total += load.slots_total;
+    if (load.tier == Tier::kCloud) {
+      survey.any_cloud = true;
+      survey.limit_tokens_cloud = std::max(survey.limit_tokens_cloud, limit);
+    } else {
+      survey.limit_tokens_edge = std::max(survey.limit_tokens_edge, limit);
+    }
+  }
+  return survey;
+}
+
+bool Placer::capable(const Wish& wish, const Serving& serving) const {
+  const NodeLoad& load = registry_.load(serving.node);
+  if (!load.takes_work() || load.slots_total <= reserve(serving.node) || !allowed(wish, serving))
+    return false;
+  if (wish.tier_now != Tier::kAny && wish.tier_now != load.tier) return false;
+  if (wish.estimate.images && !serving.images) return false;
+  const int64_t limit = limit_tokens(serving);
+  if (limit < wish.need_tokens || limit <= wish.refused_limit_tokens) return false;
+  return !failed_there(wish, serving.node);
+}
+
+int32_t Placer::slots_needed(const Wish& wish, NodeIndex node) const {
+  return std::clamp(wish.estimate.choice_count, 1,
+                    std::max(1, registry_.load(node).slots_total - reserve(node)));
+}
+
+int64_t Placer::kv_needed(const Wish& wish, NodeIndex node) const {
+  const int64_t total = registry_.load(node).kv_tokens_total;
+  return total > 0 ? std::min(wish.kv_tokens, total) : wish.kv_tokens;
+}
+
+bool Placer::has_room(const Wish& wish, NodeIndex node) const {
+  const NodeLoad& load = registry_.load(node);
+  return load.free_slots() - reserve(node) >= slots_needed(wish, node) &&
+         load.free_kv_tokens() >= kv_needed(wish, node);
+}
+
+// --- the rule ---
+
+// Sets need_tokens to the roomiest of soft, hard and least that some node can hold; false when none
+// can.
+bool Placer::set_need(Wish& wish, const Survey& survey) const {
+  const float bytes_per_token = registry_.bytes_per_token(wish.model);
+  const bool open_ended = wish.estimate.wanted_tokens == 0;
+  const bool counted = wish.counted_tokens > 0;
+  wish.prompt_tokens = counted ? wish.counted_tokens : wish.estimate.prompt_tokens(bytes_per_token);
+  wish.kv_tokens = std::max(wish.estimate.kv_tokens(bytes_per_token, config_.answer_tokens_assumed),
+                            wish.counted_tokens);
+  const int64_t wanted = open_ended ? 1 : wish.estimate.wanted_tokens;
+  const int64_t least = counted ? wish.counted_tokens : wish.estimate.prompt_tokens_least() + 1;
+  const int64_t hard = counted ? wish.counted_tokens : wish.prompt_tokens + wanted;
+  const int64_t soft =
+      wish.prompt_tokens + (open_ended ? config_.answer_tokens_assumed : (counted ? 0 : wanted));
+  const int64_t widest =
+      wish.tier_now == Tier::kCloud ? survey.limit_tokens_cloud : survey.limit_tokens;
+  if (soft <= widest) {
+    wish.need_tokens = soft;
+  } else if (hard <= widest) {
+    wish.need_tokens = hard;
+  } else {
+    wish.need_tokens =
+        std::max(least, widest);  // the widest may try: the node counts, this was an estimate
+  }
+  return wish.need_tokens <= widest;
+}
+
+Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t now_ns) {
+  const Survey seen = survey(wish);
+  wish.edge_serves = seen.edge_serves;
+  wish.deadline_excludes_edge = false;
+  wish.tier_now = wish.tier;
+  const bool risen =
+      session != nullptr && session->risen && wish.tier == Tier::kAny && !wish.local_only;
+  if (risen && seen.any_cloud) wish.tier_now = Tier::kCloud;
+  wish.slots_total = seen.slots_total;
+  Placement placement;
+  if (!seen.any_taking_work || !set_need(wish, seen)) {
+    placement.error = never(wish, seen, now_ns);
+    return placement;
+  }
+  wish.edge_wide_enough = seen.limit_tokens_edge >= wish.need_tokens;
+  placement.kind = Placement::Kind::kWait;
+  // A stale node is better than none, and worse than any other.
+  for (const bool stale : {false, true}) {
+    if (stale && seen.any_fresh) break;
+    if (wish.tier_now != Tier::kCloud) placement.node = choose(wish, Tier::kEdge, session, stale);
+    const bool late =
+        placement.node != kNoNode && wish.deadline_ns > 0 &&
+        static_cast<double>(wish.deadline_ns - now_ns) < completion_s(wish, placement.node) * 1e9;
+    if ((placement.node == kNoNode || late) && wish.tier_now != Tier::kEdge && !wish.local_only) {
+      wish.deadline_excludes_edge = late;
+      const NodeIndex cloud = choose(wish, Tier::kCloud, session, stale);
+      if (cloud != kNoNode &&
+          (!late || completion_s(wish, cloud) < completion_s(wish, placement.node))) {
+        placement.node = cloud;
+      }
+    }
+    if (placement.node != kNoNode) {
+      placement.kind = Placement::Kind::kNode;
+      break;
+    }
+  }
+  return placement;
+}
+
+NodeIndex Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry* session,
+                         bool stale) {
+  candidates_.clear();
+  for (const Serving& serving : registry_.serving(wish.model)) {
+    const NodeLoad& load = registry_.load(serving.node);
+    if (load.tier != tier || (load.freshness == Freshness::kStale) != stale) continue;
+    if (!has_room(wish, serving.node) || !capable(wish, serving)) continue;
+    candidates_.push_back({serving.node, completion_s(wish, serving.node)});
+  }
+  return candidates_.empty() ? kNoNode : best_of_candidates(session);
+}
+
+NodeIndex Placer::best_of_candidates(const SessionTable::Entry* session) {
+  double best_s = std::numeric_limits<double>::max();
+  for (const Candidate& candidate : candidates_) best_s = std::min(best_s, candidate.completion_s);
+  if (session != nullptr && registry_.same(session->node)) {
+    for (const Candidate& candidate : candidates_) {
+      if (candidate.node != session->node.index) continue;
+      if (candidate.completion_s <= best_s * kAffinityFactor + kAffinitySlackS)
+        return candidate.node;
+    }
+  }
+  // Two random ones among the equally good, the emptier of them: several routers that see the same
+  // beats do not all pick the same node.
+  std::erase_if(candidates_,
+                [&](const Candidate& c) { return c.completion_s > best_s * kEqualFactor; });
+  const NodeIndex a = candidates_[next_random() % candidates_.size()].node;
+  const NodeIndex b = candidates_[next_random() % candidates_.size()].node;
+  return registry_.load(b).free_slots() > registry_.load(a).free_slots() ? b : a;
+}
+
+double Placer::completion_s(const Wish& wish, NodeIndex node) const {
+  const NodeLoad& load = registry_.load(node);
+  const bool edge = load.tier == Tier::kEdge;
+  const double prefill = load.prefill_tokens_per_s > 0
+                             ? load.prefill_tokens_per_s
+                             : (edge ? kEdgePrefillTokensPerS : kCloudPrefillTokensPerS);
+  const double decode = load.decode_tokens_per_s > 0
+                            ? load.decode_tokens_per_s
+                            : (edge ? kEdgeDecodeTokensPerS : kCloudDecodeTokensPerS);
+  const auto ahead = static_cast<double>(load.prefill_tokens_queued + load.assigned_prefill_tokens);
+  const double answer =
+      wish.estimate.wanted_tokens > 0 ? wish.estimate.wanted_tokens : config_.answer_tokens_assumed;
+  const double seconds =
+      (ahead + static_cast<double>(wish.prompt_tokens)) / prefill + answer / decode;
+  return load.freshness == Freshness::kFresh ? seconds
+                                             : seconds * kSuspectFactor + kSuspectPenaltyS;
+}
+
+uint64_t Placer::next_random() {  // splitmix64
+  uint64_t z = (random_ += 0x9E3779B97F4A7C15ULL);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+  return z ^ (z >> 31);
+}
+
+// --- why not ---
+
+RequestError Placer::too_long(const Wish& wish, int64_t limit) const {
+  const bool counted = wish.counted_tokens > 0 || wish.estimate.text_bytes_max == 0;
+  const int64_t need =
+      wish.counted_tokens > 0 ? wish.counted_tokens
+      : counted ? wish.estimate.exact_tokens_max + std::max(1, wish.estimate.wanted_tokens)
+                : wish.prompt_tokens + std::max(1, wish.estimate.wanted_tokens);
+  RequestError error;
+  error.code = ErrorCode::kContextLength;
+  error.message = std::string("the request needs ") + (counted ? "" : "about ") +
+                  std::to_string(need) + " tokens, more than the largest context of model '" +
+                  registry_.model_id(wish.model) + "' in this pool, " + std::to_string(limit) +
+                  " tokens";
+  error.param = wish.estimate.overhead_tokens > 0 ? "messages" : "prompt";
+  error.prompt_tokens =
+      static_cast<int32_t>(std::min<int64_t>(need, std::numeric_limits<int32_t>::max()));
+  error.limit_tokens = static_cast<int32_t>(limit);
+  return error;
+}
+
+RequestError Placer::never(const Wish& wish, const Survey& seen, int64_t now_ns) const {
+  const std::string& model = registry_.model_id(wish.model);
+  RequestError error;
+  error.code = ErrorCode::kOverloaded;
+  error.retry_after_ms = kNoNodeRetryMs;
+  const Tier tier = wish.local_only ? Tier::kEdge : wish.tier;
+  const std::string node_of_tier =
+      tier == Tier::kAny ? "node" : std::string(tier_name(tier)) + " node";
+  if (!seen.any_of_tier) {
+    error.message = "no " + node_of_tier + " that serves model '" + model + "' is connected";
+    return error;
+  }
+  if (!seen.any_with_images) {
+    error.code = ErrorCode::kUnsupported;
+    error.message = "no " + node_of_tier + " accepts images for model '" + model + "'";
+    error.param = "messages";
+    error.retry_after_ms = 0;
+    return error;
+  }
+  if (seen.only_excluded && wish.refused_limit_tokens == 0) {
+    error.code = ErrorCode::kNodeLost;
+    error.message = "the node that had the request was lost and no other " + node_of_tier +
+                    " serves model '" + model + "'";
+    return error;
+  }
+  const int64_t need = wish.counted_tokens > 0
+                           ? std::max<int64_t>(wish.counted_tokens, wish.refused_limit_tokens + 1)
+                           : wish.estimate.prompt_tokens_least() + 1;
+  // A node of another tier that is gone would not have helped an edge-only request.
+  const int64_t lost = tier == Tier::kEdge ? 0 : registry_.lost_context_tokens(wish.model, now_ns);
+  const int64_t absent = std::max(seen.limit_tokens_idle, lost);
+  if (absent >= need && absent > wish.refused_limit_tokens) {
+    error.message = seen.any_taking_work ? "the " + node_of_tier + "s of model '" + model +
+                                               "' wide enough for this request are not available"
+                                         : "every " + node_of_tier + " that serves model '" +
+                                               model + "' is loading or draining";
+    return error;
+  }
+  return too_long(wish, std::max<int64_t>(seen.limit_tokens_any, wish.refused_limit_tokens));
+}
+
+}  // namespace updraft

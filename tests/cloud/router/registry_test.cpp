@@ -1,0 +1,323 @@
+// The node table: hellos, beats in order, ageing by arrival, reconnects, and figures that cannot
+// be.
+#include "cloud/router/registry.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "pool_fixture.h"
+
+using namespace updraft;
+using namespace updraft::test;
+
+namespace {
+
+std::string state_of(const PoolFixture& pool, const std::string& id) {
+  for (const RouterCore::NodeInfo& node : pool.core.nodes()) {
+    if (node.id == id) return node.state;
+  }
+  return "unknown";
+}
+
+int changes_of(PoolFixture& pool, NodeChange::Kind kind, const std::string& id) {
+  int count = 0;
+  for (const NodeChange& change : pool.core.take_changes())
+    count += change.kind == kind && change.node_id == id ? 1 : 0;
+  return count;
+}
+
+const NodeLoad& load_of(const PoolFixture& pool, const std::string& id) {
+  return pool.core.registry().load(pool.core.registry().find_id(id));
+}
+
+}  // namespace
+
+TEST_CASE("a silent node ages from fresh over suspect and stale to dead within its lease") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+  node.beating = false;
+  pool.advance_ms(290);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+  pool.advance_ms(100);
+  CHECK(state_of(pool, "cloud-1") == "suspect");
+  pool.advance_ms(700);
+  CHECK(state_of(pool, "cloud-1") == "stale");
+  pool.advance_ms(1000);
+  CHECK(state_of(pool, "cloud-1") == "dead");
+}
+
+TEST_CASE("each change of a node's state is reported once") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.advance_ms(1000);
+  CHECK(changes_of(pool, NodeChange::Kind::kJoined, "cloud-1") == 1);
+  node.beating = false;
+  pool.advance_ms(5000);
+  CHECK(changes_of(pool, NodeChange::Kind::kLost, "cloud-1") == 1);
+  node.beating = true;
+  pool.advance_ms(1000);
+  CHECK(changes_of(pool, NodeChange::Kind::kJoined, "cloud-1") == 1);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+}
+
+TEST_CASE("a lease longer than three seconds is cut to three") {
+  PoolFixture pool;
+  FakeNode& node = pool.add("edge-1", Tier::kEdge, 512);
+  node.beat.lease_ttl_ms = 60'000;
+  pool.say(node, node.hello);
+  pool.beat(node);
+  node.beating = false;
+  pool.advance_ms(2900);
+  CHECK(state_of(pool, "edge-1") != "dead");
+  pool.advance_ms(200);
+  CHECK(state_of(pool, "edge-1") == "dead");
+}
+
+TEST_CASE("a node that still streams but does not beat is stale, not dead") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  const ClientId client = pool.submit(PoolFixture::chat("r1", 30));
+  REQUIRE(node.work.size() == 1);
+  const Submit work = node.work[0];
+  pool.say(node, PoolFixture::accepted(work));
+  node.beating = false;
+  for (int32_t i = 0; i < 10; ++i) {
+    pool.advance_ms(500);
+    pool.say(node, PoolFixture::tokens(work, i, {7}));
+  }
+  CHECK(state_of(pool, "cloud-1") == "stale");
+  CHECK(pool.ends(client) == 0);
+  CHECK(pool.seen<TokenChunk>(client).size() == 10);
+}
+
+TEST_CASE("beats older than the last one, or of an earlier boot, are dropped") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  NodeBeat late = node.beat;  // the same seq again, with other figures
+  late.slots_free = 0;
+  pool.say(node, late);
+  CHECK(load_of(pool, "cloud-1").slots_free == 4);
+  late.seq = node.beat.seq + 10;
+  late.boot_epoch = 0;
+  pool.say(node, late);
+  CHECK(load_of(pool, "cloud-1").slots_free == 4);
+  CHECK(pool.core.registry().beats_old() == 2);
+}
+
+TEST_CASE("a beat that cannot be is refused and counted, and the node keeps its last good state") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  const NodeBeat good = node.beat;
+  const auto refused_after = [&](auto&& spoil) {
+    const uint64_t before = pool.core.registry().beats_refused();
+    NodeBeat bad = good;
+    bad.seq = good.seq + 5;
+    spoil(bad);
+    pool.say(node, bad);
+    return pool.core.registry().beats_refused() - before;
+  };
+  CHECK(refused_after([](NodeBeat& b) { b.slots_free = b.slots_total + 1; }) == 1);
+  CHECK(refused_after([](NodeBeat& b) { b.slots_free = -1; }) == 1);
+  CHECK(refused_after([](NodeBeat& b) { b.kv_tokens_free = b.kv_tokens_total + 1; }) == 1);
+  CHECK(refused_after(
+            [](NodeBeat& b) { b.kv_tokens_total = std::numeric_limits<int64_t>::max(); }) == 1);
+  CHECK(refused_after([](NodeBeat& b) { b.interval_ms = 0; }) == 1);
+  CHECK(refused_after([](NodeBeat& b) { b.lease_ttl_ms = -5; }) == 1);
+  CHECK(refused_after([](NodeBeat& b) { b.running = -1; }) == 1);
+  CHECK(refused_after([](NodeBeat& b) {
+          b.decode_tokens_per_s = std::numeric_limits<float>::quiet_NaN();
+        }) == 1);
+  CHECK(refused_after([](NodeBeat& b) {
+          b.prefill_tokens_per_s = std::numeric_limits<float>::infinity();
+        }) == 1);
+  CHECK(load_of(pool, "cloud-1").slots_free == 4);
+  CHECK(load_of(pool, "cloud-1").kv_tokens_free == good.kv_tokens_free);
+  CHECK(check_beat(good).ok());
+  NodeBeat bad = good;
+  bad.slots_free = 9;
+  CHECK(check_beat(bad).message().find("slots_free = 9") == 0);
+}
+
+TEST_CASE("absurd beats alone do not keep a node alive") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  node.beat.slots_free = 100;
+  pool.advance_ms(2500);
+  CHECK(state_of(pool, "cloud-1") == "dead");
+}
+
+TEST_CASE("the same key on a new connection replaces the old one") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  node.peer.peer = "second-connection";
+  pool.say(node, node.hello);
+  pool.beat(node);
+  CHECK(pool.core.nodes().size() == 1);
+  const ClientId client = pool.submit(PoolFixture::chat("r1", 30));
+  REQUIRE(node.work.size() == 1);  // sent to the new connection
+  pool.serve(node, node.work[0]);
+  CHECK(pool.finished(client));
+}
+
+TEST_CASE("a hello of an earlier boot changes nothing") {
+  PoolFixture pool;
+  FakeNode& node = pool.add("cloud-1", Tier::kCloud, 4096);
+  node.hello.boot_epoch = node.beat.boot_epoch = 5;
+  pool.say(node, node.hello);
+  pool.beat(node);
+  NodeHello old = node.hello;
+  old.boot_epoch = 4;
+  old.models.clear();
+  pool.say(node, old);
+  pool.advance_ms(200);
+  CHECK(pool.core.models().size() == 1);
+}
+
+TEST_CASE(
+    "a node id held by a live node of another key is refused; that of a dead one is taken over") {
+  PoolFixture pool;
+  FakeNode& first = pool.join("cloud-1", Tier::kCloud, 4096);
+  FakeNode& second = pool.add("impostor", Tier::kCloud, 4096);
+  second.hello.node_id = "cloud-1";
+  pool.say(second, second.hello);
+  pool.beat(second);
+  CHECK(pool.core.registry().hellos_refused() == 1);
+  CHECK(changes_of(pool, NodeChange::Kind::kRefused, "cloud-1") == 1);
+  CHECK(second.other.empty());  // no welcome, not after its beat either
+  first.beating = second.beating = false;
+  pool.advance_ms(3000);
+  CHECK(state_of(pool, "cloud-1") == "dead");
+  pool.say(second, second.hello);
+  pool.beat(second);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+  CHECK(pool.core.nodes().size() == 1);
+}
+
+TEST_CASE("hellos that make no sense are refused with the reason") {
+  const auto refusal = [](auto&& spoil) {
+    PoolFixture pool;
+    FakeNode& node = pool.add("node-x", Tier::kCloud, 4096);
+    spoil(node.hello);
+    pool.say(node, node.hello);
+    CHECK(pool.core.nodes().empty());
+    const std::vector<NodeChange> changes = pool.core.take_changes();
+    return changes.size() == 1 ? changes[0].detail : "(no reason)";
+  };
+  CHECK(refusal([](NodeHello& h) { h.protocol_version = 99; }).find("protocol version 99") == 0);
+  CHECK(refusal([](NodeHello& h) { h.node_id = "Bad Id"; }).find("node id 'Bad Id'") == 0);
+  CHECK(refusal([](NodeHello& h) { h.node_id = ""; }).find("node id ''") == 0);
+  CHECK(refusal([](NodeHello& h) { h.tier = Tier::kAny; }).find("its tier") == 0);
+  CHECK(refusal([](NodeHello& h) {
+          h.models[0].context_tokens = 0;
+        }).find("model 'demo' with a context of 0") == 0);
+  CHECK(refusal([](NodeHello& h) { h.models.resize(100, h.models[0]); }).find("100 models") == 0);
+}
+
+TEST_CASE(
+    "a beat from a connection the router does not know is answered by a welcome, so that the node "
+    "says hello") {
+  PoolFixture pool;
+  FakeNode& node = pool.add("cloud-1", Tier::kCloud, 4096);
+  pool.beat(node);
+  REQUIRE(node.other.size() == 1);
+  CHECK(std::get<Welcome>(node.other[0]).router_epoch == 1);
+}
+
+TEST_CASE("the welcome names the pool's models and comes again when they change") {
+  PoolFixture pool;
+  FakeNode& edge = pool.join("edge-1", Tier::kEdge, 512);
+  pool.advance_ms(300);
+  REQUIRE(!edge.other.empty());
+  Welcome last = std::get<Welcome>(edge.other.back());
+  REQUIRE(last.pool_models.size() == 1);
+  CHECK(last.pool_models[0].context_tokens == 512);
+  pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.advance_ms(300);
+  last = std::get<Welcome>(edge.other.back());
+  CHECK(last.pool_models[0].context_tokens == 4096);
+  pool.join("cloud-2", Tier::kCloud, 8192, 4, "other");
+  pool.advance_ms(300);
+  last = std::get<Welcome>(edge.other.back());
+  CHECK(last.pool_models.size() == 2);
+  const size_t welcomes = edge.other.size();
+  pool.advance_ms(3000);
+  CHECK(edge.other.size() == welcomes);  // nothing new, nothing said
+  pool.nodes.at("cloud-1").beating = false;
+  pool.advance_ms(3000);
+  last = std::get<Welcome>(edge.other.back());
+  REQUIRE(last.pool_models.size() == 2);
+  CHECK(last.pool_models[0].context_tokens == 512);
+}
+
+TEST_CASE("a pause of the router itself does not kill its nodes") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.now_ns += 20'000 * kNsPerMs;  // the process was stopped, beats are still in the socket
+  pool.tick();
+  CHECK(state_of(pool, "cloud-1") != "dead");
+  pool.beat(node);
+  pool.tick();
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+}
+
+TEST_CASE("what the router assigned counts against a node until a beat counts it") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.submit(PoolFixture::chat("r1", 30));
+  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  // A beat sent before the Submit arrived there: still four free, nothing counted.
+  node.beat.last_assignment_seq = 0;
+  pool.beat(node);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  // A beat that counts it.
+  node.beat.last_assignment_seq = node.work[0].assignment_seq;
+  node.beat.slots_free = 3;
+  node.beat.running = 1;
+  pool.beat(node);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  // It ends: the slot is free before the next beat says so, and not twice after it.
+  pool.serve(node, node.work[0]);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 4);
+  node.beat.slots_free = 4;
+  node.beat.running = 0;
+  pool.beat(node);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 4);
+}
+
+TEST_CASE("a node that never reports assignments is believed after two seconds") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.submit(PoolFixture::chat("r1", 30));
+  pool.say(node, PoolFixture::accepted(node.work[0]));
+  node.beat.last_assignment_seq = 0;
+  node.beat.slots_free = 3;  // it does count it, without saying so
+  node.beat.running = 1;
+  pool.beat(node);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 2);
+  pool.advance_ms(2200);
+  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+}
+
+TEST_CASE("assignment numbers of another router are not believed") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.submit(PoolFixture::chat("r1", 30));
+  node.beat.last_assignment_seq = 1'000'000;
+  pool.beat(node);
+  CHECK(load_of(pool, "cloud-1").assigned_slots == 1);
+}
+
+TEST_CASE("a dead node is forgotten after ten minutes") {
+  PoolFixture pool;
+  pool.join("cloud-1", Tier::kCloud, 4096).beating = false;
+  pool.advance_ms(5000);
+  CHECK(pool.core.nodes().size() == 1);
+  pool.advance_ms(601'000);
+  CHECK(pool.core.nodes().empty());
+  FakeNode& again = pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.submit(PoolFixture::chat("r1", 30));
+  CHECK(again.work.size() == 1);
+}
