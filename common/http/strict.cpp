@@ -38,6 +38,11 @@ string_view trim_blanks(string_view text) {
 
 HttpFault bad(std::string message) { return {400, std::move(message)}; }
 
+// Below this path stand names of models, which may contain a slash that clients escape: the one
+// place where that is no disguise, because the rest of the path is compared as a name and nothing
+// else.
+constexpr string_view kModelNames = "/v1/models/";
+
 // Fields that decide how the request is read or who sent it: two of them would mean that two
 // readers may disagree.
 constexpr std::array<string_view, 10> kSingleFields = {
@@ -159,22 +164,26 @@ std::optional<HttpFault> check_target(string_view target) {
       return bad("a character that must not be in a request target: '" + printable(target) + "'");
     }
   }
-  const string_view path = target.substr(0, target.find('?'));
+  std::string path(target.substr(0, target.find('?')));
   for (size_t at = target.find('%'); at != string_view::npos; at = target.find('%', at + 3)) {
     if (at + 2 >= target.size() || !is_hex(target[at + 1]) || !is_hex(target[at + 2])) {
       return bad("a malformed percent escape in the request target: '" + printable(target) + "'");
     }
-    const int byte = hex_value(target[at + 1]) * 16 + hex_value(target[at + 2]);
-    const bool hides =
-        byte < 0x20 || byte == 0x7F || byte == '.' || byte == '/' || byte == '\\' || byte == '%';
-    if (hides && at < path.size()) {
+  }
+  for (size_t at = path.find('%'); at != string_view::npos; at = path.find('%', at + 1)) {
+    const int byte = hex_value(path[at + 1]) * 16 + hex_value(path[at + 2]);
+    if (byte == '/' && at >= kModelNames.size() && path.starts_with(kModelNames)) {
+      path.replace(at, 3, "/");  // the dots around it count below
+      continue;
+    }
+    if (byte < 0x20 || byte == 0x7F || byte == '.' || byte == '/' || byte == '\\' || byte == '%') {
       return bad("a percent escape that hides '.', '/', '\\', '%' or a control character: '" +
                  printable(target) + "'");
     }
   }
   for (size_t begin = 1; begin <= path.size();) {
     const size_t end = std::min(path.find('/', begin), path.size());
-    const string_view segment = path.substr(begin, end - begin);
+    const string_view segment = string_view(path).substr(begin, end - begin);
     if (segment == "." || segment == "..") {
       return bad("dot segments are not accepted in a request target: '" + printable(target) + "'");
     }

@@ -50,13 +50,41 @@ TEST_CASE("Transfer-Encoding is refused in HTTP/1.0") {
 
 TEST_CASE("targets: plain paths pass, tricks do not") {
   for (const char* good : {"/", "/v1/models", "/v1/models/a.b-c_d~e", "/a?b=../c", "/a%20b", "/...",
-                           "/.well-known", "//a"}) {
+                           "/.well-known", "//a", "/v1/models/org%2Fname", "/a?%2e%2f"}) {
     CHECK_MESSAGE(status(check_target(good)) == 0, good);
   }
-  for (const char* bad :
-       {"",      "a",        "*",      "http://a/", "/.",     "/..",  "/a/./b", "/a/..", "/a/../b",
-        "/a\\b", "/a#b",     "/a b",   "/a\x7f",    "/a\x80", "/%",   "/%2",    "/%zz",  "/a?%g0",
-        "/%2e",  "/%2E%2e/", "/a%2fb", "/a%5cb",    "/%00",   "/%0a", "/%252e", "/\"",   "/<"}) {
+  for (const char* bad : {"",
+                          "a",
+                          "*",
+                          "http://a/",
+                          "/.",
+                          "/..",
+                          "/a/./b",
+                          "/a/..",
+                          "/a/../b",
+                          "/a\\b",
+                          "/a#b",
+                          "/a b",
+                          "/a\x7f",
+                          "/a\x80",
+                          "/%",
+                          "/%2",
+                          "/%zz",
+                          "/a?%g0",
+                          "/%2e",
+                          "/%2E%2e/",
+                          "/a%2fb",
+                          "/a%5cb",
+                          "/%00",
+                          "/%0a",
+                          "/%252e",
+                          "/v1%2fmodels",
+                          "/v1/models/..%2fmetrics",
+                          "/v1/models/a%2F..",
+                          "/v1/models/%2e%2e%2fa",
+                          "/v1/models%2fa",
+                          "/\"",
+                          "/<"}) {
     CHECK_MESSAGE(status(check_target(bad)) == 400, bad);
   }
 }
