@@ -51,7 +51,9 @@ struct MistralStyle {
   const char* after_user = " [/INST]";
   const char* before_answer = " ";
   const char* after_answer = "</s>";
-  bool system = true;  // a first system message opens the first user turn
+  bool system = true;                // knows a first system message; it opens a user turn:
+  bool system_in_last_turn = false;  // the last one (releases with tools), else the first
+  bool trims_answers = false;
 };
 SharedTemplate make_mistral(MistralStyle style);
 

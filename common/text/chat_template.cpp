@@ -214,7 +214,58 @@ SharedTemplate recognise_llama2(std::string_view shape) {
       "{%else%}{%set content=message['content']%}{%endif%}{%if message['role']=='user'%}"
       "{{bos_token+'[INST] '+content.strip()+' [/INST]'}}{%elif message['role']=='assistant'%}"
       "{{' '+content.strip()+' '+eos_token}}{%endif%}{%endfor%}";
-  return without_exception_texts(shape) == kWhole ? make_llama2() : nullptr;
+  // The first release has one more branch, for system messages that its alternation or this one's
+  // never lets through.
+  constexpr std::string_view kSystemBranch =
+      R"({%elif message['role']=='system'%}{{'<<SYS>>\n'+content.strip()+'\n<</SYS>>\n\n'}})";
+  std::string whole = without_exception_texts(shape);
+  if (const size_t at = whole.find(kSystemBranch); at != std::string::npos)
+    whole.erase(at, kSystemBranch.size());
+  return whole == kWhole ? make_llama2() : nullptr;
+}
+
+// Mistral's releases with tools: the plain turns of a conversation without any, and the system
+// message in the last one.
+SharedTemplate recognise_mistral_with_tools(std::string_view whole) {
+  constexpr std::string_view kBegin =
+      "{%if messages[0]['role']=='system'%}{%set system_message=messages[0]['content']%}"
+      "{%set loop_messages=messages[1:]%}{%else%}{%set loop_messages=messages%}{%endif%}";
+  if (!whole.starts_with(kBegin) ||
+      !whole.ends_with("{%else%}{{raise_exception('')}}{%endif%}{%endfor%}") ||
+      !has_all(
+          whole,
+          {"{%if(message['role']=='user')!=(ns['index']%2==0)%}{{raise_exception('')}}{%endif%}",
+           "{{bos_token}}{%for message in loop_messages%}{%if message['role']=='user'%}{%if tools "
+           "is not none and"})) {
+    return nullptr;
+  }
+  MistralStyle style{.after_user = "[/INST]", .system_in_last_turn = true};
+  if (has_all(
+          whole,
+          {R"({%if loop['last']and system_message is defined%}{{'[INST] '+system_message+'\n\n'+message['content']+'[/INST]'}})"
+           "{%else%}{{'[INST] '+message['content']+'[/INST]'}}{%endif%}"})) {
+    style.before_user = "[INST] ";
+  } else if (
+      has_all(
+          whole,
+          {R"({%if loop['last']and system_message is defined%}{{'[INST]'+system_message+'\n\n'+message['content']+'[/INST]'}})"
+           "{%else%}{{'[INST]'+message['content']+'[/INST]'}}{%endif%}"})) {
+    style.before_user = "[INST]";
+  } else {
+    return nullptr;
+  }
+  if (has_all(whole,
+              {"{%elif message['role']=='assistant'%}{{' '+message['content']|trim+eos_token}}"})) {
+    style.trims_answers = true;
+  } else if (has_all(whole,
+                     {"{%elif message['role']=='assistant'%}{{message['content']+eos_token}}"})) {
+    style.before_answer = "";
+  } else if (!has_all(
+                 whole,
+                 {"{%elif message['role']=='assistant'%}{{' '+message['content']+eos_token}}"})) {
+    return nullptr;
+  }
+  return make_mistral(style);
 }
 
 SharedTemplate recognise_mistral(std::string_view shape) {
@@ -223,6 +274,7 @@ SharedTemplate recognise_mistral(std::string_view shape) {
       "message['role']=='user'%}";
   constexpr std::string_view kOtherRoles = "{%else%}{{raise_exception('')}}{%endif%}{%endfor%}";
   const std::string whole = without_exception_texts(shape);
+  if (SharedTemplate found = recognise_mistral_with_tools(whole)) return found;
   std::string_view rest = whole;
   if (skip(rest, "{{bos_token}}{%for message in messages%}")) {
     if (!skip(rest, kAlternation) ||

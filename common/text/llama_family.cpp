@@ -87,16 +87,24 @@ class Mistral final : public ChatTemplate {
     }
     const auto checked = check_alternation(name(), messages, first, known);
     if (!checked) return checked.error();
+    if (system && style_.system_in_last_turn && messages.back().role != "user") {
+      // The template would leave the system message out without a word.
+      return fail(in_family(name(), "with a system message the last message must be the user's"));
+    }
+    const size_t system_turn = style_.system_in_last_turn ? messages.size() - 1 : first;
     PromptBuilder prompt;
     prompt.own("<s>");
     for (size_t i = first; i < messages.size(); ++i) {
+      const std::string& text = messages[i].content;
       if (messages[i].role == "assistant") {
-        prompt.own(style_.before_answer).content(messages[i].content).own(style_.after_answer);
+        prompt.own(style_.before_answer)
+            .content(style_.trims_answers ? strip_blanks(text) : std::string_view(text));
+        prompt.own(style_.after_answer);
         continue;
       }
       prompt.own(style_.before_user);
-      if (i == first && system) prompt.content(messages[0].content).own("\n\n");
-      prompt.content(messages[i].content).own(style_.after_user);
+      if (i == system_turn && system) prompt.content(messages[0].content).own("\n\n");
+      prompt.content(text).own(style_.after_user);
     }
     return prompt.take();
   }

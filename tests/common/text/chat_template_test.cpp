@@ -213,6 +213,8 @@ TEST_CASE("a template that only resembles a family is not taken for it") {
       changed("llama2", "content.strip()", "content"),
       changed("mistral", "\\n\\n", "\\n"),
       changed("mistral-v0.2", "[INST]", "[USER]"),
+      changed("mistral-v0.3", "loop.last and system_message", "loop.first and system_message"),
+      changed("mistral-nemo", "message.content + eos_token", "message.content + '</s>'"),
       "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}",
       "no template at all",
   };
@@ -264,6 +266,16 @@ TEST_CASE("a date of the template's own is kept") {
                  "Today Date: 1 Feb 2025\n\n<|eot_id|>"));
 }
 
+TEST_CASE("Llama 2's first release, with a branch that no conversation reaches, is llama2") {
+  std::string source = updraft::testing::template_sources().at("llama2");
+  const std::string at = "{%- elif message.role == \"assistant\" -%}";
+  REQUIRE(source.find(at) != std::string::npos);
+  source.insert(source.find(at),
+                "{% elif message.role == 'system' %}{{ '<<SYS>>\\n' + content.strip() + "
+                "'\\n<</SYS>>\\n\\n' }}");
+  CHECK(std::string(recognised(source)->name()) == "llama2");
+}
+
 TEST_CASE("broken and empty templates are errors that say what to do") {
   for (const char* source : {"", "{{ 'open", "{% for message in messages", "{# never closed"}) {
     const auto found = ChatTemplate::recognise(source);
@@ -313,6 +325,9 @@ TEST_CASE("turns that do not alternate are refused where the family demands it")
     CHECK(mentions(refusal(*named(name), {{"assistant", "A"}}),
                    "messages[0] has role 'assistant' where 'user' must come"));
   }
+  const auto with_tools = recognised(updraft::testing::template_sources().at("mistral-v0.3"));
+  CHECK(mentions(refusal(*with_tools, {{"system", "S"}, {"user", "A"}, {"assistant", "B"}}),
+                 "with a system message the last message must be the user's"));
   const auto classic = recognised(updraft::testing::template_sources().at("mistral-v0.2"));
   CHECK(mentions(refusal(*classic, {{"system", "S"}, {"user", "A"}}),
                  "messages[0] has role 'system'"));

@@ -152,6 +152,14 @@ TEST_CASE("BOS comes exactly once, whoever asks for it") {
   data.add_bos = false;
   CHECK(prompt(*made(data), **asks, {{"user", "Hi"}})[0] == 256);
   CHECK(prompt(*made(data), **asks, {{"user", "Hi"}})[1] == 260);
+  // A BOS that is also the first marker of a turn is there already.
+  data.bos_id = 260;
+  data.add_bos = true;
+  const Ids marker = prompt(*made(data), *family("chatml"), {{"user", "Hi"}});
+  CHECK(marker[0] == 260);
+  CHECK(marker[1] == 'u');
+  data.bos_id = 256;
+  data.add_bos = false;
   data.tokens[256] = "<|startoftext|>";
   const Ids other = prompt(*made(data), *family("llama3"), {{"user", "Hi"}});
   CHECK(other[0] == 256);

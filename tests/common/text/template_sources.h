@@ -116,6 +116,50 @@ inline const std::map<std::string, std::string>& template_sources() {
   {% elif message.role == "assistant" %}{{ message.content + eos_token -}}
   {% else %}{{ raise_exception("role") }}{% endif -%}
 {% endfor %})"},
+      {"mistral-v0.3", R"({% if messages[0].role == 'system' -%}
+  {% set system_message = messages[0].content -%}
+  {% set loop_messages = messages[1:] -%}
+{% else %}{% set loop_messages = messages %}{% endif -%}
+{% set ns = namespace(index=0) -%}
+{% for message in loop_messages -%}
+  {% if message.role != 'tool' -%}
+    {% if (message.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('order') }}{% endif -%}
+    {% set ns.index = ns.index + 1 -%}
+  {% endif -%}
+{% endfor -%}
+{{ bos_token -}}
+{% for message in loop_messages -%}
+  {% if message.role == 'user' -%}
+    {% if tools is not none and loop.last %}{{ '[AVAILABLE_TOOLS]' }}{% endif -%}
+    {% if loop.last and system_message is defined -%}
+      {{ '[INST] ' + system_message + '\n\n' + message.content }}{{ '[/INST]' -}}
+    {% else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif -%}
+  {% elif message.tool_calls is defined %}{{ '[TOOL_CALLS]' -}}
+  {% elif message.role == 'assistant' %}{{ ' ' + message.content | trim + eos_token -}}
+  {% else %}{{ raise_exception('role') }}{% endif -%}
+{% endfor %})"},
+      {"mistral-nemo", R"({% if messages[0].role == 'system' -%}
+  {% set system_message = messages[0].content -%}
+  {% set loop_messages = messages[1:] -%}
+{% else %}{% set loop_messages = messages %}{% endif -%}
+{% set ns = namespace(index=0) -%}
+{% for message in loop_messages -%}
+  {% if message.role != 'tool' -%}
+    {% if (message.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('order') }}{% endif -%}
+    {% set ns.index = ns.index + 1 -%}
+  {% endif -%}
+{% endfor -%}
+{{ bos_token -}}
+{% for message in loop_messages -%}
+  {% if message.role == 'user' -%}
+    {% if tools is not none and loop.last %}{{ '[AVAILABLE_TOOLS]' }}{% endif -%}
+    {% if loop.last and system_message is defined -%}
+      {{ '[INST]' + system_message + '\n\n' + message.content }}{{ '[/INST]' -}}
+    {% else %}{{ '[INST]' + message.content + '[/INST]' }}{% endif -%}
+  {% elif message.tool_calls is defined %}{{ '[TOOL_CALLS]' -}}
+  {% elif message.role == 'assistant' %}{{ message.content + eos_token -}}
+  {% else %}{{ raise_exception('role') }}{% endif -%}
+{% endfor %})"},
       {"mistral", R"({% if messages[0].role == "system" -%}
   {% set system_message = messages[0].content -%}
   {% set loop_messages = messages[1:] -%}
