@@ -103,8 +103,8 @@ void SendQueue::pop() {
   }
 }
 
-// The stream at turn_ is out. What waited behind it is queued anew: small messages go out, a large one becomes a stream
-// that again holds back the rest.
+// The stream at turn_ is out. What waited behind it is queued anew: small messages go out, a large
+// one becomes a stream that again holds back the rest.
 void SendQueue::finish_stream() {
   Stream done = std::move(streams_[turn_]);
   streams_.erase(streams_.begin() + static_cast<ptrdiff_t>(turn_));
@@ -127,17 +127,19 @@ Result<std::optional<PoolMessage>> MessageReader::add_part(Blob&& blob) {
   if (at == streams_.end()) {
     if (blob.index != 0) return fail(where + " begins with part " + std::to_string(blob.index));
     if (streams_.size() >= kStreamsPerPeerMax) {
-      return fail(where + " is one more than the " + std::to_string(kStreamsPerPeerMax) + " that may be under way");
+      return fail(where + " is one more than the " + std::to_string(kStreamsPerPeerMax) +
+                  " that may be under way");
     }
     at = streams_.emplace(blob.stream, Stream{0, blob.count, {}}).first;
   }
   Stream& stream = at->second;
   if (blob.index != stream.next_index || blob.count != stream.count) {
-    const std::string expected = std::to_string(stream.next_index) + " of " + std::to_string(stream.count);
+    const std::string expected =
+        std::to_string(stream.next_index) + " of " + std::to_string(stream.count);
     bytes_held_ -= stream.bytes.size();
     streams_.erase(at);
-    return fail(where + " has part " + std::to_string(blob.index) + " of " + std::to_string(blob.count) +
-                " where part " + expected + " was due");
+    return fail(where + " has part " + std::to_string(blob.index) + " of " +
+                std::to_string(blob.count) + " where part " + expected + " was due");
   }
   stream.bytes.insert(stream.bytes.end(), blob.bytes.begin(), blob.bytes.end());
   bytes_held_ += blob.bytes.size();

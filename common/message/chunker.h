@@ -1,5 +1,6 @@
-// Large messages in parts, so that a beat never waits behind an image. SendQueue orders what one connection sends and cuts
-// what is larger than kChunkBytes into Blobs; MessageReader puts them together again under limits. Pure; one thread each.
+// Large messages in parts, so that a beat never waits behind an image. SendQueue orders what one
+// connection sends and cuts what is larger than kChunkBytes into Blobs; MessageReader puts them
+// together again under limits. Pure; one thread each.
 #pragma once
 
 #include <cstddef>
@@ -18,16 +19,18 @@ namespace updraft {
 
 inline constexpr size_t kStreamsPerPeerMax = 4;  // large messages of one sender under way at once
 
-// Frames waiting for one connection. front() is the next one to hand to the socket, pop() after the socket took it.
-// Order: urgent messages, the newest beat, small messages in the order pushed, then one part of each large message in
-// turn. Messages with the same key keep their order, whatever their sizes.
+// Frames waiting for one connection. front() is the next one to hand to the socket, pop() after the
+// socket took it. Order: urgent messages, the newest beat, small messages in the order pushed, then
+// one part of each large message in turn. Messages with the same key keep their order, whatever
+// their sizes.
 class SendQueue {
  public:
   // Hello, Welcome, Drain: before everything else.
   void push_urgent(const PoolMessage& message);
   // Replaces a beat that has not gone out.
   void set_beat(const NodeBeat& beat);
-  // key: the request's id. False, and nothing queued, when the encoded message is larger than kMessageBytesMax.
+  // key: the request's id. False, and nothing queued, when the encoded message is larger than
+  // kMessageBytesMax.
   [[nodiscard]] bool push(const std::string& key, const PoolMessage& message);
 
   // Null when nothing waits. Valid until the next call of any other method.
@@ -36,6 +39,8 @@ class SendQueue {
 
   // Encoded bytes waiting; the caller refuses new bulk above its own limit.
   size_t bytes() const { return bytes_; }
+  // Small messages waiting; producers of token streams hold back and coalesce while it is large.
+  size_t small_count() const { return small_.size(); }
   bool empty() const { return bytes_ == 0; }
   // The connection is gone: drops everything.
   void clear();
@@ -65,12 +70,13 @@ class SendQueue {
   size_t bytes_ = 0;
 };
 
-// Frames of one connection -> messages. At most kStreamsPerPeerMax large messages under way; memory grows only with bytes
-// that really arrived, up to kMessageBytesMax each.
+// Frames of one connection -> messages. At most kStreamsPerPeerMax large messages under way; memory
+// grows only with bytes that really arrived, up to kMessageBytesMax each.
 class MessageReader {
  public:
-  // One frame. A message when one is complete, nothing while parts are missing; an error is a violation of the protocol
-  // by the peer (the frame is dropped, and with it the large message it belongs to).
+  // One frame. A message when one is complete, nothing while parts are missing; an error is a
+  // violation of the protocol by the peer (the frame is dropped, and with it the large message it
+  // belongs to).
   Result<std::optional<PoolMessage>> add(ByteView frame);
   size_t bytes_held() const { return bytes_held_; }
   // A new connection begins.

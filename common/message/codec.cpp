@@ -1,6 +1,7 @@
-// FlatBuffers (schemas/pool.fbs) -> PoolMessage. This file and codec_encode.cpp alone name the generated types. Trusts
-// nothing: verify, then copy under a byte budget, then range-check every number.
-#include "common/message/pool_message.h"
+// FlatBuffers (schemas/pool.fbs) -> PoolMessage. This file and codec_encode.cpp alone name the
+// generated types. Trusts nothing: verify, then copy under a byte budget, then range-check every
+// number.
+#include <flatbuffers/flatbuffers.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,9 +9,8 @@
 #include <string_view>
 #include <utility>
 
-#include <flatbuffers/flatbuffers.h>
-
 #include "common/message/codec_limits.h"
+#include "common/message/pool_message.h"
 #include "common/message/request_check.h"
 #include "schemas/pool_generated.h"
 
@@ -22,11 +22,13 @@ namespace fb = flatbuffers;
 using namespace codec;
 using Text = fb::Offset<fb::String>;
 
-// Copies out of a verified frame. The first problem stays and names message, field and value; what is read after it is
-// thrown away. The byte budget stops a frame whose small fields all point at one large vector.
+// Copies out of a verified frame. The first problem stays and names message, field and value; what
+// is read after it is thrown away. The byte budget stops a frame whose small fields all point at
+// one large vector.
 class Reader {
  public:
-  Reader(const char* message, size_t budget_bytes) : message_(message), budget_bytes_(budget_bytes) {}
+  Reader(const char* message, size_t budget_bytes)
+      : message_(message), budget_bytes_(budget_bytes) {}
 
   bool ok() const { return problem_.empty(); }
   const std::string& problem() const { return problem_; }
@@ -37,7 +39,8 @@ class Reader {
   template <typename T>
   T number(const char* field, T value, T min, T max) {
     if (!(value >= min && value <= max)) {  // NaN fails too
-      refuse(field, "= " + std::to_string(value) + " is not in " + std::to_string(min) + ".." + std::to_string(max));
+      refuse(field, "= " + std::to_string(value) + " is not in " + std::to_string(min) + ".." +
+                        std::to_string(max));
     }
     return value;
   }
@@ -65,7 +68,8 @@ class Reader {
   }
   template <typename T>
   std::vector<T> vector(const char* field, const fb::Vector<T>* value, size_t count_max) {
-    if (value == nullptr || !spend(field, value->size() * sizeof(T), count_max * sizeof(T))) return {};
+    if (value == nullptr || !spend(field, value->size() * sizeof(T), count_max * sizeof(T)))
+      return {};
     return {value->begin(), value->end()};
   }
   std::vector<int32_t> token_ids(const char* field, const fb::Vector<int32_t>* value) {
@@ -78,7 +82,8 @@ class Reader {
   uint32_t count(const char* field, const fb::Vector<T>* value, size_t count_max) {
     if (value == nullptr || !ok()) return 0;
     if (value->size() > count_max) {
-      refuse(field, "has " + std::to_string(value->size()) + " entries, at most " + std::to_string(count_max));
+      refuse(field, "has " + std::to_string(value->size()) + " entries, at most " +
+                        std::to_string(count_max));
       return 0;
     }
     return value->size();
@@ -89,12 +94,15 @@ class Reader {
     if (out.empty()) refuse("id", "is empty");
     return out;
   }
-  uint32_t epoch(uint32_t value) { return number<uint32_t>("epoch", value, 1, std::numeric_limits<uint32_t>::max()); }
+  uint32_t epoch(uint32_t value) {
+    return number<uint32_t>("epoch", value, 1, std::numeric_limits<uint32_t>::max());
+  }
 
  private:
   bool spend(const char* field, size_t size, size_t size_max) {
     if (size > size_max) {
-      refuse(field, "has " + std::to_string(size) + " bytes, at most " + std::to_string(size_max) + " are accepted");
+      refuse(field, "has " + std::to_string(size) + " bytes, at most " + std::to_string(size_max) +
+                        " are accepted");
     } else if (size > budget_bytes_) {
       refuse(field, "shares its bytes with other fields: the contents are larger than the frame");
     } else {
@@ -108,11 +116,12 @@ class Reader {
   std::string problem_;
 };
 
-std::vector<std::string> read_texts(Reader& in, const char* field, const fb::Vector<Text>* texts, size_t count_max,
-                                    size_t bytes_max) {
+std::vector<std::string> read_texts(Reader& in, const char* field, const fb::Vector<Text>* texts,
+                                    size_t count_max, size_t bytes_max) {
   std::vector<std::string> out;
   const uint32_t count = in.count(field, texts, count_max);
-  for (uint32_t i = 0; i < count && in.ok(); ++i) out.push_back(in.text(field, texts->Get(i), bytes_max));
+  for (uint32_t i = 0; i < count && in.ok(); ++i)
+    out.push_back(in.text(field, texts->Get(i), bytes_max));
   return out;
 }
 
@@ -159,9 +168,11 @@ Request read(Reader& in, const wire::Request& w) {
     ChatMessage& out = r.messages.emplace_back();
     out.role = in.text("role", message->role(), kShortBytes);
     const uint32_t part_count = in.count("parts", message->parts(), RequestLimits::kParts);
-    for (uint32_t j = 0; j < part_count && in.ok(); ++j) out.parts.push_back(read(in, *message->parts()->Get(j)));
+    for (uint32_t j = 0; j < part_count && in.ok(); ++j)
+      out.parts.push_back(read(in, *message->parts()->Get(j)));
   }
-  r.prompts = read_texts(in, "prompts", w.prompts(), RequestLimits::kPrompts, RequestLimits::kPayloadBytes);
+  r.prompts =
+      read_texts(in, "prompts", w.prompts(), RequestLimits::kPrompts, RequestLimits::kPayloadBytes);
   const uint32_t list_count = in.count("prompt_ids", w.prompt_ids(), RequestLimits::kPrompts);
   for (uint32_t i = 0; i < list_count && in.ok(); ++i) {
     r.prompt_ids.push_back(in.token_ids("prompt_ids", w.prompt_ids()->Get(i)->ids()));
@@ -200,20 +211,23 @@ std::vector<PositionLogprobs> read(Reader& in, const wire::Logprobs& w) {
   const std::vector<uint8_t> top_counts = in.vector("top_counts", w.top_counts(), kAny);
   const std::vector<int32_t> ids = in.token_ids("logprobs.ids", w.ids());
   const std::vector<float> values = in.vector("logprobs.values", w.values(), kAny / sizeof(float));
-  const std::vector<uint16_t> sizes = in.vector("logprobs.text_bytes", w.text_bytes(), kAny / sizeof(uint16_t));
+  const std::vector<uint16_t> sizes =
+      in.vector("logprobs.text_bytes", w.text_bytes(), kAny / sizeof(uint16_t));
   const std::string text = in.bytes("logprobs.text", w.text(), kAny);
   std::vector<PositionLogprobs> out;
   size_t entry = 0;
   size_t text_at = 0;
   const auto next = [&] {
     TokenLogprob token;
-    if (entry >= ids.size() || entry >= values.size() || entry >= sizes.size() || sizes[entry] > text.size() - text_at) {
+    if (entry >= ids.size() || entry >= values.size() || entry >= sizes.size() ||
+        sizes[entry] > text.size() - text_at) {
       in.refuse("logprobs", "has fewer entries than its top_counts tell");
       return token;
     }
     token.id = ids[entry];
     // -infinity is a token that was masked out.
-    token.logprob = in.number("logprobs.values", values[entry], -std::numeric_limits<float>::infinity(), 1.0F);
+    token.logprob =
+        in.number("logprobs.values", values[entry], -std::numeric_limits<float>::infinity(), 1.0F);
     token.text = text.substr(text_at, sizes[entry]);
     text_at += sizes[entry++];
     return token;
@@ -236,7 +250,8 @@ TokenChunk read(Reader& in, const wire::TokenChunk& w) {
   c.text = in.text("text", w.text(), kMessageBytesMax);
   if (w.logprobs() != nullptr) c.logprobs = read(in, *w.logprobs());
   if (w.finish().has_value()) c.finish = in.choice("finish", *w.finish(), FinishReason::kLength);
-  if (c.ids.size() > static_cast<size_t>(kIntMax - c.offset)) in.refuse("offset", "+ ids passes 2^31");
+  if (c.ids.size() > static_cast<size_t>(kIntMax - c.offset))
+    in.refuse("offset", "+ ids passes 2^31");
   return c;
 }
 
@@ -268,7 +283,8 @@ PoolMessage read(Reader& in, const wire::Hello& w) {
   NodeHello h;
   h.protocol_version = in.number<uint32_t>("protocol_version", w.protocol_version(), 1, 1'000'000);
   h.node_id = in.text("node_id", w.node_id(), kShortBytes);
-  if (!is_node_id(h.node_id)) in.refuse("node_id", "\"" + printable(h.node_id) + "\" is not [a-z0-9-]{1,64}");
+  if (!is_node_id(h.node_id))
+    in.refuse("node_id", "\"" + printable(h.node_id) + "\" is not [a-z0-9-]{1,64}");
   h.boot_epoch = w.boot_epoch();
   h.tier = in.choice("tier", w.tier(), Tier::kCloud);
   h.models = read_models(in, "models", w.models());
@@ -293,16 +309,21 @@ PoolMessage read(Reader& in, const wire::Beat& w) {
   b.waiting = in.number("waiting", w.waiting(), 0, kSequencesMax);
   b.kv_tokens_total = in.number("kv_tokens_total", w.kv_tokens_total(), int64_t{0}, kTokensMax);
   b.kv_tokens_free = in.number("kv_tokens_free", w.kv_tokens_free(), int64_t{0}, b.kv_tokens_total);
-  b.prefill_tokens_queued = in.number("prefill_tokens_queued", w.prefill_tokens_queued(), int64_t{0}, kTokensMax);
-  b.decode_tokens_reserved = in.number("decode_tokens_reserved", w.decode_tokens_reserved(), int64_t{0}, kTokensMax);
-  b.prefill_tokens_per_s = in.number("prefill_tokens_per_s", w.prefill_tokens_per_s(), 0.0F, kRateMax);
+  b.prefill_tokens_queued =
+      in.number("prefill_tokens_queued", w.prefill_tokens_queued(), int64_t{0}, kTokensMax);
+  b.decode_tokens_reserved =
+      in.number("decode_tokens_reserved", w.decode_tokens_reserved(), int64_t{0}, kTokensMax);
+  b.prefill_tokens_per_s =
+      in.number("prefill_tokens_per_s", w.prefill_tokens_per_s(), 0.0F, kRateMax);
   b.decode_tokens_per_s = in.number("decode_tokens_per_s", w.decode_tokens_per_s(), 0.0F, kRateMax);
   b.bytes_per_token = in.number("bytes_per_token", w.bytes_per_token(), 0.0F, 1e6F);
   b.requests_done = in.number("requests_done", w.requests_done(), int64_t{0}, kTimeMax);
   b.requests_failed = in.number("requests_failed", w.requests_failed(), int64_t{0}, kTimeMax);
   b.cpu_load = in.number("cpu_load", w.cpu_load(), 0.0F, 1.0F);
-  b.memory_free_bytes = in.number("memory_free_bytes", w.memory_free_bytes(), int64_t{0}, kBytesMax);
-  b.memory_total_bytes = in.number("memory_total_bytes", w.memory_total_bytes(), int64_t{0}, kBytesMax);
+  b.memory_free_bytes =
+      in.number("memory_free_bytes", w.memory_free_bytes(), int64_t{0}, kBytesMax);
+  b.memory_total_bytes =
+      in.number("memory_total_bytes", w.memory_total_bytes(), int64_t{0}, kBytesMax);
   b.last_assignment_seq = w.last_assignment_seq();
   return b;
 }
@@ -364,8 +385,12 @@ PoolMessage read(Reader& in, const wire::Failed& w) {
   if (const auto* error = in.table("error", w.error())) m.error = read(in, *error);
   return m;
 }
-PoolMessage read(Reader& in, const wire::Cancel& w) { return Cancel{in.id(w.id()), in.epoch(w.epoch())}; }
-PoolMessage read(Reader& in, const wire::Drain& w) { return Drain{in.number("grace_ms", w.grace_ms(), 0, kDayMs)}; }
+PoolMessage read(Reader& in, const wire::Cancel& w) {
+  return Cancel{in.id(w.id()), in.epoch(w.epoch())};
+}
+PoolMessage read(Reader& in, const wire::Drain& w) {
+  return Drain{in.number("grace_ms", w.grace_ms(), 0, kDayMs)};
+}
 PoolMessage read(Reader& in, const wire::Welcome& w) {
   Welcome m;
   m.router_id = in.text("router_id", w.router_id(), kShortBytes);
@@ -405,33 +430,48 @@ Result<PoolMessage> decode_aligned(ByteView bytes) {
   options.max_tables = kTablesMax;
   fb::Verifier verifier(data, bytes.size(), options);
   if (!wire::VerifyFrameBuffer(verifier)) {
-    return fail("pool message of " + std::to_string(bytes.size()) + " bytes is not a well-formed UPPL frame");
+    return fail("pool message of " + std::to_string(bytes.size()) +
+                " bytes is not a well-formed UPPL frame");
   }
   const wire::Frame& frame = *wire::GetFrame(data);
   switch (frame.message_type()) {
-    case wire::Message::Hello: return read_as<wire::Hello>(frame, "Hello", bytes.size());
-    case wire::Message::Beat: return read_as<wire::Beat>(frame, "Beat", bytes.size());
-    case wire::Message::Submit: return read_as<wire::Submit>(frame, "Submit", bytes.size());
-    case wire::Message::Accepted: return read_as<wire::Accepted>(frame, "Accepted", bytes.size());
-    case wire::Message::Rejected: return read_as<wire::Rejected>(frame, "Rejected", bytes.size());
-    case wire::Message::Tokens: return read_as<wire::Tokens>(frame, "Tokens", bytes.size());
-    case wire::Message::Done: return read_as<wire::Done>(frame, "Done", bytes.size());
-    case wire::Message::Failed: return read_as<wire::Failed>(frame, "Failed", bytes.size());
-    case wire::Message::Cancel: return read_as<wire::Cancel>(frame, "Cancel", bytes.size());
-    case wire::Message::Drain: return read_as<wire::Drain>(frame, "Drain", bytes.size());
-    case wire::Message::Welcome: return read_as<wire::Welcome>(frame, "Welcome", bytes.size());
-    case wire::Message::Blob: return read_as<wire::Blob>(frame, "Blob", bytes.size());
-    case wire::Message::NONE: break;
+    case wire::Message::Hello:
+      return read_as<wire::Hello>(frame, "Hello", bytes.size());
+    case wire::Message::Beat:
+      return read_as<wire::Beat>(frame, "Beat", bytes.size());
+    case wire::Message::Submit:
+      return read_as<wire::Submit>(frame, "Submit", bytes.size());
+    case wire::Message::Accepted:
+      return read_as<wire::Accepted>(frame, "Accepted", bytes.size());
+    case wire::Message::Rejected:
+      return read_as<wire::Rejected>(frame, "Rejected", bytes.size());
+    case wire::Message::Tokens:
+      return read_as<wire::Tokens>(frame, "Tokens", bytes.size());
+    case wire::Message::Done:
+      return read_as<wire::Done>(frame, "Done", bytes.size());
+    case wire::Message::Failed:
+      return read_as<wire::Failed>(frame, "Failed", bytes.size());
+    case wire::Message::Cancel:
+      return read_as<wire::Cancel>(frame, "Cancel", bytes.size());
+    case wire::Message::Drain:
+      return read_as<wire::Drain>(frame, "Drain", bytes.size());
+    case wire::Message::Welcome:
+      return read_as<wire::Welcome>(frame, "Welcome", bytes.size());
+    case wire::Message::Blob:
+      return read_as<wire::Blob>(frame, "Blob", bytes.size());
+    case wire::Message::NONE:
+      break;
   }
-  return fail("pool message of kind " + std::to_string(static_cast<int>(frame.message_type())) + " is not known");
+  return fail("pool message of kind " + std::to_string(static_cast<int>(frame.message_type())) +
+              " is not known");
 }
 
 }  // namespace
 
 Result<PoolMessage> decode(ByteView frame) {
   if (frame.empty() || frame.size() > kMessageBytesMax) {
-    return fail("pool message has " + std::to_string(frame.size()) + " bytes, 1.." + std::to_string(kMessageBytesMax) +
-                " are accepted");
+    return fail("pool message has " + std::to_string(frame.size()) + " bytes, 1.." +
+                std::to_string(kMessageBytesMax) + " are accepted");
   }
   constexpr size_t kAlignment = alignof(uint64_t);
   if (reinterpret_cast<uintptr_t>(frame.data()) % kAlignment == 0) return decode_aligned(frame);

@@ -1,15 +1,15 @@
-// PoolMessage -> FlatBuffers (schemas/pool.fbs). Always yields what codec.cpp accepts: text that a peer would refuse (cut
-// characters, over-long errors) is repaired here, so that a stream is never lost over it.
-#include "common/message/pool_message.h"
+// PoolMessage -> FlatBuffers (schemas/pool.fbs). Always yields what codec.cpp accepts: text that a
+// peer would refuse (cut characters, over-long errors) is repaired here, so that a stream is never
+// lost over it.
+#include <flatbuffers/flatbuffers.h>
 
 #include <algorithm>
 #include <limits>
 #include <string_view>
 #include <utility>
 
-#include <flatbuffers/flatbuffers.h>
-
 #include "common/message/codec_limits.h"
+#include "common/message/pool_message.h"
 #include "common/message/request_check.h"
 #include "schemas/pool_generated.h"
 
@@ -58,10 +58,11 @@ fb::Offset<wire::Sampling> put(Builder& b, const Sampling& s) {
   for (const auto& [id, bias] : s.logit_bias) biases.emplace_back(id, bias);
   const auto bias_vector = biases.empty() ? 0 : b.CreateVectorOfStructs(biases);
   const auto stops = put_texts(b, s.stop);
-  return wire::CreateSampling(b, s.temperature, s.top_p, s.top_k, s.min_p, s.repetition_penalty, s.frequency_penalty,
-                              s.presence_penalty, bias_vector, s.seed ? fb::Optional<uint64_t>(*s.seed) : fb::nullopt,
-                              s.max_tokens ? fb::Optional<int32_t>(*s.max_tokens) : fb::nullopt, stops, s.ignore_eos,
-                              s.logprobs, s.top_logprobs);
+  return wire::CreateSampling(b, s.temperature, s.top_p, s.top_k, s.min_p, s.repetition_penalty,
+                              s.frequency_penalty, s.presence_penalty, bias_vector,
+                              s.seed ? fb::Optional<uint64_t>(*s.seed) : fb::nullopt,
+                              s.max_tokens ? fb::Optional<int32_t>(*s.max_tokens) : fb::nullopt,
+                              stops, s.ignore_eos, s.logprobs, s.top_logprobs);
 }
 
 fb::Offset<wire::ChatMessage> put(Builder& b, const ChatMessage& message) {
@@ -79,8 +80,8 @@ fb::Offset<wire::ChatMessage> put(Builder& b, const ChatMessage& message) {
 
 fb::Offset<wire::Hints> put(Builder& b, const Hints& h) {
   const auto session = put(b, h.session);
-  return wire::CreateHints(b, static_cast<uint8_t>(h.tier), h.local_only, static_cast<uint8_t>(h.priority), session,
-                           h.deadline_ms);
+  return wire::CreateHints(b, static_cast<uint8_t>(h.tier), h.local_only,
+                           static_cast<uint8_t>(h.priority), session, h.deadline_ms);
 }
 
 fb::Offset<wire::Request> put(Builder& b, const Request& r) {
@@ -99,16 +100,17 @@ fb::Offset<wire::Request> put(Builder& b, const Request& r) {
   const auto hints = put(b, r.hints);
   const auto tenant = put(b, r.tenant);
   const auto trace = put(b, r.trace);
-  return wire::CreateRequest(b, id, static_cast<uint8_t>(r.kind), model, message_vector, prompts, prompt_ids,
-                             r.choice_count, r.echo, r.enable_thinking, sampling, hints, tenant, trace);
+  return wire::CreateRequest(b, id, static_cast<uint8_t>(r.kind), model, message_vector, prompts,
+                             prompt_ids, r.choice_count, r.echo, r.enable_thinking, sampling, hints,
+                             tenant, trace);
 }
 
 fb::Offset<wire::RequestError> put(Builder& b, const RequestError& e) {
   const auto message = put_clean(b, e.message, kErrorBytes);
   const auto param = put_clean(b, e.param, kShortBytes);
   return wire::CreateRequestError(b, static_cast<uint8_t>(e.code), message, param,
-                                  std::clamp(e.retry_after_ms, 0, kDayMs), std::max(e.prompt_tokens, 0),
-                                  std::max(e.limit_tokens, 0));
+                                  std::clamp(e.retry_after_ms, 0, kDayMs),
+                                  std::max(e.prompt_tokens, 0), std::max(e.limit_tokens, 0));
 }
 
 fb::Offset<wire::Logprobs> put(Builder& b, const std::vector<PositionLogprobs>& positions) {
@@ -147,13 +149,15 @@ fb::Offset<wire::TokenChunk> put(Builder& b, const TokenChunk& chunk) {
       chunk.finish ? fb::Optional<uint8_t>(static_cast<uint8_t>(*chunk.finish)) : fb::nullopt);
 }
 
-fb::Offset<fb::Vector<fb::Offset<wire::ModelInfo>>> put(Builder& b, const std::vector<ModelInfo>& models) {
+fb::Offset<fb::Vector<fb::Offset<wire::ModelInfo>>> put(Builder& b,
+                                                        const std::vector<ModelInfo>& models) {
   std::vector<fb::Offset<wire::ModelInfo>> offsets;
   for (const ModelInfo& m : models) {
     const auto id = put(b, m.id);
     const auto digest = put(b, m.digest);
     const auto quantization = put(b, m.quantization);
-    offsets.push_back(wire::CreateModelInfo(b, id, digest, quantization, m.context_tokens, m.created, m.images));
+    offsets.push_back(
+        wire::CreateModelInfo(b, id, digest, quantization, m.context_tokens, m.created, m.images));
   }
   return b.CreateVector(offsets);
 }
@@ -163,17 +167,17 @@ fb::Offset<void> put(Builder& b, const NodeHello& h) {
   const auto models = put(b, h.models);
   const auto device = put_clean(b, h.device, kShortBytes);
   const auto version = put_clean(b, h.software_version, kShortBytes);
-  return wire::CreateHello(b, h.protocol_version, node_id, h.boot_epoch, static_cast<uint8_t>(h.tier), models, device,
-                           version)
+  return wire::CreateHello(b, h.protocol_version, node_id, h.boot_epoch,
+                           static_cast<uint8_t>(h.tier), models, device, version)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const NodeBeat& n) {
   return wire::CreateBeat(b, n.boot_epoch, n.seq, n.sender_mono_ns, n.interval_ms, n.lease_ttl_ms,
-                          static_cast<uint8_t>(n.state), n.slots_total, n.slots_free, n.running, n.waiting,
-                          n.kv_tokens_total, n.kv_tokens_free, n.prefill_tokens_queued, n.decode_tokens_reserved,
-                          n.prefill_tokens_per_s, n.decode_tokens_per_s, n.bytes_per_token, n.requests_done,
-                          n.requests_failed, n.cpu_load, n.memory_free_bytes, n.memory_total_bytes,
-                          n.last_assignment_seq)
+                          static_cast<uint8_t>(n.state), n.slots_total, n.slots_free, n.running,
+                          n.waiting, n.kv_tokens_total, n.kv_tokens_free, n.prefill_tokens_queued,
+                          n.decode_tokens_reserved, n.prefill_tokens_per_s, n.decode_tokens_per_s,
+                          n.bytes_per_token, n.requests_done, n.requests_failed, n.cpu_load,
+                          n.memory_free_bytes, n.memory_total_bytes, n.last_assignment_seq)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Submit& m) {
@@ -184,8 +188,8 @@ fb::Offset<void> put(Builder& b, const Accepted& m) {
   const auto node_id = put_clean(b, m.started.node_id, kShortBytes);
   const auto model = put_clean(b, m.started.model, RequestLimits::kNameBytes);
   const auto decision = put_clean(b, m.started.decision, kShortBytes);
-  const auto started = wire::CreateStarted(b, node_id, static_cast<uint8_t>(m.started.tier), model, decision,
-                                           m.started.prompt_tokens);
+  const auto started = wire::CreateStarted(b, node_id, static_cast<uint8_t>(m.started.tier), model,
+                                           decision, m.started.prompt_tokens);
   return wire::CreateAccepted(b, id, m.epoch, m.prompt_tokens, started).Union();
 }
 fb::Offset<void> put(Builder& b, const Rejected& m) {
@@ -203,38 +207,56 @@ fb::Offset<void> put(Builder& b, const Done& m) {
   const auto id = put(b, m.id);
   const Usage& u = m.finished.usage;
   const Timings& t = m.finished.timings;
-  return wire::CreateDone(b, id, m.epoch, u.prompt_tokens, u.completion_tokens, u.cached_tokens, t.queued_ns,
-                          t.first_token_ns, t.total_ns)
+  return wire::CreateDone(b, id, m.epoch, u.prompt_tokens, u.completion_tokens, u.cached_tokens,
+                          t.queued_ns, t.first_token_ns, t.total_ns)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Failed& m) {
   const auto id = put(b, m.id);
   return wire::CreateFailed(b, id, m.epoch, put(b, m.error)).Union();
 }
-fb::Offset<void> put(Builder& b, const Cancel& m) { return wire::CreateCancel(b, put(b, m.id), m.epoch).Union(); }
-fb::Offset<void> put(Builder& b, const Drain& m) { return wire::CreateDrain(b, m.grace_ms).Union(); }
+fb::Offset<void> put(Builder& b, const Cancel& m) {
+  return wire::CreateCancel(b, put(b, m.id), m.epoch).Union();
+}
+fb::Offset<void> put(Builder& b, const Drain& m) {
+  return wire::CreateDrain(b, m.grace_ms).Union();
+}
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);
   return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models)).Union();
 }
 fb::Offset<void> put(Builder& b, const Blob& m) {
-  return wire::CreateBlob(b, m.stream, m.index, m.count, put_bytes(b, m.bytes.data(), m.bytes.size())).Union();
+  return wire::CreateBlob(b, m.stream, m.index, m.count,
+                          put_bytes(b, m.bytes.data(), m.bytes.size()))
+      .Union();
 }
 
 template <typename T>
 constexpr wire::Message kWireType = wire::Message::NONE;
-template <> constexpr wire::Message kWireType<NodeHello> = wire::Message::Hello;
-template <> constexpr wire::Message kWireType<NodeBeat> = wire::Message::Beat;
-template <> constexpr wire::Message kWireType<Submit> = wire::Message::Submit;
-template <> constexpr wire::Message kWireType<Accepted> = wire::Message::Accepted;
-template <> constexpr wire::Message kWireType<Rejected> = wire::Message::Rejected;
-template <> constexpr wire::Message kWireType<Tokens> = wire::Message::Tokens;
-template <> constexpr wire::Message kWireType<Done> = wire::Message::Done;
-template <> constexpr wire::Message kWireType<Failed> = wire::Message::Failed;
-template <> constexpr wire::Message kWireType<Cancel> = wire::Message::Cancel;
-template <> constexpr wire::Message kWireType<Drain> = wire::Message::Drain;
-template <> constexpr wire::Message kWireType<Welcome> = wire::Message::Welcome;
-template <> constexpr wire::Message kWireType<Blob> = wire::Message::Blob;
+template <>
+constexpr wire::Message kWireType<NodeHello> = wire::Message::Hello;
+template <>
+constexpr wire::Message kWireType<NodeBeat> = wire::Message::Beat;
+template <>
+constexpr wire::Message kWireType<Submit> = wire::Message::Submit;
+template <>
+constexpr wire::Message kWireType<Accepted> = wire::Message::Accepted;
+template <>
+constexpr wire::Message kWireType<Rejected> = wire::Message::Rejected;
+template <>
+constexpr wire::Message kWireType<Tokens> = wire::Message::Tokens;
+template <>
+constexpr wire::Message kWireType<Done> = wire::Message::Done;
+template <>
+constexpr wire::Message kWireType<Failed> = wire::Message::Failed;
+template <>
+constexpr wire::Message kWireType<Cancel> = wire::Message::Cancel;
+template <>
+constexpr wire::Message kWireType<Drain> = wire::Message::Drain;
+template <>
+constexpr wire::Message kWireType<Welcome> = wire::Message::Welcome;
+template <>
+constexpr wire::Message kWireType<Blob> = wire::Message::Blob;
 
 }  // namespace
 
@@ -243,7 +265,8 @@ std::vector<std::byte> encode(const PoolMessage& message) {
   if (const auto* blob = std::get_if<Blob>(&message)) size_hint += blob->bytes.size();
   Builder builder(size_hint);
   const auto body = std::visit([&](const auto& m) { return put(builder, m); }, message);
-  const auto type = std::visit([](const auto& m) { return kWireType<std::decay_t<decltype(m)>>; }, message);
+  const auto type =
+      std::visit([](const auto& m) { return kWireType<std::decay_t<decltype(m)>>; }, message);
   wire::FinishFrameBuffer(builder, wire::CreateFrame(builder, type, body));
   const auto* begin = reinterpret_cast<const std::byte*>(builder.GetBufferPointer());
   return {begin, begin + builder.GetSize()};

@@ -1,4 +1,5 @@
-// Limits of the pool's messages that both halves of the codec respect. Private to codec.cpp and codec_encode.cpp.
+// Limits of the pool's messages that both halves of the codec respect. Private to codec.cpp and
+// codec_encode.cpp.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +11,9 @@
 namespace updraft::codec {
 
 inline constexpr uint32_t kDepthMax = 16;
-inline constexpr uint32_t kTablesMax = 16384;  // 1,024 messages with 4,096 parts, and the tables around them
-inline constexpr size_t kShortBytes = 256;     // names of things: nodes, models, devices
+inline constexpr uint32_t kTablesMax =
+    16384;  // 1,024 messages with 4,096 parts, and the tables around them
+inline constexpr size_t kShortBytes = 256;  // names of things: nodes, models, devices
 inline constexpr size_t kErrorBytes = 4096;
 inline constexpr size_t kModelsMax = 256;
 inline constexpr size_t kTopLogprobs = RequestLimits::kTopLogprobs;
@@ -21,6 +23,7 @@ inline constexpr int64_t kBytesMax = int64_t{1} << 50;
 inline constexpr int64_t kTimeMax = int64_t{1} << 62;
 inline constexpr int32_t kDayMs = 24 * 3600 * 1000;
 inline constexpr int32_t kContextMax = 1 << 26;
-inline constexpr int32_t kChoicesMax = RequestLimits::kChoices * static_cast<int32_t>(RequestLimits::kPrompts);
+inline constexpr int32_t kChoicesMax =
+    RequestLimits::kChoices * static_cast<int32_t>(RequestLimits::kPrompts);
 
 }  // namespace updraft::codec

@@ -18,7 +18,8 @@ class Checker {
   std::optional<RequestError> take() { return std::move(error_); }
   bool failed() const { return error_.has_value(); }
 
-  void refuse(const char* param, const std::string& why, ErrorCode code = ErrorCode::kInvalidRequest) {
+  void refuse(const char* param, const std::string& why,
+              ErrorCode code = ErrorCode::kInvalidRequest) {
     if (error_) return;
     error_ = RequestError{};
     error_->code = code;
@@ -29,20 +30,24 @@ class Checker {
   template <typename T>
   void range(const char* param, T value, T min, T max) {
     if (value >= min && value <= max) return;
-    refuse(param, "= " + std::to_string(value) + " is not in " + std::to_string(min) + ".." + std::to_string(max));
+    refuse(param, "= " + std::to_string(value) + " is not in " + std::to_string(min) + ".." +
+                      std::to_string(max));
   }
   // (min, max]: for what must not be zero.
   void above(const char* param, float value, float min, float max) {
     if (value > min && value <= max) return;
-    refuse(param, "= " + std::to_string(value) + " is not above " + std::to_string(min) + " and at most " +
-                      std::to_string(max));
+    refuse(param, "= " + std::to_string(value) + " is not above " + std::to_string(min) +
+                      " and at most " + std::to_string(max));
   }
   void count(const char* param, size_t value, size_t max) {
-    if (value > max) refuse(param, "has " + std::to_string(value) + " entries, at most " + std::to_string(max) + " are accepted");
+    if (value > max)
+      refuse(param, "has " + std::to_string(value) + " entries, at most " + std::to_string(max) +
+                        " are accepted");
   }
   void text(const char* param, std::string_view value, size_t bytes_max) {
     if (value.size() > bytes_max) {
-      refuse(param, "has " + std::to_string(value.size()) + " bytes, at most " + std::to_string(bytes_max) + " are accepted");
+      refuse(param, "has " + std::to_string(value.size()) + " bytes, at most " +
+                        std::to_string(bytes_max) + " are accepted");
     } else if (const size_t valid = utf8_valid_prefix_bytes(value); valid != value.size()) {
       refuse(param, "is not valid UTF-8 at byte " + std::to_string(valid));
     }
@@ -55,7 +60,8 @@ class Checker {
 void check_id(Checker& check, std::string_view id) {
   bool good = !id.empty() && id.size() <= Limits::kIdBytes;
   for (const char c : id) {
-    good = good && ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.');
+    good = good && ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                    c == '-' || c == '_' || c == '.');
   }
   if (!good) {
     check.refuse("id", "\"" + printable(id) + "\" is not 1.." + std::to_string(Limits::kIdBytes) +
@@ -87,7 +93,8 @@ void check_sampling(Checker& check, const Sampling& s) {
 }
 
 bool is_role(std::string_view role) {
-  return role == "system" || role == "developer" || role == "user" || role == "assistant" || role == "tool";
+  return role == "system" || role == "developer" || role == "user" || role == "assistant" ||
+         role == "tool";
 }
 
 // Returns the payload bytes.
@@ -97,7 +104,8 @@ size_t check_messages(Checker& check, const Request& request) {
   size_t bytes = 0;
   for (const ChatMessage& message : request.messages) {
     if (!is_role(message.role)) {
-      check.refuse("role", "\"" + printable(message.role) + "\" is none of system, developer, user, assistant, tool");
+      check.refuse("role", "\"" + printable(message.role) +
+                               "\" is none of system, developer, user, assistant, tool");
     }
     part_count += message.parts.size();
     for (const ContentPart& part : message.parts) {
@@ -106,7 +114,8 @@ size_t check_messages(Checker& check, const Request& request) {
       if (part.kind == ContentPart::Kind::kText) {
         check.text("content", part.text, Limits::kPayloadBytes);
       } else if (part.mime != "image/png" && part.mime != "image/jpeg") {
-        check.refuse("image_url", "has type \"" + printable(part.mime) + "\", only image/png and image/jpeg are accepted");
+        check.refuse("image_url", "has type \"" + printable(part.mime) +
+                                      "\", only image/png and image/jpeg are accepted");
       } else if (part.bytes.empty()) {
         check.refuse("image_url", "is an empty image");
       }
@@ -135,7 +144,8 @@ size_t check_prompts(Checker& check, const Request& request) {
 void check_shape(Checker& check, const Request& request) {
   if (request.kind == Request::Kind::kChat) {
     if (request.messages.empty()) check.refuse("messages", "is empty");
-    if (!request.prompts.empty() || !request.prompt_ids.empty()) check.refuse("prompt", "does not belong into a chat");
+    if (!request.prompts.empty() || !request.prompt_ids.empty())
+      check.refuse("prompt", "does not belong into a chat");
   } else {
     if (!request.messages.empty()) check.refuse("messages", "does not belong into a completion");
     if (request.prompts.empty() == request.prompt_ids.empty()) {
@@ -160,7 +170,8 @@ std::optional<RequestError> check_request(const Request& request) {
   const size_t bytes = check_messages(check, request) + check_prompts(check, request);
   if (bytes > Limits::kPayloadBytes) {
     check.refuse(request.kind == Request::Kind::kChat ? "messages" : "prompt",
-                 "has more than " + std::to_string(Limits::kPayloadBytes) + " bytes", ErrorCode::kPayloadTooLarge);
+                 "has more than " + std::to_string(Limits::kPayloadBytes) + " bytes",
+                 ErrorCode::kPayloadTooLarge);
   }
   return check.take();
 }

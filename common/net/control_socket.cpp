@@ -1,7 +1,6 @@
 #include "common/net/control_socket.h"
 
 #include <cerrno>
-
 #include <zmq.hpp>
 
 namespace updraft {
@@ -22,7 +21,8 @@ std::vector<std::byte> bytes_of(const zmq::message_t& message) {
   return {begin, begin + message.size()};
 }
 
-// Messages are [routing id][token][frame] at the listener, [token][frame] at the dialer, answers [frame].
+// Messages are [routing id][token][frame] at the listener, [token][frame] at the dialer, answers
+// [frame].
 class ZmqControlListener final : public ControlListener {
  public:
   ZmqControlListener() : context_(1), socket_(context_, zmq::socket_type::router) {}
@@ -45,7 +45,8 @@ class ZmqControlListener final : public ControlListener {
       zmq::message_t part;
       while (socket_.recv(part, zmq::recv_flags::dontwait)) {
         const bool more = part.more();
-        // A message with more parts than the protocol has is read to its end and dropped, never stored.
+        // A message with more parts than the protocol has is read to its end and dropped, never
+        // stored.
         if (parts.size() < 4) parts.push_back(std::move(part));
         part = zmq::message_t();
         if (!more) break;
@@ -60,8 +61,10 @@ class ZmqControlListener final : public ControlListener {
 
   bool send(const std::string& peer, ByteView frame) override {
     try {
-      if (!socket_.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) return false;
-      return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait).has_value();
+      if (!socket_.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait))
+        return false;
+      return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait)
+          .has_value();
     } catch (const zmq::error_t&) {
       return false;  // EHOSTUNREACH: the peer is gone
     }
@@ -91,8 +94,10 @@ class ZmqControlDialer final : public ControlDialer {
 
   bool send(ByteView frame) override {
     try {
-      if (!socket_.send(zmq::buffer(token_), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) return false;
-      return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait).has_value();
+      if (!socket_.send(zmq::buffer(token_), zmq::send_flags::sndmore | zmq::send_flags::dontwait))
+        return false;
+      return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait)
+          .has_value();
     } catch (const zmq::error_t&) {
       return false;
     }
@@ -124,7 +129,8 @@ Result<std::unique_ptr<ControlListener>> ControlListener::bind(const std::string
   return std::unique_ptr<ControlListener>(std::move(listener));
 }
 
-Result<std::unique_ptr<ControlDialer>> ControlDialer::connect(const std::string& endpoint, const std::string& token) {
+Result<std::unique_ptr<ControlDialer>> ControlDialer::connect(const std::string& endpoint,
+                                                              const std::string& token) {
   auto dialer = std::make_unique<ZmqControlDialer>(token);
   if (auto connected = dialer->connect_to(endpoint); !connected) return connected.error();
   return std::unique_ptr<ControlDialer>(std::move(dialer));

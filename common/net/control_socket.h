@@ -1,5 +1,6 @@
-// The local control channel: ZeroMQ over ipc://, for cancels of mapped sessions and for whole requests of clients that
-// cannot map memory. Guarded by the socket file's folder (0700), hence no CURVE.
+// The local control channel: ZeroMQ over ipc://, for cancels of mapped sessions and for whole
+// requests of clients that cannot map memory. Guarded by the socket file's folder (0700), hence no
+// CURVE.
 //
 // Threads: a socket belongs to the thread that uses it.
 #pragma once
@@ -24,8 +25,8 @@ class ControlListener {
   static Result<std::unique_ptr<ControlListener>> bind(const std::string& endpoint);
 
   struct Inbound {
-    std::string peer;              // opaque, for send()
-    std::string token;             // session token, empty for clients without a segment
+    std::string peer;   // opaque, for send()
+    std::string token;  // session token, empty for clients without a segment
     std::vector<std::byte> frame;
   };
   // Handles up to `max` messages that are there; never blocks. Returns how many.
@@ -38,7 +39,8 @@ class ControlListener {
 class ControlDialer {
  public:
   virtual ~ControlDialer() = default;
-  static Result<std::unique_ptr<ControlDialer>> connect(const std::string& endpoint, const std::string& token);
+  static Result<std::unique_ptr<ControlDialer>> connect(const std::string& endpoint,
+                                                        const std::string& token);
   virtual bool send(ByteView frame) = 0;
   // The next frame, or nothing within timeout_ms.
   virtual std::vector<std::byte> receive(int timeout_ms) = 0;

@@ -1,9 +1,11 @@
-// CURVE key pairs and their files. A key file is two lines, "public <40 characters>" and "secret <40 characters>", and
-// must be readable by its owner alone; lines that begin with "# " are comments.
+// CURVE key pairs and their files. A key file is two lines, "public <40 characters>" and "secret
+// <40 characters>", and must be readable by its owner alone; lines that begin with "# " are
+// comments.
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #include <algorithm>
 #include <array>
@@ -12,8 +14,6 @@
 #include <filesystem>
 #include <map>
 #include <sstream>
-
-#include <zmq.h>
 
 #include "common/base/check.h"
 #include "common/net/pool_socket.h"
@@ -47,9 +47,10 @@ std::string octal(mode_t mode) {
   return text;
 }
 
-// forbidden_mode: permission bits that must not be set. Looks at the opened file, not at the name, so that it cannot be
-// exchanged in between.
-Result<std::string> read_key_file(const std::string& path, mode_t forbidden_mode, const char* advice) {
+// forbidden_mode: permission bits that must not be set. Looks at the opened file, not at the name,
+// so that it cannot be exchanged in between.
+Result<std::string> read_key_file(const std::string& path, mode_t forbidden_mode,
+                                  const char* advice) {
   const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) return fail("key file " + path + ": " + system_error());
   struct stat info {};
@@ -67,12 +68,14 @@ Result<std::string> read_key_file(const std::string& path, mode_t forbidden_mode
     if (got == 0) break;
     filled += static_cast<size_t>(got);
   }
-  if (filled > kFileBytesMax) return fail("key file " + path + ": larger than " + std::to_string(kFileBytesMax) + " bytes");
+  if (filled > kFileBytesMax)
+    return fail("key file " + path + ": larger than " + std::to_string(kFileBytesMax) + " bytes");
   text.resize(filled);
   return text;
 }
 
-Result<std::map<std::string, std::string>> parse_key_file(const std::string& path, const std::string& text) {
+Result<std::map<std::string, std::string>> parse_key_file(const std::string& path,
+                                                          const std::string& text) {
   std::map<std::string, std::string> keys;
   std::istringstream lines(text);
   std::string line;
@@ -105,14 +108,16 @@ Result<void> write_file(const std::string& path, const std::string& text, mode_t
     if (put <= 0) return fail("key file " + path + ": " + system_error());
     written += static_cast<size_t>(put);
   }
-  if (fchmod(file.get(), mode) != 0 || fsync(file.get()) != 0) return fail("key file " + path + ": " + system_error());
+  if (fchmod(file.get(), mode) != 0 || fsync(file.get()) != 0)
+    return fail("key file " + path + ": " + system_error());
   return {};
 }
 
 bool is_key_name(const std::string& name) {
-  return !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
-    return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
-  });
+  return !name.empty() && name.size() <= 64 &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
+         });
 }
 
 }  // namespace
@@ -125,8 +130,11 @@ CurveKeys new_curve_keys() {
 }
 
 Result<void> save_curve_keys(const CurveKeys& keys, const std::string& path) {
-  if (auto done = write_file(path, "# Updraft pool key. Keep this file to its owner (mode 0600).\npublic " +
-                                       keys.public_key + "\nsecret " + keys.secret_key + "\n", 0600);
+  if (auto done =
+          write_file(path,
+                     "# Updraft pool key. Keep this file to its owner (mode 0600).\npublic " +
+                         keys.public_key + "\nsecret " + keys.secret_key + "\n",
+                     0600);
       !done) {
     return done;
   }
@@ -153,7 +161,8 @@ Result<std::string> load_public_key(const std::string& path) {
   if (!text) return text.error();
   const auto keys = parse_key_file(path, *text);
   if (!keys) return keys.error();
-  if (keys->contains("secret")) return fail("key file " + path + ": holds a secret key where a public one is expected");
+  if (keys->contains("secret"))
+    return fail("key file " + path + ": holds a secret key where a public one is expected");
   if (!keys->contains("public")) return fail("key file " + path + ": needs a \"public\" line");
   return keys->at("public");
 }
@@ -169,19 +178,22 @@ Result<std::vector<AllowedKey>> load_allowed_keys(const std::string& folder) {
     const std::string path = files->path().string();
     AllowedKey entry;
     entry.name = files->path().stem().string();
-    if (!is_key_name(entry.name)) return fail("key file " + path + ": the name is not 1..64 letters, digits, '-', '_' or '.'");
+    if (!is_key_name(entry.name))
+      return fail("key file " + path + ": the name is not 1..64 letters, digits, '-', '_' or '.'");
     auto key = load_public_key(path);
     if (!key) return key.error();
     entry.public_key = std::move(*key);
     const auto [at, is_new] = name_of.emplace(entry.public_key, entry.name);
     if (!is_new) return fail("key file " + path + ": the same key as " + at->second + ".pub");
     if (allowed.size() >= kAllowedKeysMax) {
-      return fail("folder of allowed keys " + folder + ": more than " + std::to_string(kAllowedKeysMax) + " keys");
+      return fail("folder of allowed keys " + folder + ": more than " +
+                  std::to_string(kAllowedKeysMax) + " keys");
     }
     allowed.push_back(std::move(entry));
   }
   if (error) return fail("folder of allowed keys " + folder + ": " + error.message());
-  std::sort(allowed.begin(), allowed.end(), [](const AllowedKey& a, const AllowedKey& b) { return a.name < b.name; });
+  std::sort(allowed.begin(), allowed.end(),
+            [](const AllowedKey& a, const AllowedKey& b) { return a.name < b.name; });
   return allowed;
 }
 

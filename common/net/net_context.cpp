@@ -22,7 +22,9 @@ std::optional<std::string> AllowList::find(const std::string& public_key) const 
   return at == name_of_.end() ? std::nullopt : std::optional<std::string>(at->second);
 }
 
-std::unique_ptr<NetContext> NetContext::create(int io_threads) { return std::make_unique<NetContextImpl>(io_threads); }
+std::unique_ptr<NetContext> NetContext::create(int io_threads) {
+  return std::make_unique<NetContextImpl>(io_threads);
+}
 
 NetContextImpl::NetContextImpl(int io_threads) : context_(io_threads) {
   // The handler must listen before the first listener of this context binds.
@@ -71,8 +73,8 @@ void NetContextImpl::run_zap(zmq::socket_t socket) {
 void NetContextImpl::answer_zap(zmq::socket_t& socket, const std::vector<zmq::message_t>& request) {
   std::string user;
   bool allowed = false;
-  if (request.size() == 7 && request[0].to_string_view() == "1.0" && request[5].to_string_view() == "CURVE" &&
-      request[6].size() == 32) {
+  if (request.size() == 7 && request[0].to_string_view() == "1.0" &&
+      request[5].to_string_view() == "CURVE" && request[6].size() == 32) {
     std::array<char, 41> key{};
     zmq_z85_encode(key.data(), request[6].data<uint8_t>(), 32);
     user = key.data();
@@ -86,10 +88,15 @@ void NetContextImpl::answer_zap(zmq::socket_t& socket, const std::vector<zmq::me
     if (list != nullptr && !allowed) list->count_refusal();
   }
   const std::string id = request.size() > 1 ? request[1].to_string() : std::string();
-  const std::array<std::string, 6> reply = {"1.0", id, allowed ? "200" : "400", allowed ? "OK" : "this key is not allowed",
-                                            allowed ? user : std::string(), std::string()};
+  const std::array<std::string, 6> reply = {"1.0",
+                                            id,
+                                            allowed ? "200" : "400",
+                                            allowed ? "OK" : "this key is not allowed",
+                                            allowed ? user : std::string(),
+                                            std::string()};
   for (size_t i = 0; i < reply.size(); ++i) {
-    socket.send(zmq::buffer(reply[i]), i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    socket.send(zmq::buffer(reply[i]),
+                i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
   }
 }
 
@@ -103,10 +110,25 @@ void set_common_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::immediate, 1);
 }
 
+SocketMonitor::SocketMonitor(NetContextImpl& context, zmq::socket_t& watched)
+    : watched_(watched), events_(context.zmq(), zmq::socket_type::pair) {
+  constexpr int kEvents = ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED | ZMQ_EVENT_CONNECT_RETRIED |
+                          ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                          ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                          ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+  const std::string name = "inproc://" + context.unique_name("monitor-");
+  if (zmq_socket_monitor(watched.handle(), name.c_str(), kEvents) != 0) throw zmq::error_t();
+  events_.set(zmq::sockopt::linger, 0);
+  events_.set(zmq::sockopt::rcvhwm, 0);
+  events_.connect(name);
+}
+
+SocketMonitor::~SocketMonitor() { zmq_socket_monitor(watched_.handle(), nullptr, 0); }
+
 // Two frames: kind (16 bits) and value (32 bits) without padding, then the endpoint.
-std::optional<MonitorEvent> next_monitor_event(zmq::socket_t& monitor) {
+std::optional<MonitorEvent> SocketMonitor::next() {
   zmq::message_t head;
-  if (!monitor.recv(head, zmq::recv_flags::dontwait)) return std::nullopt;
+  if (!events_.recv(head, zmq::recv_flags::dontwait)) return std::nullopt;
   MonitorEvent event;
   if (head.size() == 6) {
     event.kind = load_le<uint16_t>(head.data());
@@ -115,25 +137,28 @@ std::optional<MonitorEvent> next_monitor_event(zmq::socket_t& monitor) {
   bool more = head.more();
   while (more) {
     zmq::message_t rest;
-    (void)monitor.recv(rest);  // parts of one message arrive together
+    (void)events_.recv(rest);  // parts of one message arrive together
     more = rest.more();
   }
   return event;
 }
 
 Error socket_error(const std::string& endpoint, const zmq::error_t& error) {
-  if (error.num() == EADDRINUSE) return fail("pool endpoint " + endpoint + ": already in use by another program");
+  if (error.num() == EADDRINUSE)
+    return fail("pool endpoint " + endpoint + ": already in use by another program");
   return fail("pool endpoint " + endpoint + ": " + error.what());
 }
 
 Result<void> check_endpoint(const std::string& endpoint) {
   constexpr std::string_view kScheme = "tcp://";
   const size_t colon = endpoint.rfind(':');
-  bool good = endpoint.rfind(kScheme, 0) == 0 && colon != std::string::npos && colon > kScheme.size();
+  bool good =
+      endpoint.rfind(kScheme, 0) == 0 && colon != std::string::npos && colon > kScheme.size();
   const std::string port = good ? endpoint.substr(colon + 1) : std::string();
-  good = good && !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos &&
-         std::stoi(port) <= 65535;
-  if (!good) return fail("pool endpoint \"" + printable(endpoint) + "\" is not of the form tcp://host:port");
+  good = good && !port.empty() && port.size() <= 5 &&
+         port.find_first_not_of("0123456789") == std::string::npos && std::stoi(port) <= 65535;
+  if (!good)
+    return fail("pool endpoint \"" + printable(endpoint) + "\" is not of the form tcp://host:port");
   return {};
 }
 

@@ -1,7 +1,8 @@
-// ZeroMQ's context and the ZAP handler (RFC 27) that answers "may this key connect?" for every listener of the context.
-// Private to common/net.
+// ZeroMQ's context and the ZAP handler (RFC 27) that answers "may this key connect?" for every
+// listener of the context. Private to common/net.
 //
-// Threads: the handler runs on a thread of its own and shares nothing but the allow-lists, each behind its mutex.
+// Threads: the handler runs on a thread of its own and shares nothing but the allow-lists, each
+// behind its mutex.
 #pragma once
 
 #include <atomic>
@@ -12,7 +13,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
 #include <zmq.hpp>
 
 #include "common/net/pool_socket.h"
@@ -45,7 +45,8 @@ class NetContextImpl : public NetContext {
   // A name that no other socket of this context has.
   std::string unique_name(const char* prefix);
 
-  // A listener's domain: its connections are judged by this list alone. An unknown domain refuses everybody.
+  // A listener's domain: its connections are judged by this list alone. An unknown domain refuses
+  // everybody.
   void add_domain(const std::string& domain, std::shared_ptr<AllowList> allowed);
   void remove_domain(const std::string& domain);
 
@@ -60,8 +61,8 @@ class NetContextImpl : public NetContext {
   std::thread zap_thread_;
 };
 
-// Socket options that both sides share, instead of libzmq's defaults: frames at most 4 MiB, nothing lingers at close,
-// 3 s for a handshake, heartbeats, no queueing for connections that do not stand.
+// Socket options that both sides share, instead of libzmq's defaults: frames at most 4 MiB, nothing
+// lingers at close, 3 s for a handshake, heartbeats, no queueing for connections that do not stand.
 void set_common_options(zmq::socket_t& socket);
 
 // What a socket's monitor tells.
@@ -69,8 +70,26 @@ struct MonitorEvent {
   uint16_t kind = 0;   // ZMQ_EVENT_*
   uint32_t value = 0;  // its meaning depends on the kind
 };
-// The next event, nothing when none is there.
-std::optional<MonitorEvent> next_monitor_event(zmq::socket_t& monitor);
+
+// Watches a socket's connections. libzmq's io thread writes the events and blocks, with everything
+// it serves, once nobody can take them: so watching ends before the receiving end goes, and that
+// end has no limit.
+class SocketMonitor {
+ public:
+  // `watched` outlives this object; its owner thread owns this too. Throws zmq::error_t.
+  SocketMonitor(NetContextImpl& context, zmq::socket_t& watched);
+  ~SocketMonitor();
+  SocketMonitor(const SocketMonitor&) = delete;
+  SocketMonitor& operator=(const SocketMonitor&) = delete;
+
+  // The next event, nothing when none is there.
+  std::optional<MonitorEvent> next();
+  zmq::socket_t& events() { return events_; }
+
+ private:
+  zmq::socket_t& watched_;
+  zmq::socket_t events_;
+};
 
 // libzmq's error as one line for `endpoint`.
 Error socket_error(const std::string& endpoint, const zmq::error_t& error);

@@ -1,6 +1,6 @@
-// A node's DEALER socket. libzmq reconnects after a broken connection by itself, but gives up for good when the router
-// refused the key; so that a node added to the allow-list later comes in without a restart, the socket is then made anew
-// after a pause.
+// A node's DEALER socket. libzmq reconnects after a broken connection by itself, but gives up for
+// good when the router refused the key; so that a node added to the allow-list later comes in
+// without a restart, the socket is then made anew after a pause.
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -15,7 +15,8 @@
 namespace updraft {
 namespace {
 
-// Small on purpose: what libzmq has taken can no longer be overtaken by a beat. The caller's own queue holds the rest.
+// Small on purpose: what libzmq has taken can no longer be overtaken by a beat. The caller's own
+// queue holds the rest.
 constexpr int kSendHwm = 4;
 constexpr int kReceiveHwm = 64;
 constexpr int kKernelSendBytes = 256 * 1024;
@@ -26,7 +27,8 @@ constexpr int64_t kRefusedPauseMaxNs = 5 * kNsPerSecond;
 
 class Dialer : public PoolDialer {
  public:
-  Dialer(NetContextImpl& context, std::string endpoint, std::string router_public_key, CurveKeys keys)
+  Dialer(NetContextImpl& context, std::string endpoint, std::string router_public_key,
+         CurveKeys keys)
       : context_(context),
         endpoint_(std::move(endpoint)),
         router_public_key_(std::move(router_public_key)),
@@ -52,13 +54,9 @@ class Dialer : public PoolDialer {
     socket_.set(zmq::sockopt::curve_serverkey, router_public_key_);
     socket_.set(zmq::sockopt::curve_publickey, keys_.public_key);
     socket_.set(zmq::sockopt::curve_secretkey, keys_.secret_key);
-    const std::string monitor_name = "inproc://" + context_.unique_name("monitor-");
-    if (zmq_socket_monitor(socket_.handle(), monitor_name.c_str(), ZMQ_EVENT_ALL) != 0) throw zmq::error_t();
-    monitor_ = zmq::socket_t(context_.zmq(), zmq::socket_type::pair);
-    monitor_.set(zmq::sockopt::linger, 0);
-    monitor_.connect(monitor_name);
+    monitor_ = std::make_unique<SocketMonitor>(context_, socket_);
     watch(socket_.get(zmq::sockopt::fd));
-    watch(monitor_.get(zmq::sockopt::fd));
+    watch(monitor_->events().get(zmq::sockopt::fd));
     socket_.connect(endpoint_);
   }
 
@@ -84,12 +82,15 @@ class Dialer : public PoolDialer {
 
   bool send(ByteView frame) override {
     if (!connected()) return false;
-    return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait).has_value();
+    return socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait)
+        .has_value();
   }
 
   int poll_fd() const override { return epoll_fd_; }
   bool connected() const override { return connected_.load(std::memory_order_acquire); }
-  uint64_t connection_count() const override { return connection_count_.load(std::memory_order_acquire); }
+  uint64_t connection_count() const override {
+    return connection_count_.load(std::memory_order_acquire);
+  }
   std::string problem() const override { return problem_; }
 
  private:
@@ -100,20 +101,19 @@ class Dialer : public PoolDialer {
     UPDRAFT_CHECK(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) == 0);
   }
   void unwatch(zmq::socket_t& socket) {
-    if (socket.handle() == nullptr) return;
     epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, socket.get(zmq::sockopt::fd), nullptr);
   }
   void hang_up() {
     connected_.store(false, std::memory_order_release);
-    unwatch(monitor_);
+    if (!monitor_) return;
+    unwatch(monitor_->events());
     unwatch(socket_);
-    if (socket_.handle() != nullptr) zmq_socket_monitor(socket_.handle(), nullptr, 0);
-    monitor_.close();
+    monitor_.reset();
     socket_.close();
   }
 
   void follow_monitor() {
-    while (const auto event = next_monitor_event(monitor_)) {
+    while (const auto event = monitor_->next()) {
       switch (event->kind) {
         case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
           problem_.clear();
@@ -163,8 +163,9 @@ class Dialer : public PoolDialer {
   const CurveKeys keys_;
   const int epoll_fd_;
   zmq::socket_t socket_;
-  zmq::socket_t monitor_;
-  // Written by the owner thread; other threads read them for reports, so release pairs with acquire in the getters.
+  std::unique_ptr<SocketMonitor> monitor_;  // null when dial() failed half-way
+  // Written by the owner thread; other threads read them for reports, so release pairs with acquire
+  // in the getters.
   std::atomic<bool> connected_{false};
   std::atomic<uint64_t> connection_count_{0};
   std::string problem_;
@@ -174,15 +175,21 @@ class Dialer : public PoolDialer {
 
 }  // namespace
 
-Result<std::unique_ptr<PoolDialer>> PoolDialer::connect(NetContext& context, const std::string& endpoint,
-                                                        const std::string& router_public_key, const CurveKeys& keys) {
+Result<std::unique_ptr<PoolDialer>> PoolDialer::connect(NetContext& context,
+                                                        const std::string& endpoint,
+                                                        const std::string& router_public_key,
+                                                        const CurveKeys& keys) {
   if (auto good = check_endpoint(endpoint); !good) return good.error();
-  if (!is_curve_key(router_public_key)) return fail("pool endpoint " + endpoint + ": the router's public key is not 40 characters of Z85");
+  if (!is_curve_key(router_public_key))
+    return fail("pool endpoint " + endpoint +
+                ": the router's public key is not 40 characters of Z85");
   if (!is_curve_key(keys.secret_key) || !is_curve_key(keys.public_key)) {
-    return fail("pool endpoint " + endpoint + ": the key pair is not two Z85 keys of 40 characters");
+    return fail("pool endpoint " + endpoint +
+                ": the key pair is not two Z85 keys of 40 characters");
   }
   try {
-    auto dialer = std::make_unique<Dialer>(NetContextImpl::of(context), endpoint, router_public_key, keys);
+    auto dialer =
+        std::make_unique<Dialer>(NetContextImpl::of(context), endpoint, router_public_key, keys);
     dialer->dial();
     return std::unique_ptr<PoolDialer>(std::move(dialer));
   } catch (const zmq::error_t& error) {

@@ -1,5 +1,5 @@
-// The router's ROUTER socket. Identity is the authenticated key that libzmq attaches to every message (metadata
-// "User-Id", set by our ZAP handler), never anything a peer claims.
+// The router's ROUTER socket. Identity is the authenticated key that libzmq attaches to every
+// message (metadata "User-Id", set by our ZAP handler), never anything a peer claims.
 #include <chrono>
 #include <cstring>
 
@@ -24,7 +24,8 @@ void set_enforce_domain(zmq::socket_t& socket) {
 std::string loopback_of(const std::string& endpoint) {
   for (const char* any : {"tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"}) {
     if (endpoint.rfind(any, 0) == 0) {
-      return (std::string(any) == "tcp://[::]:" ? "tcp://[::1]:" : "tcp://127.0.0.1:") + endpoint.substr(std::strlen(any));
+      return (std::string(any) == "tcp://[::]:" ? "tcp://[::1]:" : "tcp://127.0.0.1:") +
+             endpoint.substr(std::strlen(any));
     }
   }
   return endpoint;
@@ -40,19 +41,15 @@ Result<void> test_that_strangers_are_refused(NetContextImpl& context, const std:
   stranger.set(zmq::sockopt::curve_serverkey, router_public_key);
   stranger.set(zmq::sockopt::curve_publickey, keys.public_key);
   stranger.set(zmq::sockopt::curve_secretkey, keys.secret_key);
-  const std::string monitor_name = "inproc://" + context.unique_name("self-test-");
-  if (zmq_socket_monitor(stranger.handle(), monitor_name.c_str(), ZMQ_EVENT_ALL) != 0) throw zmq::error_t();
-  zmq::socket_t monitor(context.zmq(), zmq::socket_type::pair);
-  monitor.set(zmq::sockopt::linger, 0);
-  monitor.connect(monitor_name);
+  SocketMonitor monitor(context, stranger);
   stranger.connect(loopback_of(endpoint));
 
   const std::string where = "pool endpoint " + endpoint + ": ";
   const int64_t give_up_ns = monotonic_ns() + 5 * kNsPerSecond;
   while (monotonic_ns() < give_up_ns) {
-    zmq::pollitem_t item{monitor.handle(), 0, ZMQ_POLLIN, 0};
+    zmq::pollitem_t item{monitor.events().handle(), 0, ZMQ_POLLIN, 0};
     zmq::poll(&item, 1, std::chrono::milliseconds(100));
-    while (const auto event = next_monitor_event(monitor)) {
+    while (const auto event = monitor.next()) {
       if (event->kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) return {};
       if (event->kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
         return fail(where + "self-test failed, a key that is not on the allow-list was accepted");
@@ -119,8 +116,10 @@ class Listener : public PoolListener {
 
   SendOutcome try_send(const std::string& peer, ByteView frame) override {
     try {
-      if (!socket_.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) return SendOutcome::kFull;
-      const auto sent = socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait);
+      if (!socket_.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait))
+        return SendOutcome::kFull;
+      const auto sent =
+          socket_.send(zmq::buffer(frame.data(), frame.size()), zmq::send_flags::dontwait);
       return sent ? SendOutcome::kSent : SendOutcome::kFull;
     } catch (const zmq::error_t& error) {
       UPDRAFT_CHECK(error.num() == EHOSTUNREACH, "sending on the pool's socket failed");
@@ -129,7 +128,8 @@ class Listener : public PoolListener {
   }
 
  private:
-  void deliver(zmq::message_t& peer, zmq::message_t& body, const std::function<void(Inbound&&)>& on_message) {
+  void deliver(zmq::message_t& peer, zmq::message_t& body,
+               const std::function<void(Inbound&&)>& on_message) {
     const char* user = zmq_msg_gets(body.handle(), "User-Id");
     Inbound inbound;
     inbound.public_key = user == nullptr ? std::string() : std::string(user);
@@ -156,11 +156,14 @@ class Listener : public PoolListener {
 
 }  // namespace
 
-Result<std::unique_ptr<PoolListener>> PoolListener::bind(NetContext& context, const std::string& endpoint,
-                                                         const CurveKeys& keys, const std::vector<AllowedKey>& allowed) {
+Result<std::unique_ptr<PoolListener>> PoolListener::bind(NetContext& context,
+                                                         const std::string& endpoint,
+                                                         const CurveKeys& keys,
+                                                         const std::vector<AllowedKey>& allowed) {
   if (auto good = check_endpoint(endpoint); !good) return good.error();
   if (!is_curve_key(keys.secret_key) || !is_curve_key(keys.public_key)) {
-    return fail("pool endpoint " + endpoint + ": the key pair is not two Z85 keys of 40 characters");
+    return fail("pool endpoint " + endpoint +
+                ": the key pair is not two Z85 keys of 40 characters");
   }
   try {
     auto listener = std::make_unique<Listener>(NetContextImpl::of(context), allowed);

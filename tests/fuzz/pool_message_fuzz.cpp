@@ -1,5 +1,5 @@
-// Frames of the pool protocol from a hostile peer: decoding must end in a message or an error, and what it accepts must
-// survive a second trip unchanged.
+// Frames of the pool protocol from a hostile peer: decoding must end in a message or an error, and
+// what it accepts must survive a second trip unchanged.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

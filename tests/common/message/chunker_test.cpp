@@ -1,10 +1,10 @@
 // Large messages in parts: order per request, beats in between, bounded memory at the receiver.
+#include "common/message/chunker.h"
+
 #include <doctest/doctest.h>
 
 #include <string>
 #include <vector>
-
-#include "common/message/chunker.h"
 
 using namespace updraft;
 
@@ -13,7 +13,8 @@ namespace {
 Submit large(const std::string& id, size_t bytes) {
   Submit s;
   s.request.id = id;
-  s.request.messages = {{"user", {{ContentPart::Kind::kImage, "", "image/png", std::string(bytes, 'i')}}}};
+  s.request.messages = {
+      {"user", {{ContentPart::Kind::kImage, "", "image/png", std::string(bytes, 'i')}}}};
   return s;
 }
 
@@ -76,7 +77,8 @@ TEST_CASE("beats and urgent messages go between the parts, and only the newest b
   second.seq = 5;
   queue.set_beat(second);
   queue.push_urgent(Drain{1});
-  CHECK(deliver(queue, reader) == std::vector<std::string>{"drain", "beat", "part", "submit a 700000"});
+  CHECK(deliver(queue, reader) ==
+        std::vector<std::string>{"drain", "beat", "part", "submit a 700000"});
 }
 
 TEST_CASE("large messages take turns, at most four at once") {
@@ -84,9 +86,9 @@ TEST_CASE("large messages take turns, at most four at once") {
   MessageReader reader;
   for (const char* id : {"a", "b", "c", "d", "e", "f"}) CHECK(queue.push(id, large(id, 400'000)));
   const std::vector<std::string> names = deliver(queue, reader);
-  CHECK(names == std::vector<std::string>{"part", "part", "part", "part", "submit a 400000", "submit b 400000",
-                                          "submit c 400000", "submit d 400000", "part", "part", "submit e 400000",
-                                          "submit f 400000"});
+  CHECK(names == std::vector<std::string>{"part", "part", "part", "part", "submit a 400000",
+                                          "submit b 400000", "submit c 400000", "submit d 400000",
+                                          "part", "part", "submit e 400000", "submit f 400000"});
 }
 
 TEST_CASE("a message above the limit is refused and nothing is queued") {
@@ -105,12 +107,14 @@ TEST_CASE("the reader refuses parts out of order, too many streams and a blob in
   CHECK(reader.bytes_held() == 1000);
   CHECK_FALSE(reader.add(part(1, 2, 3)).ok());
   CHECK(reader.bytes_held() == 0);
-  for (uint64_t stream = 1; stream <= kStreamsPerPeerMax; ++stream) CHECK(reader.add(part(stream, 0, 3)).ok());
+  for (uint64_t stream = 1; stream <= kStreamsPerPeerMax; ++stream)
+    CHECK(reader.add(part(stream, 0, 3)).ok());
   CHECK(reader.add(part(9, 0, 3)).message().find("stream 9") != std::string::npos);
   CHECK_FALSE(reader.add(part(1, 1, 4)).ok());  // the count changed
   reader.clear();
   CHECK(reader.bytes_held() == 0);
 
   const std::vector<std::byte> inner = encode(Blob{1, 0, 1, std::vector<std::byte>(10)});
-  CHECK(reader.add(encode(Blob{2, 0, 1, inner})).message().find("holds a Blob") != std::string::npos);
+  CHECK(reader.add(encode(Blob{2, 0, 1, inner})).message().find("holds a Blob") !=
+        std::string::npos);
 }

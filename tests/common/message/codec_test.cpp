@@ -1,5 +1,5 @@
-// The pool's messages on the wire: every field survives the trip, and nothing that a peer sends can be read past its
-// bytes or past its ranges.
+// The pool's messages on the wire: every field survives the trip, and nothing that a peer sends can
+// be read past its bytes or past its ranges.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -19,14 +19,27 @@ Request full_chat() {
   Request r;
   r.id = "0123456789abcdef0123456789abcdef";
   r.model = "qwen2.5-0.5b";
-  r.messages = {{"system", {{ContentPart::Kind::kText, "Sei knapp. \xE4\xBD\xA0\xE5\xA5\xBD", "", ""}}},
-                {"user",
-                 {{ContentPart::Kind::kImage, "", "image/png", std::string("\x89PNG\r\n\0\xFF", 8)},
-                  {ContentPart::Kind::kText, "What is this?", "", ""}}}};
+  r.messages = {
+      {"system", {{ContentPart::Kind::kText, "Sei knapp. \xE4\xBD\xA0\xE5\xA5\xBD", "", ""}}},
+      {"user",
+       {{ContentPart::Kind::kImage, "", "image/png", std::string("\x89PNG\r\n\0\xFF", 8)},
+        {ContentPart::Kind::kText, "What is this?", "", ""}}}};
   r.choice_count = 3;
   r.enable_thinking = false;
-  r.sampling = Sampling{0.25F, 0.85F, 40, 0.05F, 1.1F, 0.2F, -1.5F, {{7, -100.0F}, {42, 3.5F}}, 18446744073709551615ULL,
-                        3000, {"</answer>", "\n\n"}, true, true, 5};
+  r.sampling = Sampling{0.25F,
+                        0.85F,
+                        40,
+                        0.05F,
+                        1.1F,
+                        0.2F,
+                        -1.5F,
+                        {{7, -100.0F}, {42, 3.5F}},
+                        18446744073709551615ULL,
+                        3000,
+                        {"</answer>", "\n\n"},
+                        true,
+                        true,
+                        5};
   r.hints = Hints{Tier::kCloud, true, Priority::kBulk, "session-1", 12345};
   r.tenant = "tenant-a";
   r.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -129,7 +142,8 @@ TokenChunk full_chunk() {
   c.offset = 10;
   c.ids = {1, 151643};
   c.text = "\xC3\xA9t\xC3\xA9";
-  c.logprobs = {{{1, -0.25F, "\xC3"}, {{1, -0.25F, "\xC3"}, {9, -1.5F, "x"}}}, {{151643, -3.0F, ""}, {}}};
+  c.logprobs = {{{1, -0.25F, "\xC3"}, {{1, -0.25F, "\xC3"}, {9, -1.5F, "x"}}},
+                {{151643, -3.0F, ""}, {}}};
   c.finish = FinishReason::kLength;
   return c;
 }
@@ -239,7 +253,8 @@ TEST_CASE("hello and beat survive the wire") {
 }
 
 TEST_CASE("the small messages survive the wire") {
-  const Accepted a = trip(Accepted{"r1", 4, 123, {"cloud-1", Tier::kCloud, "m", "least wait", 123}});
+  const Accepted a =
+      trip(Accepted{"r1", 4, 123, {"cloud-1", Tier::kCloud, "m", "least wait", 123}});
   CHECK(a.id == "r1");
   CHECK(a.epoch == 4);
   CHECK(a.prompt_tokens == 123);
@@ -249,7 +264,8 @@ TEST_CASE("the small messages survive the wire") {
   CHECK(a.started.decision == "least wait");
   CHECK(a.started.prompt_tokens == 123);
 
-  const RequestError error{ErrorCode::kRejectedTooLong, "9000 tokens, 8192 fit", "messages", 1500, 9000, 8192};
+  const RequestError error{
+      ErrorCode::kRejectedTooLong, "9000 tokens, 8192 fit", "messages", 1500, 9000, 8192};
   const Rejected r = trip(Rejected{"r2", 5, error});
   CHECK(r.id == "r2");
   CHECK(r.epoch == 5);
@@ -322,11 +338,14 @@ TEST_CASE("names, ids and enums out of range are refused") {
   CHECK(refusal(Cancel{"", 1}).find("id is empty") != std::string::npos);
   CHECK(refusal(Cancel{"x", 0}).find("epoch = 0") != std::string::npos);
   CHECK(refusal(Drain{-1}).find("grace_ms = -1") != std::string::npos);
-  CHECK(refusal(Failed{"x", 1, {static_cast<ErrorCode>(200), "", "", 0, 0, 0}}).find("code = 200") != std::string::npos);
+  CHECK(
+      refusal(Failed{"x", 1, {static_cast<ErrorCode>(200), "", "", 0, 0, 0}}).find("code = 200") !=
+      std::string::npos);
   CHECK(refusal(Blob{1, 3, 3, {std::byte{0}}}).find("index = 3") != std::string::npos);
   CHECK(refusal(Blob{1, 0, 1, {}}).find("bytes is missing") != std::string::npos);
   CHECK(refusal(Blob{1, 0, 1000, {std::byte{0}}}).find("count = 1000") != std::string::npos);
-  CHECK(refusal(Blob{1, 0, 1, std::vector<std::byte>(kChunkBytes + 1)}).find("bytes = 262145") != std::string::npos);
+  CHECK(refusal(Blob{1, 0, 1, std::vector<std::byte>(kChunkBytes + 1)}).find("bytes = 262145") !=
+        std::string::npos);
   TokenChunk c;
   c.offset = -1;
   CHECK(refusal(Tokens{"x", 1, {c}}).find("offset = -1") != std::string::npos);
@@ -348,15 +367,19 @@ TEST_CASE("each request field out of range is refused with its name") {
     change(s.request);
     return refusal(s);
   };
-  const auto names = [](const std::string& text, const char* field) { return text.find(field) != std::string::npos; };
+  const auto names = [](const std::string& text, const char* field) {
+    return text.find(field) != std::string::npos;
+  };
   CHECK(names(refused([&](Request& r) { r.sampling.temperature = nan; }), "temperature = nan"));
   CHECK(names(refused([](Request& r) { r.sampling.temperature = -1; }), "temperature = -1"));
   CHECK(names(refused([](Request& r) { r.sampling.temperature = 1e30F; }), "temperature"));
   CHECK(names(refused([](Request& r) { r.sampling.top_p = 0; }), "top_p"));
   CHECK(names(refused([](Request& r) { r.sampling.top_k = -1; }), "top_k = -1"));
   CHECK(names(refused([](Request& r) { r.sampling.min_p = 2; }), "min_p"));
-  CHECK(names(refused([](Request& r) { r.sampling.repetition_penalty = 0; }), "repetition_penalty"));
-  CHECK(names(refused([&](Request& r) { r.sampling.frequency_penalty = nan; }), "frequency_penalty"));
+  CHECK(
+      names(refused([](Request& r) { r.sampling.repetition_penalty = 0; }), "repetition_penalty"));
+  CHECK(
+      names(refused([&](Request& r) { r.sampling.frequency_penalty = nan; }), "frequency_penalty"));
   CHECK(names(refused([](Request& r) { r.sampling.presence_penalty = 2.5F; }), "presence_penalty"));
   CHECK(names(refused([](Request& r) { r.sampling.logit_bias = {{-1, 0.0F}}; }), "logit_bias"));
   CHECK(names(refused([&](Request& r) { r.sampling.logit_bias = {{1, nan}}; }), "logit_bias"));
@@ -373,9 +396,11 @@ TEST_CASE("each request field out of range is refused with its name") {
   CHECK(names(refused([](Request& r) { r.messages[1].parts[0].bytes.clear(); }), "empty image"));
   CHECK(names(refused([](Request& r) { r.prompts = {"x"}; }), "prompt"));
   CHECK(names(refused([](Request& r) { r.hints.deadline_ms = -1; }), "deadline_ms = -1"));
-  CHECK(names(refused([](Request& r) { r.hints.session = std::string(2000, 's'); }), "session has 2000"));
+  CHECK(names(refused([](Request& r) { r.hints.session = std::string(2000, 's'); }),
+              "session has 2000"));
   CHECK(names(refused([](Request& r) { r.hints.tier = static_cast<Tier>(7); }), "tier = 7"));
-  CHECK(names(refused([](Request& r) { r.hints.priority = static_cast<Priority>(4); }), "priority = 4"));
+  CHECK(names(refused([](Request& r) { r.hints.priority = static_cast<Priority>(4); }),
+              "priority = 4"));
   CHECK(names(refused([](Request& r) { r.kind = static_cast<Request::Kind>(2); }), "kind = 2"));
   CHECK(refused([](Request&) {}) == "accepted");
 }
@@ -395,7 +420,8 @@ TEST_CASE("text that a peer would refuse is repaired by the encoder") {
   TokenChunk c;
   c.text = "ab\xC3";
   CHECK(trip(Tokens{"x", 1, {c}}).chunks[0].text == "ab\xEF\xBF\xBD");
-  const RequestError error{ErrorCode::kInternal, std::string(4095, 'e') + "\xC3\xA9", "", -5, -1, -1};
+  const RequestError error{
+      ErrorCode::kInternal, std::string(4095, 'e') + "\xC3\xA9", "", -5, -1, -1};
   const Failed back = trip(Failed{"x", 1, error});
   CHECK(back.error.message == std::string(4095, 'e'));
   CHECK(back.error.retry_after_ms == 0);
@@ -403,7 +429,8 @@ TEST_CASE("text that a peer would refuse is repaired by the encoder") {
 
 TEST_CASE("truncated and flipped frames end in an error or in values within their ranges") {
   std::mt19937 random(20261120);
-  const PoolMessage messages[] = {Submit{full_chat(), 1, 2}, Tokens{"r1", 2, {full_chunk()}}, full_beat(),
+  const PoolMessage messages[] = {Submit{full_chat(), 1, 2}, Tokens{"r1", 2, {full_chunk()}},
+                                  full_beat(),
                                   Welcome{"router", 42, {{"m", "d", "q", 1, 2, false}}},
                                   Blob{7, 1, 3, std::vector<std::byte>(100)}};
   for (const PoolMessage& message : messages) {
@@ -415,7 +442,8 @@ TEST_CASE("truncated and flipped frames end in an error or in values within thei
     for (int round = 0; round < 3000; ++round) {
       std::vector<std::byte> bent = whole;
       const int flips = 1 + static_cast<int>(random() % 4);
-      for (int i = 0; i < flips; ++i) bent[random() % bent.size()] ^= static_cast<std::byte>(1U << (random() % 8));
+      for (int i = 0; i < flips; ++i)
+        bent[random() % bent.size()] ^= static_cast<std::byte>(1U << (random() % 8));
       const Result<PoolMessage> got = decode(bent);
       if (!got) {
         CHECK_FALSE(got.message().empty());
@@ -444,16 +472,17 @@ TEST_CASE("an unaligned frame is read as well") {
 }
 
 TEST_CASE("many small fields that share one large vector are refused before they are copied") {
-  // Two prompts of 1,000 bytes; the second string's offset is bent to the first one's bytes often enough in random flips,
-  // here it is done on purpose: both vector entries point at the same string.
+  // Two prompts of 1,000 bytes; the second string's offset is bent to the first one's bytes often
+  // enough in random flips, here it is done on purpose: both vector entries point at the same
+  // string.
   Submit s;
   s.request.id = "x";
   s.request.kind = Request::Kind::kCompletion;
   s.request.prompts.assign(1000, std::string());
   s.request.prompts[999] = std::string(60'000, 'p');
   std::vector<std::byte> frame = encode(s);
-  // Entries of the prompt vector are relative offsets: find the last entry (it leads to the 60,000 bytes) and let all
-  // others lead there as well.
+  // Entries of the prompt vector are relative offsets: find the last entry (it leads to the 60,000
+  // bytes) and let all others lead there as well.
   const std::string_view text = as_text(frame);
   const size_t string_at = text.find(std::string(100, 'p')) - sizeof(uint32_t);
   size_t vector_at = 0;

@@ -1,9 +1,12 @@
-// The pool's sockets over loopback: who may connect, what happens when a queue is full, a connection ends, a key goes.
+// The pool's sockets over loopback: who may connect, what happens when a queue is full, a
+// connection ends, a key goes.
+#include "common/net/pool_socket.h"
+
+#include <arpa/inet.h>
 #include <doctest/doctest.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <netinet/in.h>
-#include <arpa/inet.h>
 #include <unistd.h>
 
 #include <functional>
@@ -12,7 +15,6 @@
 #include <vector>
 
 #include "common/base/clock.h"
-#include "common/net/pool_socket.h"
 
 using namespace updraft;
 
@@ -31,7 +33,8 @@ struct Node {
     dialer = std::move(*made);
   }
   void turn() {
-    while (dialer->receive(16, [&](std::vector<std::byte>&& frame) { got.emplace_back(as_text(frame)); }) > 0) {
+    while (dialer->receive(
+               16, [&](std::vector<std::byte>&& frame) { got.emplace_back(as_text(frame)); }) > 0) {
     }
   }
 };
@@ -41,19 +44,22 @@ struct RouterSide {
   std::unique_ptr<PoolListener> listener;
   std::vector<PoolListener::Inbound> got;
 
-  void bind(NetContext& context, const std::vector<AllowedKey>& allowed, const std::string& endpoint = kAnyPort) {
+  void bind(NetContext& context, const std::vector<AllowedKey>& allowed,
+            const std::string& endpoint = kAnyPort) {
     auto made = PoolListener::bind(context, endpoint, keys, allowed);
     REQUIRE_MESSAGE(made.ok(), made.message());
     listener = std::move(*made);
   }
   void turn() {
-    while (listener->receive(16, [&](PoolListener::Inbound&& in) { got.push_back(std::move(in)); }) > 0) {
+    while (listener->receive(
+               16, [&](PoolListener::Inbound&& in) { got.push_back(std::move(in)); }) > 0) {
     }
   }
 };
 
 // Turns both sides until `done` or a deadline; waits on the descriptors, not on time.
-bool run_until(RouterSide* router, const std::vector<Node*>& nodes, const std::function<bool()>& done, int seconds = 10) {
+bool run_until(RouterSide* router, const std::vector<Node*>& nodes,
+               const std::function<bool()>& done, int seconds = 10) {
   const int64_t end_ns = monotonic_ns() + seconds * kNsPerSecond;
   while (monotonic_ns() < end_ns) {
     std::vector<pollfd> fds;
@@ -90,7 +96,8 @@ TEST_CASE("an allowed node connects, is known by its key, and both sides exchang
   CHECK(as_text(router.got[0].frame) == "hello");
   CHECK(router.got[0].public_key == node.keys.public_key);
   CHECK(router.got[0].name == "edge-1");
-  CHECK(router.listener->try_send(router.got[0].peer, bytes_of("welcome")) == PoolListener::SendOutcome::kSent);
+  CHECK(router.listener->try_send(router.got[0].peer, bytes_of("welcome")) ==
+        PoolListener::SendOutcome::kSent);
   REQUIRE(run_until(&router, {&node}, [&] { return node.got.size() == 1; }));
   CHECK(node.got[0] == "welcome");
 }
@@ -101,7 +108,9 @@ TEST_CASE("an unknown key is refused, and comes in once it is allowed") {
   Node node;
   router.bind(*context, {{"other", new_curve_keys().public_key}});
   node.dial(*context, router.listener->endpoint(), router.keys.public_key);
-  REQUIRE(run_until(&router, {&node}, [&] { return router.listener->refused_count() > 0 && !node.dialer->problem().empty(); }));
+  REQUIRE(run_until(&router, {&node}, [&] {
+    return router.listener->refused_count() > 0 && !node.dialer->problem().empty();
+  }));
   CHECK_FALSE(node.dialer->connected());
   CHECK(node.dialer->problem().find("not on the router's allow-list") != std::string::npos);
   CHECK_FALSE(node.dialer->send(bytes_of("let me in")));
@@ -130,10 +139,12 @@ TEST_CASE("a key removed while connected is not heard any more") {
   router.bind(*context, {{"gone", gone.keys.public_key}, {"stays", stays.keys.public_key}});
   gone.dial(*context, router.listener->endpoint(), router.keys.public_key);
   stays.dial(*context, router.listener->endpoint(), router.keys.public_key);
-  REQUIRE(run_until(&router, {&gone, &stays}, [&] { return gone.dialer->connected() && stays.dialer->connected(); }));
+  REQUIRE(run_until(&router, {&gone, &stays},
+                    [&] { return gone.dialer->connected() && stays.dialer->connected(); }));
   router.listener->set_allowed({{"stays", stays.keys.public_key}});
   REQUIRE(gone.dialer->send(bytes_of("spoof")));
-  REQUIRE(run_until(&router, {&gone, &stays}, [&] { return router.listener->refused_count() == 1; }));
+  REQUIRE(
+      run_until(&router, {&gone, &stays}, [&] { return router.listener->refused_count() == 1; }));
   REQUIRE(stays.dialer->send(bytes_of("fine")));
   REQUIRE(run_until(&router, {&gone, &stays}, [&] { return !router.got.empty(); }));
   REQUIRE(router.got.size() == 1);
@@ -159,7 +170,8 @@ TEST_CASE("a plain connection without CURVE gets nowhere") {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1))));
+  address.sin_port =
+      htons(static_cast<uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1))));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   REQUIRE(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
   const std::string request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -217,7 +229,8 @@ TEST_CASE("a restarted node is a new peer with the same key; the old peer is gon
   CHECK(router.got[0].peer != router.got[1].peer);
   first.reset();
   REQUIRE(run_until(&router, {&second}, [&] {
-    return router.listener->try_send(router.got[0].peer, bytes_of("x")) == PoolListener::SendOutcome::kGone;
+    return router.listener->try_send(router.got[0].peer, bytes_of("x")) ==
+           PoolListener::SendOutcome::kGone;
   }));
   CHECK(router.listener->send(router.got[1].peer, bytes_of("y")));
 }
@@ -250,10 +263,12 @@ TEST_CASE("a full queue refuses and the frames already taken arrive once there i
   CHECK(refused);
   CHECK(node.dialer->connected());
   CHECK(sent_count < 2000);  // bounded: queues of 32 and 4 frames and the kernel's buffers
-  REQUIRE(run_until(&router, {&node}, [&] { return router.got.size() == sent_count; }, 30));
+  REQUIRE(run_until(
+      &router, {&node}, [&] { return router.got.size() == sent_count; }, 30));
 }
 
-TEST_CASE("the router's send to a reader that takes nothing says full, and others are not held up") {
+TEST_CASE(
+    "the router's send to a reader that takes nothing says full, and others are not held up") {
   const auto context = NetContext::create();
   RouterSide router;
   Node slow;
@@ -261,12 +276,15 @@ TEST_CASE("the router's send to a reader that takes nothing says full, and other
   router.bind(*context, {{"slow", slow.keys.public_key}, {"fast", fast.keys.public_key}});
   slow.dial(*context, router.listener->endpoint(), router.keys.public_key);
   fast.dial(*context, router.listener->endpoint(), router.keys.public_key);
-  REQUIRE(run_until(&router, {&slow, &fast}, [&] { return slow.dialer->connected() && fast.dialer->connected(); }));
+  REQUIRE(run_until(&router, {&slow, &fast},
+                    [&] { return slow.dialer->connected() && fast.dialer->connected(); }));
   REQUIRE(slow.dialer->send(bytes_of("slow")));
   REQUIRE(fast.dialer->send(bytes_of("fast")));
   REQUIRE(run_until(&router, {&slow, &fast}, [&] { return router.got.size() == 2; }));
-  const std::string slow_peer = router.got[0].name == "slow" ? router.got[0].peer : router.got[1].peer;
-  const std::string fast_peer = router.got[0].name == "fast" ? router.got[0].peer : router.got[1].peer;
+  const std::string slow_peer =
+      router.got[0].name == "slow" ? router.got[0].peer : router.got[1].peer;
+  const std::string fast_peer =
+      router.got[0].name == "fast" ? router.got[0].peer : router.got[1].peer;
   const std::vector<std::byte> frame(256 * 1024);
   REQUIRE(run_until(&router, {&fast}, [&] {
     auto outcome = PoolListener::SendOutcome::kSent;
@@ -287,7 +305,8 @@ TEST_CASE("a frame above 4 MiB ends that connection, not the listener") {
   router.bind(*context, {{"rude", rude.keys.public_key}, {"polite", polite.keys.public_key}});
   rude.dial(*context, router.listener->endpoint(), router.keys.public_key);
   polite.dial(*context, router.listener->endpoint(), router.keys.public_key);
-  REQUIRE(run_until(&router, {&rude, &polite}, [&] { return rude.dialer->connected() && polite.dialer->connected(); }));
+  REQUIRE(run_until(&router, {&rude, &polite},
+                    [&] { return rude.dialer->connected() && polite.dialer->connected(); }));
   REQUIRE(rude.dialer->send(std::vector<std::byte>(5 << 20)));
   REQUIRE(run_until(&router, {&rude, &polite}, [&] { return !rude.dialer->connected(); }));
   REQUIRE(polite.dialer->send(bytes_of("hi")));
@@ -302,12 +321,33 @@ TEST_CASE("a port in use, a bad endpoint and bad keys are one clear line each") 
   const std::string endpoint = router.listener->endpoint();
   CHECK(PoolListener::bind(*context, endpoint, new_curve_keys(), {}).message() ==
         "pool endpoint " + endpoint + ": already in use by another program");
-  for (const char* bad : {"", "tcp://", "tcp://host", "tcp://:70000", "http://x:1", "tcp://127.0.0.1:99999"}) {
+  for (const char* bad :
+       {"", "tcp://", "tcp://host", "tcp://:70000", "http://x:1", "tcp://127.0.0.1:99999"}) {
     CAPTURE(bad);
-    CHECK(PoolListener::bind(*context, bad, new_curve_keys(), {}).message().find("tcp://host:port") != std::string::npos);
-  }
-  CHECK(PoolListener::bind(*context, kAnyPort, CurveKeys{"a", "b"}, {}).message().find("key pair") != std::string::npos);
-  CHECK(PoolDialer::connect(*context, endpoint, "short", new_curve_keys()).message().find("public key") != std::string::npos);
-  CHECK(PoolListener::bind(*context, "tcp://no-such-host.invalid:0", new_curve_keys(), {}).message().find("no-such-host") !=
+    CHECK(
+        PoolListener::bind(*context, bad, new_curve_keys(), {}).message().find("tcp://host:port") !=
         std::string::npos);
+  }
+  CHECK(
+      PoolListener::bind(*context, kAnyPort, CurveKeys{"a", "b"}, {}).message().find("key pair") !=
+      std::string::npos);
+  CHECK(PoolDialer::connect(*context, endpoint, "short", new_curve_keys())
+            .message()
+            .find("public key") != std::string::npos);
+  CHECK(PoolListener::bind(*context, "tcp://no-such-host.invalid:0", new_curve_keys(), {})
+            .message()
+            .find("no-such-host") != std::string::npos);
+}
+
+TEST_CASE("the listener's self-test leaves nothing behind that holds up later connections") {
+  for (int round = 0; round < 10; ++round) {
+    const auto router_context = NetContext::create();
+    const auto node_context = NetContext::create();
+    RouterSide router;
+    Node node;
+    router.bind(*router_context, {{"n", node.keys.public_key}});
+    node.dial(*node_context, router.listener->endpoint(), router.keys.public_key);
+    REQUIRE(run_until(
+        &router, {&node}, [&] { return node.dialer->connected(); }, 2));
+  }
 }

@@ -1,0 +1,478 @@
+// See the header.
+#include "common/pool/link_core.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/clock.h"
+#include "common/message/request_check.h"
+
+namespace updraft {
+namespace {
+
+constexpr int64_t kHelloRepeatNs = kNsPerSecond;  // until a Welcome comes
+constexpr int64_t kCoalesceNs = 20 * kNsPerMs;    // changes within this time go out in one beat
+constexpr size_t kSmallFramesMax = 64;            // then token streams wait and merge
+constexpr size_t kMergedIdsMax = 1024;            // ids of one merged chunk
+constexpr int32_t kRetryAfterMs = 2000;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_ms = 0) {
+  RequestError error;
+  error.code = code;
+  error.message = std::move(message);
+  error.retry_after_ms = retry_after_ms;
+  return error;
+}
+
+// Joins what follows on directly; keeps chunks of different choices and past a finish apart.
+void append_chunk(std::vector<TokenChunk>& chunks, TokenChunk&& chunk) {
+  for (auto last = chunks.rbegin(); last != chunks.rend(); ++last) {
+    if (last->choice != chunk.choice) continue;
+    const bool joins =
+        !last->finish && last->ids.size() + chunk.ids.size() <= kMergedIdsMax &&
+        int64_t{last->offset} + static_cast<int64_t>(last->ids.size()) == chunk.offset &&
+        last->text.size() + chunk.text.size() <= kChunkBytes / 2;
+    if (!joins) break;
+    last->ids.insert(last->ids.end(), chunk.ids.begin(), chunk.ids.end());
+    last->text += chunk.text;
+    std::move(chunk.logprobs.begin(), chunk.logprobs.end(), std::back_inserter(last->logprobs));
+    last->finish = chunk.finish;
+    return;
+  }
+  chunks.push_back(std::move(chunk));
+}
+
+float in_range(float value, float max) {
+  return value >= 0.0F ? std::min(value, max) : 0.0F;
+}  // NaN: 0
+
+}  // namespace
+
+LinkCore::LinkCore(LinkCoreConfig config) : config_(std::move(config)) {}
+
+// ---------------------------------------------------------------- the connection
+
+void LinkCore::on_connected(int64_t now_ns) {
+  UPDRAFT_CHECK(!connected_);
+  connected_ = true;
+  say_hello(now_ns);
+}
+
+void LinkCore::on_disconnected(int64_t /*now_ns*/) {
+  connected_ = false;
+  end_session();
+}
+
+void LinkCore::say_hello(int64_t now_ns) {
+  outgoing_.push_urgent(config_.hello);
+  hello_due_ns_ = now_ns + kHelloRepeatNs;
+}
+
+// Both sides forget what was under way. Work keeps its entry until the local service says that it
+// has ended, so that the same id can be taken anew only then.
+void LinkCore::end_session() {
+  outgoing_.clear();
+  reader_.clear();
+  welcomed_ = false;
+  for (auto& [id, work] : works_) {
+    work.next.reset();
+    mute(id, work);
+  }
+  std::erase_if(works_, [](const auto& entry) { return entry.second.end.has_value(); });
+  std::map<RequestId, Upward> upward = std::exchange(upward_, {});
+  for (auto& [id, entry] : upward) {
+    deliver(entry,
+            entry.started
+                ? error_of(ErrorCode::kNodeLost,
+                           "the connection to the router ended while the answer was being written")
+                : error_of(ErrorCode::kOverloaded, "the connection to the router ended",
+                           kRetryAfterMs));
+  }
+}
+
+Result<void> LinkCore::on_frame(ByteView frame, int64_t now_ns) {
+  Result<std::optional<PoolMessage>> message = reader_.add(frame);
+  if (!message) return message.error();
+  if (message->has_value()) on_message(std::move(**message), now_ns);
+  return {};
+}
+
+void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
+  if (auto* welcome = std::get_if<Welcome>(&message))
+    return on_welcome(std::move(*welcome), now_ns);
+  if (!welcomed_) return;  // nothing else is ours before the router has taken this hello
+  if (auto* submit = std::get_if<Submit>(&message)) {
+    on_submit(std::move(*submit), now_ns);
+  } else if (const auto* cancel = std::get_if<Cancel>(&message)) {
+    on_cancel(*cancel);
+  } else if (std::holds_alternative<Drain>(message)) {
+    set_state(NodeState::kDraining, now_ns);
+  } else if (auto* accepted = std::get_if<Accepted>(&message)) {
+    on_accepted(std::move(*accepted));
+  } else if (auto* tokens = std::get_if<Tokens>(&message)) {
+    on_tokens(std::move(*tokens));
+  } else if (auto* done = std::get_if<Done>(&message)) {
+    if (upward_of(done->id, done->epoch) != nullptr) end_upward(done->id, done->finished);
+  } else if (auto* failed = std::get_if<Failed>(&message)) {
+    if (upward_of(failed->id, failed->epoch) != nullptr)
+      end_upward(failed->id, std::move(failed->error));
+  } else if (auto* rejected = std::get_if<Rejected>(&message)) {
+    if (upward_of(rejected->id, rejected->epoch) != nullptr)
+      end_upward(rejected->id, std::move(rejected->error));
+  }
+  // Hello and Beat are a node's words; from a router they mean nothing.
+}
+
+void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
+  if (welcomed_ && welcome.router_epoch != router_epoch_) {
+    // Another router took over this connection (it restarted behind a load balancer) and knows
+    // nothing of us.
+    end_session();
+    router_epoch_ = welcome.router_epoch;
+    say_hello(now_ns);
+    return;
+  }
+  router_epoch_ = welcome.router_epoch;
+  router_id_ = std::move(welcome.router_id);
+  pool_models_ = std::move(welcome.pool_models);
+  ++welcome_count_;
+  if (!welcomed_) {
+    welcomed_ = true;
+    last_assignment_seq_ = 0;
+    beat_due_ns_ = now_ns;
+  }
+}
+
+// ---------------------------------------------------------------- work of the router's
+
+void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
+  last_assignment_seq_ = std::max(last_assignment_seq_, submit.assignment_seq);
+  const auto at = works_.find(submit.request.id);
+  if (at == works_.end()) return begin_work(std::move(submit), now_ns);
+  Work& work = at->second;
+  const uint32_t newest = work.next ? work.next->epoch : work.epoch;
+  if (!(work.muted && !work.next) && submit.epoch <= newest) return;  // the same again
+  const RequestId id = submit.request.id;
+  work.next = std::move(submit);
+  mute(id, work);
+  if (work.end) {  // ended, only its answer was still unsent
+    Submit next = std::move(*work.next);
+    works_.erase(at);
+    begin_work(std::move(next), now_ns);
+  }
+}
+
+void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
+  const RequestId id = submit.request.id;
+  if (state_ != NodeState::kReady) {
+    const char* why = state_ == NodeState::kDraining ? " is draining" : " is loading its model";
+    return reject(
+        id, submit.epoch,
+        error_of(ErrorCode::kOverloaded, "node " + config_.hello.node_id + why, kRetryAfterMs));
+  }
+  Work work;
+  work.serial = next_serial_++;
+  work.epoch = submit.epoch;
+  effects_.push_back(SubmitLocal{std::move(submit.request), work.serial});
+  works_.insert_or_assign(id, std::move(work));
+  beat_soon(now_ns);
+}
+
+void LinkCore::on_cancel(const Cancel& cancel) {
+  const auto at = works_.find(cancel.id);
+  if (at == works_.end()) return;
+  Work& work = at->second;
+  if (work.next && cancel.epoch >= work.next->epoch) {
+    const uint32_t epoch = work.next->epoch;
+    work.next.reset();
+    reject(cancel.id, epoch, error_of(ErrorCode::kCancelled, "cancelled before it began"));
+  } else if (!work.muted && !work.end && cancel.epoch >= work.epoch) {
+    effects_.push_back(CancelLocal{cancel.id});  // its end comes as an event
+  }
+}
+
+void LinkCore::mute(const RequestId& id, Work& work) {
+  if (!work.muted && !work.end) effects_.push_back(CancelLocal{id});
+  work.muted = true;
+  work.started.reset();
+  work.chunks.clear();
+}
+
+void LinkCore::reject(const RequestId& id, uint32_t epoch, RequestError error) {
+  UPDRAFT_CHECK(outgoing_.push(id, Rejected{id, epoch, std::move(error)}), "a rejection is small");
+}
+
+void LinkCore::on_local_event(const RequestId& id, uint64_t serial, Event event, int64_t now_ns) {
+  const auto at = works_.find(id);
+  if (at == works_.end() || at->second.serial != serial || at->second.end) return;
+  Work& work = at->second;
+  if (!is_end(event)) {
+    if (work.muted) return;
+    if (auto* chunk = std::get_if<TokenChunk>(&event)) {
+      append_chunk(work.chunks, std::move(*chunk));
+    } else if (auto* started = std::get_if<Started>(&event)) {
+      work.started = std::move(*started);
+    }
+    return;
+  }
+  beat_soon(now_ns);
+  if (!work.muted) {
+    work.end = std::move(event);
+    return;
+  }
+  std::optional<Submit> next = std::move(work.next);
+  works_.erase(at);
+  if (next) begin_work(std::move(*next), now_ns);
+}
+
+// Begins where the last call had to stop, so that under pressure every work has its turn.
+void LinkCore::pump() {
+  auto at = works_.upper_bound(pumped_last_);
+  for (size_t left = works_.size(); left > 0 && outgoing_.small_count() < kSmallFramesMax; --left) {
+    if (at == works_.end()) at = works_.begin();
+    pumped_last_ = at->first;
+    at = pump_one(at->first, at->second) ? works_.erase(at) : std::next(at);
+  }
+}
+
+// Queues what this work has ready. True when its end was queued.
+bool LinkCore::pump_one(const RequestId& id, Work& work) {
+  if (work.muted) return false;
+  if (work.started) {
+    Accepted accepted{id, work.epoch, work.started->prompt_tokens, std::move(*work.started)};
+    work.started.reset();
+    work.accepted = true;
+    UPDRAFT_CHECK(outgoing_.push(id, accepted), "an Accepted is small");
+  }
+  if (!work.chunks.empty()) {
+    Tokens tokens{id, work.epoch, std::exchange(work.chunks, {})};
+    if (!outgoing_.push(id, tokens)) {
+      effects_.push_back(CancelLocal{id});
+      work.end = error_of(ErrorCode::kInternal,
+                          "a part of the answer is larger than a pool message may be");
+    }
+  }
+  if (!work.end) return false;
+  if (const auto* finished = std::get_if<Finished>(&*work.end)) {
+    UPDRAFT_CHECK(outgoing_.push(id, Done{id, work.epoch, *finished}), "a Done is small");
+    return true;
+  }
+  RequestError error = std::get<RequestError>(std::move(*work.end));
+  if (work.accepted) {
+    UPDRAFT_CHECK(outgoing_.push(id, Failed{id, work.epoch, std::move(error)}),
+                  "a Failed is small");
+    return true;
+  }
+  if (error.code == ErrorCode::kContextLength) error.code = ErrorCode::kRejectedTooLong;
+  if (error.code == ErrorCode::kOverloaded) error.code = ErrorCode::kRejectedBusy;
+  reject(id, work.epoch, std::move(error));
+  return true;
+}
+
+void LinkCore::abandon_work() {
+  for (auto& [id, work] : works_) {
+    if (work.next) {
+      reject(id, work.next->epoch,
+             error_of(ErrorCode::kOverloaded, "node " + config_.hello.node_id + " is stopping",
+                      kRetryAfterMs));
+      work.next.reset();
+    }
+    if (work.muted || work.end) continue;
+    effects_.push_back(CancelLocal{id});
+    work.end = error_of(ErrorCode::kNodeLost, "node " + config_.hello.node_id + " is stopping");
+  }
+  std::erase_if(works_, [](const auto& entry) { return entry.second.muted; });
+}
+
+// ---------------------------------------------------------------- requests that rise
+
+void LinkCore::on_upward(Request request, EventSink sink, int64_t now_ns) {
+  const auto refuse = [&](RequestError error) {
+    effects_.push_back(Deliver{std::move(sink), std::move(error)});
+  };
+  if (!welcomed_)
+    return refuse(error_of(ErrorCode::kOverloaded, "the router cannot be reached", kRetryAfterMs));
+  if (request.hints.local_only) {
+    return refuse(
+        error_of(ErrorCode::kInvalidRequest, "a local-only request does not leave the gateway"));
+  }
+  if (auto error = check_request(request)) return refuse(std::move(*error));
+  if (upward_.contains(request.id)) {
+    return refuse(
+        error_of(ErrorCode::kInvalidRequest, "request id " + request.id + " is already under way"));
+  }
+  if (upward_.size() >= config_.upward_max || outgoing_.bytes() >= config_.queued_bytes_max) {
+    return refuse(
+        error_of(ErrorCode::kOverloaded, "too much is under way to the router", kRetryAfterMs));
+  }
+  Upward upward;
+  upward.answer_due_ns = now_ns + config_.answer_timeout_ms * kNsPerMs;
+  if (request.hints.deadline_ms > 0)
+    upward.deadline_ns = now_ns + (request.hints.deadline_ms + 1000) * kNsPerMs;
+  request.hints.tier = Tier::kCloud;  // never back to where it came from
+  const RequestId id = request.id;
+  if (!outgoing_.push(id, Submit{std::move(request), upward.epoch, 0})) {
+    return refuse(
+        error_of(ErrorCode::kPayloadTooLarge, "the request is larger than a pool message may be"));
+  }
+  upward.sink = std::move(sink);
+  upward_.emplace(id, std::move(upward));
+}
+
+void LinkCore::on_upward_cancel(const RequestId& id) {
+  const auto at = upward_.find(id);
+  if (at == upward_.end()) return;
+  const uint32_t epoch = at->second.epoch;
+  end_upward(id, error_of(ErrorCode::kCancelled, "the client left"));
+  UPDRAFT_CHECK(outgoing_.push(id, Cancel{id, epoch}), "a Cancel is small");
+}
+
+LinkCore::Upward* LinkCore::upward_of(const RequestId& id, uint32_t epoch) {
+  const auto at = upward_.find(id);
+  if (at == upward_.end() || epoch < at->second.epoch) return nullptr;
+  at->second.epoch = epoch;
+  return &at->second;
+}
+
+void LinkCore::deliver(Upward& upward, Event event) {
+  effects_.push_back(is_end(event) ? Deliver{std::move(upward.sink), std::move(event)}
+                                   : Deliver{upward.sink, std::move(event)});
+}
+
+void LinkCore::end_upward(const RequestId& id, Event end) {
+  const auto at = upward_.find(id);
+  if (auto* error = std::get_if<RequestError>(&end)) {
+    // What stands between node and router only becomes what a client can understand.
+    if (error->code == ErrorCode::kRejectedTooLong) error->code = ErrorCode::kContextLength;
+    if (error->code == ErrorCode::kRejectedBusy) error->code = ErrorCode::kOverloaded;
+    if (error->code == ErrorCode::kOverloaded && error->retry_after_ms == 0)
+      error->retry_after_ms = kRetryAfterMs;
+  }
+  deliver(at->second, std::move(end));
+  upward_.erase(at);
+}
+
+void LinkCore::on_accepted(Accepted&& message) {
+  Upward* upward = upward_of(message.id, message.epoch);
+  if (upward == nullptr) return;
+  upward->started = true;
+  if (message.started.prompt_tokens == 0) message.started.prompt_tokens = message.prompt_tokens;
+  deliver(*upward, std::move(message.started));
+}
+
+void LinkCore::on_tokens(Tokens&& message) {
+  Upward* upward = upward_of(message.id, message.epoch);
+  if (upward == nullptr) return;
+  if (!upward->started) {
+    upward->started = true;
+    Started started;
+    started.node_id = router_id_;
+    started.tier = Tier::kCloud;
+    deliver(*upward, std::move(started));
+  }
+  for (TokenChunk& chunk : message.chunks) {
+    int64_t& next = upward->next_offset[chunk.choice];
+    const int64_t end = chunk.offset + static_cast<int64_t>(chunk.ids.size());
+    if (chunk.offset < next && end <= next) continue;  // already seen
+    if (chunk.offset != next) {
+      const uint32_t epoch = upward->epoch;
+      end_upward(message.id,
+                 error_of(ErrorCode::kNodeLost, "tokens " + std::to_string(next) + ".." +
+                                                    std::to_string(chunk.offset) +
+                                                    " of the answer were lost"));
+      UPDRAFT_CHECK(outgoing_.push(message.id, Cancel{message.id, epoch}), "a Cancel is small");
+      return;
+    }
+    next = end;
+    deliver(*upward, std::move(chunk));
+  }
+}
+
+// ---------------------------------------------------------------- state and time
+
+void LinkCore::beat_soon(int64_t now_ns) {
+  beat_due_ns_ = std::min(beat_due_ns_, now_ns + kCoalesceNs);
+}
+
+void LinkCore::set_state(NodeState state, int64_t now_ns) {
+  if (state == state_) return;
+  state_ = state;
+  beat_soon(now_ns);
+}
+
+void LinkCore::drain(int32_t grace_ms, int64_t now_ns) {
+  set_state(NodeState::kDraining, now_ns);
+  if (welcomed_) outgoing_.push_urgent(Drain{grace_ms});
+}
+
+void LinkCore::stop() {
+  end_session();
+  works_.clear();
+}
+
+void LinkCore::tick(int64_t now_ns) {
+  if (connected_ && !welcomed_ && now_ns >= hello_due_ns_) say_hello(now_ns);
+  std::vector<RequestId> late;
+  for (const auto& [id, upward] : upward_) {
+    const bool unanswered = !upward.started && now_ns >= upward.answer_due_ns;
+    if (unanswered || (upward.deadline_ns > 0 && now_ns >= upward.deadline_ns)) late.push_back(id);
+  }
+  for (const RequestId& id : late) {
+    const Upward& upward = upward_.at(id);
+    const uint32_t epoch = upward.epoch;
+    const bool deadline = upward.deadline_ns > 0 && now_ns >= upward.deadline_ns;
+    end_upward(id, deadline ? error_of(ErrorCode::kDeadline, "the deadline passed")
+                            : error_of(ErrorCode::kOverloaded, "the router did not answer",
+                                       kRetryAfterMs));
+    UPDRAFT_CHECK(outgoing_.push(id, Cancel{id, epoch}), "a Cancel is small");
+  }
+}
+
+void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {
+  constexpr int32_t kSequencesMax = 1 << 20;
+  constexpr int64_t kTokensMax = int64_t{1} << 40;
+  constexpr int64_t kBytesMax = int64_t{1} << 50;
+  constexpr float kRateMax = 1e9F;
+  load.boot_epoch = config_.hello.boot_epoch;
+  load.seq = ++beat_seq_;
+  load.sender_mono_ns = now_ns;
+  load.interval_ms = config_.beat_interval_ms;
+  load.lease_ttl_ms = config_.lease_ttl_ms;
+  load.state = state_;
+  load.last_assignment_seq = last_assignment_seq_;
+  load.slots_total = std::clamp(load.slots_total, 0, kSequencesMax);
+  load.slots_free = std::clamp(load.slots_free, 0, load.slots_total);
+  load.running = std::clamp(load.running, 0, kSequencesMax);
+  load.waiting = std::clamp(load.waiting, 0, kSequencesMax);
+  load.kv_tokens_total = std::clamp<int64_t>(load.kv_tokens_total, 0, kTokensMax);
+  load.kv_tokens_free = std::clamp<int64_t>(load.kv_tokens_free, 0, load.kv_tokens_total);
+  load.prefill_tokens_queued = std::clamp<int64_t>(load.prefill_tokens_queued, 0, kTokensMax);
+  load.decode_tokens_reserved = std::clamp<int64_t>(load.decode_tokens_reserved, 0, kTokensMax);
+  load.prefill_tokens_per_s = in_range(load.prefill_tokens_per_s, kRateMax);
+  load.decode_tokens_per_s = in_range(load.decode_tokens_per_s, kRateMax);
+  load.bytes_per_token = in_range(load.bytes_per_token, 1e6F);
+  load.requests_done = std::max<int64_t>(load.requests_done, 0);
+  load.requests_failed = std::max<int64_t>(load.requests_failed, 0);
+  load.cpu_load = in_range(load.cpu_load, 1.0F);
+  load.memory_free_bytes = std::clamp<int64_t>(load.memory_free_bytes, 0, kBytesMax);
+  load.memory_total_bytes = std::clamp<int64_t>(load.memory_total_bytes, 0, kBytesMax);
+  outgoing_.set_beat(load);
+  beat_due_ns_ = now_ns + config_.beat_interval_ms * kNsPerMs;
+}
+
+int64_t LinkCore::next_due_ns() const {
+  int64_t due = kNever;
+  if (connected_ && !welcomed_) due = std::min(due, hello_due_ns_);
+  if (welcomed_) due = std::min(due, beat_due_ns_);
+  for (const auto& [id, upward] : upward_) {
+    if (!upward.started) due = std::min(due, upward.answer_due_ns);
+    if (upward.deadline_ns > 0) due = std::min(due, upward.deadline_ns);
+  }
+  return due;
+}
+
+}  // namespace updraft

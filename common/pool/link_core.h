@@ -1,0 +1,164 @@
+// The pool link's decisions, pure: messages, local events, requests and now_ns in; frames to send,
+// calls into the local service and events for callers out. No socket, clock or thread in here;
+// pool_link.cpp drives it.
+//
+// The one idea: a connection is a session. When it breaks, what was under way on it is lost on both
+// sides, so everything ends at once: work of the router is cancelled, requests that rose end with a
+// typed error. Nothing is resumed here.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "common/message/chunker.h"
+#include "common/message/pool_message.h"
+#include "common/message/service.h"
+
+namespace updraft {
+
+struct LinkCoreConfig {
+  NodeHello hello;
+  int32_t beat_interval_ms = 100;
+  int32_t lease_ttl_ms = 2000;
+  size_t upward_max = 1024;  // requests that rose, not yet ended
+  size_t queued_bytes_max =
+      2 * kMessageBytesMax;  // above it new requests that want to rise are refused
+  int32_t answer_timeout_ms =
+      60000;  // a risen request without Accepted or Rejected for that long ends
+};
+
+class LinkCore {
+ public:
+  // What the owner carries out, in order.
+  struct SubmitLocal {  // local.submit(request), events back through on_local_event(id, serial,
+                        // ...)
+    Request request;
+    uint64_t serial = 0;
+  };
+  struct CancelLocal {  // local.cancel(id)
+    RequestId id;
+  };
+  struct Deliver {  // sink(event)
+    EventSink sink;
+    Event event;
+  };
+  using Effect = std::variant<SubmitLocal, CancelLocal, Deliver>;
+
+  explicit LinkCore(LinkCoreConfig config);
+
+  // --- the connection ---
+  void on_connected(int64_t now_ns);
+  void on_disconnected(int64_t now_ns);
+  // One frame from the router. An error is a violation of the protocol by the router: the frame is
+  // dropped.
+  Result<void> on_frame(ByteView frame, int64_t now_ns);
+  SendQueue& outgoing() { return outgoing_; }
+  // Moves answers of running work into outgoing(), as many as it takes; tokens that wait are merged
+  // meanwhile.
+  void pump();
+
+  // --- the local service ---
+  void on_local_event(const RequestId& id, uint64_t serial, Event event, int64_t now_ns);
+
+  // --- requests that rise ---
+  void on_upward(Request request, EventSink sink, int64_t now_ns);
+  void on_upward_cancel(const RequestId& id);
+
+  // --- state and time ---
+  void set_state(NodeState state, int64_t now_ns);
+  void drain(int32_t grace_ms, int64_t now_ns);
+  // Work that still runs is cancelled and failed towards the router.
+  void abandon_work();
+  // The link stops: everything ends.
+  void stop();
+  void tick(int64_t now_ns);
+  bool beat_due(int64_t now_ns) const { return welcomed_ && now_ns >= beat_due_ns_; }
+  // load: filled by the node; the link's own fields are set here, numbers that a router would
+  // refuse are brought in range.
+  void send_beat(NodeBeat load, int64_t now_ns);
+  // When tick() or send_beat() is due next.
+  int64_t next_due_ns() const;
+
+  std::vector<Effect> take_effects() { return std::exchange(effects_, {}); }
+
+  bool welcomed() const { return welcomed_; }
+  const std::vector<ModelInfo>& pool_models() const { return pool_models_; }
+  uint64_t welcome_count() const {
+    return welcome_count_;
+  }  // changes whenever pool_models() may have
+  const std::string& router_id() const { return router_id_; }
+  NodeState state() const { return state_; }
+  // Nothing of the router's work is left here, neither running nor unsent.
+  bool idle() const { return works_.empty() && outgoing_.empty(); }
+  size_t work_count() const { return works_.size(); }
+  size_t upward_count() const { return upward_.size(); }
+
+ private:
+  // A Submit of the router's, from its arrival until its end event was queued.
+  struct Work {
+    uint64_t serial = 0;
+    uint32_t epoch = 1;
+    bool accepted = false;  // Accepted was queued
+    bool muted = false;     // cancelled for good: its events go nowhere, only its end is awaited
+    std::optional<Started> started;  // waits for pump()
+    std::vector<TokenChunk> chunks;  // merged while they wait
+    std::optional<Event> end;
+    std::optional<Submit>
+        next;  // the same id again under a newer epoch: begins when this one has ended
+  };
+  struct Upward {
+    EventSink sink;
+    uint32_t epoch = 1;
+    bool started = false;
+    int64_t answer_due_ns = 0;
+    int64_t deadline_ns = 0;                 // 0: none
+    std::map<int32_t, int64_t> next_offset;  // per choice
+  };
+
+  void on_message(PoolMessage&& message, int64_t now_ns);
+  void on_submit(Submit&& submit, int64_t now_ns);
+  void begin_work(Submit&& submit, int64_t now_ns);
+  void on_cancel(const Cancel& cancel);
+  void on_welcome(Welcome&& welcome, int64_t now_ns);
+  void on_accepted(Accepted&& message);
+  void on_tokens(Tokens&& message);
+  void mute(const RequestId& id, Work& work);
+  bool pump_one(const RequestId& id, Work& work);
+  void reject(const RequestId& id, uint32_t epoch, RequestError error);
+  // The live upward request that a message of this epoch belongs to, or null.
+  Upward* upward_of(const RequestId& id, uint32_t epoch);
+  void deliver(Upward& upward, Event event);
+  void end_upward(const RequestId& id, Event end);
+  void end_session();
+  void say_hello(int64_t now_ns);
+  void beat_soon(int64_t now_ns);
+
+  const LinkCoreConfig config_;
+  SendQueue outgoing_;
+  MessageReader reader_;
+  std::vector<Effect> effects_;
+
+  bool connected_ = false;
+  bool welcomed_ = false;
+  int64_t hello_due_ns_ = 0;
+  int64_t beat_due_ns_ = 0;
+  uint64_t beat_seq_ = 0;
+  NodeState state_ = NodeState::kLoading;
+  std::string router_id_;
+  uint64_t router_epoch_ = 0;
+  uint64_t welcome_count_ = 0;
+  std::vector<ModelInfo> pool_models_;
+  uint64_t last_assignment_seq_ = 0;
+
+  uint64_t next_serial_ = 1;
+  std::map<RequestId, Work> works_;
+  RequestId pumped_last_;
+  std::map<RequestId, Upward> upward_;
+};
+
+}  // namespace updraft
