@@ -198,13 +198,15 @@ struct QueryState {
   float* scores;  // [kQueryGroup][kKeyChunk]
 };
 
+// Queries [query, query + query_count) against one chunk; query_count <= kQueries, the slots beyond
+// hold zeros.
 template <class V, DType kType, int kQueries>
 __attribute__((noinline)) void attend_queries(const AttentionBlock& op, const KeyChunk& chunk,
-                                              int query, const QueryState& state) {
+                                              int query, int query_count, const QueryState& state) {
   const int64_t stride = op.kv->head_dim_padded;
   const int key_first = chunk.key_first[0];
   // The last query of the group sees most.
-  const int limit_max = op.first_key_count + (query + kQueries - 1) / op.group;
+  const int limit_max = op.first_key_count + (query + query_count - 1) / op.group;
   if (limit_max <= key_first) return;
   score_chunk<V, kType, kQueries>(op, chunk, state.q + query * stride, stride, state.scores);
   float factor[kQueries];
@@ -212,7 +214,7 @@ __attribute__((noinline)) void attend_queries(const AttentionBlock& op, const Ke
     const int limit = op.first_key_count + (query + t) / op.group;
     float* scores = state.scores + t * kKeyChunk;
     factor[t] = 1.0F;
-    if (limit > key_first) {
+    if (t < query_count && limit > key_first) {
       factor[t] = softmax_update<V>(chunk, limit, scores, state.softmax[query + t]);
     } else {
       for (int i = 0; i < kKeyChunk; ++i) scores[i] = 0.0F;
@@ -268,16 +270,17 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
 template <class V, DType kType>
 void attend_block(const AttentionBlock& op) {
   const int queries = op.row_count * op.group;
+  const int slots = queries + kQueryGroup;  // the last pass may take zeros for queries
   const int64_t stride = op.kv->head_dim_padded;
   QueryState state;
   state.q = op.scratch;
-  state.out = state.q + queries * stride;
-  state.softmax = reinterpret_cast<SoftmaxState*>(state.out + queries * stride);
-  state.scores = state.out + queries * stride + 2 * queries;
+  state.out = state.q + slots * stride;
+  state.softmax = reinterpret_cast<SoftmaxState*>(state.out + slots * stride);
+  state.scores = state.out + slots * stride + 2 * slots;
+  for (int64_t i = 0; i < slots * stride; ++i) state.q[i] = state.out[i] = 0.0F;
   for (int i = 0; i < queries; ++i) {
     const float* from = op.q + (i / op.group) * op.q_row_stride + (i % op.group) * op.head_dim;
     for (int d = 0; d < op.head_dim; ++d) state.q[i * stride + d] = from[d] * op.scale;
-    for (int64_t d = 0; d < stride; ++d) state.out[i * stride + d] = 0.0F;
     state.softmax[i] = {-__builtin_inff(), 0.0F};
   }
   const int key_limit = op.first_key_count + op.row_count - 1;
@@ -287,16 +290,21 @@ void attend_block(const AttentionBlock& op) {
     locate_chunk(op, group, key_limit, chunk);
     if (chunk.group_count == 0) break;
     int i = 0;
-    for (; i + 8 <= queries; i += 8) attend_queries<V, kType, 8>(op, chunk, i, state);
-    if (i + 4 <= queries) {
-      attend_queries<V, kType, 4>(op, chunk, i, state);
-      i += 4;
+    for (; i + kQueryGroup <= queries; i += kQueryGroup) {
+      attend_queries<V, kType, kQueryGroup>(op, chunk, i, kQueryGroup, state);
     }
-    if (i + 2 <= queries) {
-      attend_queries<V, kType, 2>(op, chunk, i, state);
-      i += 2;
+    // One more pass over the keys, with the next larger number of queries; those too many are
+    // zeros.
+    const int left = queries - i;
+    if (left > 4) {
+      attend_queries<V, kType, 8>(op, chunk, i, left, state);
+    } else if (left > 2) {
+      attend_queries<V, kType, 4>(op, chunk, i, left, state);
+    } else if (left == 2) {
+      attend_queries<V, kType, 2>(op, chunk, i, left, state);
+    } else if (left == 1) {
+      attend_queries<V, kType, 1>(op, chunk, i, left, state);
     }
-    if (i < queries) attend_queries<V, kType, 1>(op, chunk, i, state);
   }
   for (int i = 0; i < queries; ++i) {
     float* to = op.out + (i / op.group) * op.out_row_stride + (i % op.group) * op.head_dim;
