@@ -130,8 +130,7 @@ void SpmTokenizer::append_leftover(std::string_view bytes, std::vector<int32_t>&
   }
 }
 
-void SpmTokenizer::encode_text(std::string_view text, bool at_start,
-                               std::vector<int32_t>& out) const {
+std::string SpmTokenizer::spell(std::string_view text, bool at_start) const {
   std::string spelled;
   spelled.reserve(text.size() + text.size() / 2);
   if (space_prefix_ && at_start) spelled += kSpace;
@@ -142,24 +141,46 @@ void SpmTokenizer::encode_text(std::string_view text, bool at_start,
       spelled.push_back(c);
     }
   }
+  return spelled;
+}
+
+std::vector<SpmTokenizer::Symbol> SpmTokenizer::characters(std::string_view spelled) {
   std::vector<Symbol> symbols;
+  symbols.reserve(spelled.size());
   for (size_t at = 0; at < spelled.size();) {
     const size_t bytes = std::max<size_t>(1, utf8_character_bytes(spelled, at));
     const int32_t index = static_cast<int32_t>(symbols.size());
     symbols.push_back({at, bytes, index - 1, at + bytes < spelled.size() ? index + 1 : -1});
     at += bytes;
   }
-  const auto slice = [&](const Symbol& symbol, size_t bytes) {
-    return std::string_view(spelled).substr(symbol.begin, bytes);
-  };
+  return symbols;
+}
 
+void SpmTokenizer::encode_text(std::string_view text, bool at_start,
+                               std::vector<int32_t>& out) const {
+  const std::string spelled = spell(text, at_start);
+  std::vector<Symbol> symbols = characters(spelled);
+  merge(spelled, symbols);
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) {
+    const Symbol& symbol = symbols[static_cast<size_t>(i)];
+    const std::string_view slice = std::string_view(spelled).substr(symbol.begin, symbol.bytes);
+    const int32_t id = find(slice);
+    if (id >= 0) {
+      out.push_back(id);
+    } else {
+      append_leftover(slice, out);
+    }
+  }
+}
+
+void SpmTokenizer::merge(std::string_view spelled, std::vector<Symbol>& symbols) const {
   std::vector<Candidate> heap;
   const auto offer = [&](int32_t left_index) {
     if (left_index < 0) return;
     const Symbol& left = symbols[static_cast<size_t>(left_index)];
     if (left.next < 0) return;
     const size_t bytes = left.bytes + symbols[static_cast<size_t>(left.next)].bytes;
-    const int32_t id = find(slice(left, bytes));
+    const int32_t id = find(spelled.substr(left.begin, bytes));
     if (id < 0) return;
     heap.push_back({data_.scores[static_cast<size_t>(id)], left_index, bytes});
     std::push_heap(heap.begin(), heap.end());
@@ -179,16 +200,6 @@ void SpmTokenizer::encode_text(std::string_view text, bool at_start,
     if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = best.left;
     offer(left.previous);
     offer(best.left);
-  }
-  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) {
-    const std::string_view spelled_token =
-        slice(symbols[static_cast<size_t>(i)], symbols[static_cast<size_t>(i)].bytes);
-    const int32_t id = find(spelled_token);
-    if (id >= 0) {
-      out.push_back(id);
-    } else {
-      append_leftover(spelled_token, out);
-    }
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -25,6 +26,10 @@ class SpmTokenizer final : public Tokenizer {
 
   explicit SpmTokenizer(const TokenizerData& data);
   void encode_text(std::string_view text, bool at_start, std::vector<int32_t>& out) const override;
+  // ' ' -> U+2581, with one in front where the text starts.
+  std::string spell(std::string_view text, bool at_start) const;
+  static std::vector<Symbol> characters(std::string_view spelled);
+  void merge(std::string_view spelled, std::vector<Symbol>& symbols) const;
   // Id of the token spelled so, or -1.
   int32_t find(std::string_view spelled) const;
   void append_leftover(std::string_view bytes, std::vector<int32_t>& out) const;
