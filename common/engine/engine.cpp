@@ -54,9 +54,11 @@ class ThreadedEngine final : public Engine {
     thread_ = std::thread([this] { run(); });
   }
 
-  ~ThreadedEngine() override {
+  ~ThreadedEngine() override { close(); }
+
+  void close() override {
     mailbox_.close();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
   }
 
   bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) override {
@@ -120,7 +122,12 @@ class ThreadedEngine final : public Engine {
       }
       for (Mail& mail : mailbox_.drain()) take(std::move(mail));
       if (mailbox_.closed()) break;
-      if (!core_.idle()) core_.step(monotonic_ns(), ended);
+      if (!core_.idle()) {
+        core_.plan(monotonic_ns(), ended);
+        // A step may take a second; who asks for the load meanwhile sees what runs in it.
+        publish(ended);
+        core_.run(ended);
+      }
       publish(ended);
     }
     for (Mail& mail : mailbox_.drain()) take(std::move(mail));

@@ -85,7 +85,7 @@ struct EngineLoad {
 
 class Engine {
  public:
-  virtual ~Engine() = default;  // cancels what runs, joins the thread
+  virtual ~Engine() = default;  // after close()
 
   // Hands the weights to the backend, takes all memory, starts the thread. Too little memory: an error with the figures
   // (weights, KV, needed, allowed) and the plan that would fit. The model is not needed afterwards.
@@ -96,6 +96,8 @@ class Engine {
   virtual bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) = 0;
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
+  // Ends everything as cancelled and joins the thread; submit() refuses from then on. Not from a sink. Twice is once.
+  virtual void close() = 0;
 
   virtual int32_t context_tokens() const = 0;      // as served
   virtual int64_t kv_tokens_total() const = 0;

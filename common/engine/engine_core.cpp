@@ -52,24 +52,27 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
   scheduler_.add(scheduled, now_ns);
 }
 
-void EngineCore::step(int64_t now_ns, std::vector<uint64_t>& ended) {
-  const StepPlan plan = scheduler_.plan(now_ns, prefill_tokens_max());
-  preemptions_ += static_cast<int64_t>(plan.preempted.size());
-  for (const StepPlan::Ended& over : plan.ended) {
+void EngineCore::plan(int64_t now_ns, std::vector<uint64_t>& ended) {
+  plan_ = scheduler_.plan(now_ns, prefill_tokens_max());
+  preemptions_ += static_cast<int64_t>(plan_.preempted.size());
+  for (const StepPlan::Ended& over : plan_.ended) {
     auto node = sequences_.extract(over.id);
     node.mapped().sink->on_end(over.end, 0);
     ended.push_back(over.id);
   }
-  if (plan.slices.empty()) return;
-  for (const StepSlice& slice : plan.slices) {
+}
+
+void EngineCore::run(std::vector<uint64_t>& ended) {
+  if (plan_.slices.empty()) return;
+  for (const StepSlice& slice : plan_.slices) {
     Sequence& sequence = sequences_.at(slice.id);
     if (!std::exchange(sequence.started, true)) sequence.sink->on_start();
   }
-  const Batch batch = build_batch(plan);
+  const Batch batch = build_batch();
   const int64_t before_ns = monotonic_ns();
   const std::span<float> logits = forward_.run(*backend_, batch);
-  measure(plan, monotonic_ns() - before_ns);
-  scheduler_.commit(plan);
+  measure(monotonic_ns() - before_ns);
+  scheduler_.commit(plan_);
   deliver(logits, ended);
   ++steps_;
 }
@@ -88,13 +91,13 @@ int32_t EngineCore::prefill_tokens_max() const {
   return static_cast<int32_t>(std::clamp(rows, static_cast<float>(kMixedPrefillRowsMin), rows_max));
 }
 
-Batch EngineCore::build_batch(const StepPlan& plan) {
+Batch EngineCore::build_batch() {
   token_ids_.clear();
   positions_.clear();
   slices_.clear();
   logit_rows_.clear();
   logit_uses_.clear();
-  for (const StepSlice& slice : plan.slices) {
+  for (const StepSlice& slice : plan_.slices) {
     const Sequence& sequence = sequences_.at(slice.id);
     const auto row_first = static_cast<int32_t>(token_ids_.size());
     for (int32_t position = slice.first; position < slice.first + slice.count; ++position) {
@@ -193,10 +196,10 @@ void EngineCore::fail(uint64_t id, const std::string& why, std::vector<uint64_t>
 
 // A step with prompt rows measures prefill, any other decoding; the few decode rows beside a chunk
 // do not matter.
-void EngineCore::measure(const StepPlan& plan, int64_t step_ns) {
+void EngineCore::measure(int64_t step_ns) {
   const float seconds = static_cast<float>(std::max<int64_t>(step_ns, 1)) * 1e-9F;
   int32_t prefill_rows = 0;
-  for (const StepSlice& slice : plan.slices) prefill_rows += slice.count > 1 ? slice.count : 0;
+  for (const StepSlice& slice : plan_.slices) prefill_rows += slice.count > 1 ? slice.count : 0;
   if (prefill_rows >= kPrefillRowsMeasured) {
     average(prefill_tokens_per_s_, static_cast<float>(prefill_rows) / seconds);
   } else if (prefill_rows == 0) {

@@ -29,9 +29,10 @@ class EngineCore {
 
   void add(SequenceRequest request, std::shared_ptr<SequenceSink> sink, int64_t now_ns);
   void cancel(uint64_t id) { scheduler_.cancel(id); }
-  // Plans and runs one step and calls the sinks. Ids of the sequences that ended are appended to
+  // A step is plan(), then run(). Both call sinks and append the ids of the sequences that ended to
   // `ended`.
-  void step(int64_t now_ns, std::vector<uint64_t>& ended);
+  void plan(int64_t now_ns, std::vector<uint64_t>& ended);
+  void run(std::vector<uint64_t>& ended);
   // Ends everything as cancelled.
   void end_all(std::vector<uint64_t>& ended);
 
@@ -59,7 +60,7 @@ class EngineCore {
   };
 
   int32_t prefill_tokens_max() const;
-  Batch build_batch(const StepPlan& plan);
+  Batch build_batch();
   void add_logit_rows(const StepSlice& slice, int32_t row_first, const Sequence& sequence);
   void deliver(std::span<float> logits, std::vector<uint64_t>& ended);
   void deliver_prompt_token(const LogitUse& use, std::span<const float> row,
@@ -67,7 +68,7 @@ class EngineCore {
   void deliver_sample(const LogitUse& use, std::span<float> row, std::vector<uint64_t>& ended);
   void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended);
   void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended);
-  void measure(const StepPlan& plan, int64_t step_ns);
+  void measure(int64_t step_ns);
 
   const EngineCoreConfig config_;
   const Forward forward_;
@@ -75,6 +76,7 @@ class EngineCore {
   Scheduler scheduler_;
   std::unordered_map<uint64_t, Sequence> sequences_;
 
+  StepPlan plan_;  // of the current step
   // The batch of the current step; the spans of a Batch point into these.
   std::vector<int32_t> token_ids_;
   std::vector<int32_t> positions_;

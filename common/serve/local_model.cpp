@@ -23,7 +23,7 @@
 #include "common/engine/random.h"
 #include "common/model/model.h"
 #include "common/serve/answer.h"
-#include "common/serve/memory_available.h"
+#include "common/serve/memory_left.h"
 #include "common/serve/prepare.h"
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
@@ -91,8 +91,8 @@ class EngineModel final : public LocalModel {
 
   ~EngineModel() override {
     mailbox_.close();
-    thread_.join();         // what waits there is answered with kCancelled
-    parts_.engine.reset();  // and what runs, too; its thread calls into this object until then
+    thread_.join();          // what waits there is answered with kCancelled
+    parts_.engine->close();  // and what runs, too; its thread calls into this object until then
   }
 
   void submit(Request request, EventSink sink) override;
@@ -460,7 +460,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.kv_tokens = config.kv_tokens;
   engine.step_tokens_max = config.step_tokens_max;
   engine.max_memory_bytes = config.max_memory_bytes;
-  engine.available_memory_bytes = available_memory_bytes();
+  engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 

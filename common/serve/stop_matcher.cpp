@@ -22,15 +22,24 @@ std::string StopMatcher::push(std::string_view text) {
   std::string all = std::move(held_);
   held_.clear();
   all += text;
-  size_t first = std::string::npos;
+  // The string that is complete first ends the answer, as if text came byte by byte: how it was cut
+  // into pieces must not matter. Of those that end at one place the longest counts.
+  size_t cut = std::string::npos;
+  size_t cut_end = std::string::npos;
   size_t hold = 0;
   for (const std::string& stop : stops_) {
-    first = std::min(first, all.find(stop));
     hold = std::max(hold, held_suffix_bytes(all, stop));
+    const size_t begin = all.find(stop);
+    if (begin == std::string::npos) continue;
+    const size_t end = begin + stop.size();
+    if (cut_end == std::string::npos || end < cut_end || (end == cut_end && begin < cut)) {
+      cut = begin;
+      cut_end = end;
+    }
   }
-  if (first != std::string::npos) {
+  if (cut != std::string::npos) {
     matched_ = true;
-    all.resize(first);
+    all.resize(cut);
     return all;
   }
   held_ = all.substr(all.size() - hold);

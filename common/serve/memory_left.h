@@ -9,7 +9,7 @@
 namespace updraft {
 
 // The smaller of /proc/meminfo's MemAvailable and what the control group leaves; 0: not known.
-uint64_t available_memory_bytes();
+uint64_t memory_left_bytes();
 
 // MemAvailable of a meminfo text, in bytes.
 std::optional<uint64_t> parse_mem_available(std::string_view meminfo);

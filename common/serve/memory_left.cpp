@@ -1,6 +1,6 @@
 // Reading three small files of the kernel; nothing is cached, because the answer is asked for once,
 // at load.
-#include "common/serve/memory_available.h"
+#include "common/serve/memory_left.h"
 
 #include <algorithm>
 #include <charconv>
@@ -51,7 +51,7 @@ std::optional<uint64_t> parse_cgroup_left(std::string_view max, std::string_view
   return held < *limit ? *limit - held : 0;
 }
 
-uint64_t available_memory_bytes() {
+uint64_t memory_left_bytes() {
   const auto machine = parse_mem_available(read_text("/proc/meminfo"));
   const auto group = parse_cgroup_left(read_text("/sys/fs/cgroup/memory.max"),
                                        read_text("/sys/fs/cgroup/memory.current"),
