@@ -314,11 +314,11 @@ Result<Hyperparameters> read_hyperparameters(const GgufFile& file) {
   return hyperparameters_of(file, table);
 }
 
-Result<std::shared_ptr<const Model>> open_gguf_model(const std::string& path) {
-  const auto parts = open_gguf_parts(path);
-  if (!parts) return parts.error();
-  const GgufFile& first = *parts->front();
-  const auto table = collect_tensors(*parts);
+Result<std::shared_ptr<const Model>> make_gguf_model(
+    const std::vector<std::shared_ptr<const GgufFile>>& parts, const std::string& path) {
+  UPDRAFT_CHECK(!parts.empty());
+  const GgufFile& first = *parts.front();
+  const auto table = collect_tensors(parts);
   if (!table) return table.error();
   auto h = hyperparameters_of(first, *table);
   if (!h) return h.error();
@@ -343,13 +343,19 @@ Result<std::shared_ptr<const Model>> open_gguf_model(const std::string& path) {
   model.built = std::move(*built);
   model.tokenizer = std::move(*tokenizer);
   Digest digest;
-  for (const auto& part : *parts) {
+  for (const auto& part : parts) {
     digest.add(part->header_bytes());
     model.file_bytes += part->bytes().size();
     model.files.push_back(part);
   }
   model.digest = digest.hex();
   return make_model(std::move(model));
+}
+
+Result<std::shared_ptr<const Model>> open_gguf_model(const std::string& path) {
+  const auto parts = open_gguf_parts(path);
+  if (!parts) return parts.error();
+  return make_gguf_model(*parts, path);
 }
 
 }  // namespace updraft

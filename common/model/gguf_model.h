@@ -4,7 +4,8 @@
 #pragma once
 
 #include <memory>
-#include <span>
+#include <string>
+#include <vector>
 
 #include "common/base/result.h"
 #include "common/model/gguf.h"
@@ -20,5 +21,10 @@ Result<Hyperparameters> read_hyperparameters(const GgufFile& file);
 // Model is empty when the file has no tokenizer. Sizes of arrays agree, ids are within the
 // vocabulary, each merge has two halves; the rest is checked where a tokenizer is built from it.
 Result<TokenizerData> read_tokenizer(const GgufFile& file);
+
+// The model that the parts of a split file, or the one file, describe. `path` is what was asked
+// for.
+Result<std::shared_ptr<const Model>> make_gguf_model(
+    const std::vector<std::shared_ptr<const GgufFile>>& parts, const std::string& path);
 
 }  // namespace updraft

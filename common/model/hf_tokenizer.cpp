@@ -323,13 +323,17 @@ Result<void> read_config(const std::string& path, TokenizerData& data) {
 
 }  // namespace
 
+Result<TokenizerData> read_tokenizer_json(const JsonValue& root, int32_t vocab_count) {
+  return TokenizerReader(root, vocab_count).run();
+}
+
 Result<TokenizerData> read_hf_tokenizer(const std::string& folder, int32_t vocab_count) {
   const auto path_of = [&](const char* name) { return folder + "/" + name; };
   TokenizerData data;
   if (!std::filesystem::exists(path_of("tokenizer.json"))) return data;
   const auto root = read_json_file(path_of("tokenizer.json"), kTokenizerBytesMax);
   if (!root) return root.error();
-  auto read = TokenizerReader(*root, vocab_count).run();
+  auto read = read_tokenizer_json(*root, vocab_count);
   if (!read) return read.error(path_of("tokenizer.json"));
   data = std::move(*read);
   if (std::filesystem::exists(path_of("tokenizer_config.json"))) {

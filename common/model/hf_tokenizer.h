@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/base/result.h"
+#include "common/model/json.h"
 #include "common/model/model.h"
 
 namespace updraft {
@@ -15,5 +16,8 @@ namespace updraft {
 // embedding table, or 0 when not known; ids beyond it are refused (in the vocabulary) or dropped
 // (added tokens), missing ids become unused "[PAD<id>]" tokens.
 Result<TokenizerData> read_hf_tokenizer(const std::string& folder, int32_t vocab_count);
+
+// The same from a parsed tokenizer.json alone; errors do not name the file.
+Result<TokenizerData> read_tokenizer_json(const JsonValue& root, int32_t vocab_count);
 
 }  // namespace updraft

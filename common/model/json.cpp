@@ -64,6 +64,9 @@ class JsonParser {
     if (at_ >= text_.size()) return refuse("ends where a value is expected");
     if (depth > kJsonDepthMax)
       return refuse("nested deeper than " + std::to_string(kJsonDepthMax) + " levels");
+    if (++value_count_ > kJsonValuesMax) {
+      return refuse("has more than " + std::to_string(kJsonValuesMax) + " values");
+    }
     switch (peek()) {
       case '{':
         return read_object(out, depth);
@@ -236,6 +239,7 @@ class JsonParser {
 
   std::string_view text_;
   size_t at_ = 0;
+  int64_t value_count_ = 0;
   std::string error_;
 };
 

@@ -3,8 +3,8 @@
 // library builds on machines that have nothing else.
 //
 // Refused: anything after the value, invalid UTF-8, lone surrogates, control characters, duplicate
-// keys, more than kJsonDepthMax levels, numbers beyond double, NaN and Infinity, comments, trailing
-// commas.
+// keys, more than kJsonDepthMax levels or kJsonValuesMax values, numbers beyond double, NaN and
+// Infinity, comments, trailing commas.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,9 @@
 namespace updraft {
 
 inline constexpr int kJsonDepthMax = 64;
+// A value takes some 20 times the memory of its shortest text. The largest published tokenizers
+// have 2 million values.
+inline constexpr int64_t kJsonValuesMax = 1 << 23;
 
 struct JsonMember;
 

@@ -93,6 +93,12 @@ TEST_CASE("nesting is read to its limit and no deeper") {
   check_refused(parse_json(std::string(10'000'000, '[')), {"nested deeper than 64"});
 }
 
+TEST_CASE("a text of very many short values is refused before it fills the memory") {
+  std::string text = "[0";
+  for (int64_t i = 1; i < kJsonValuesMax; ++i) text += ",0";  // and the array itself: one too many
+  check_refused(parse_json(text + "]"), {"more than 8388608 values"});
+}
+
 TEST_CASE("repeated keys are found among very many") {
   std::string text = "{";
   for (int i = 0; i < 200'000; ++i)
