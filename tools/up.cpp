@@ -246,7 +246,7 @@ struct Sample {
   std::string prompt;
 };
 
-Result<std::vector<Sample>> make_samples(const UpConfig& config, const HttpClient& client) {
+Result<std::vector<Sample>> make_samples(const UpConfig& config) {
   if (config.demo) {
     const std::string folder = fs::path(config.edge_model).parent_path().string();
     Result<std::string> short_prompt = read_file(folder + "/demo-short.txt");
@@ -255,7 +255,6 @@ Result<std::vector<Sample>> make_samples(const UpConfig& config, const HttpClien
     if (!log_prompt) return log_prompt.error();
     return std::vector<Sample>{{"short", "edge", *short_prompt}, {"long", "cloud", *log_prompt}};
   }
-  (void)client;
   return std::vector<Sample>{{"short", "edge", "Say hello in one short sentence."}, {"long", "cloud", long_prompt(24000)}};
 }
 
@@ -361,7 +360,7 @@ int run_up(UpFlags flags) {
   const Result<HttpUrl> url = HttpUrl::parse(stack.url());
   if (!url) return complain(url.message());
   const HttpClient client(*url);
-  const Result<std::vector<Sample>> samples = make_samples(*config, client);
+  const Result<std::vector<Sample>> samples = make_samples(*config);
   if (!samples) return complain(samples.message());
   std::string problem;
   for (const Sample& sample : *samples) {

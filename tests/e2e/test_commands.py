@@ -1,0 +1,204 @@
+"""The commands as a newcomer meets them: help, clear errors, run, chat, keys, up."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import tempfile
+import unittest
+
+from harness import CLOUD_MODEL, EDGE_MODEL, PROGRAM, ROOT, SHARED_DATA, Stack, StackTest
+
+
+def updraft(*arguments, **options):
+    return subprocess.run([str(PROGRAM), *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
+
+
+class Help(unittest.TestCase):
+    def test_every_command_explains_itself(self):
+        top = updraft("--help")
+        self.assertEqual(top.returncode, 0)
+        for command in ("up", "edge", "cloud", "router", "chat", "run", "keys"):
+            self.assertIn(command, top.stdout)
+            one = updraft(command, "--help")
+            self.assertEqual(one.returncode, 0)
+            self.assertIn("--help", one.stdout)
+
+    def test_a_wrong_flag_and_no_command_are_usage_errors(self):
+        self.assertEqual(updraft("--nonsense").returncode, 2)
+        self.assertEqual(updraft().returncode, 2)
+        self.assertEqual(updraft("run", "--temp", "9", "-m", "x").returncode, 2)
+
+    def test_the_committed_configurations_are_valid(self):
+        for kind in ("router", "edge", "cloud"):
+            done = updraft(kind, "--config", ROOT / f"configs/{kind}.toml", "--check-config")
+            self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class ClearErrors(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    def failed(self, *arguments, words=(), **options):
+        done = updraft(*arguments, **options)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("updraft: ")]
+        self.assertEqual(len(lines), 1, done.stderr)
+        for word in words:
+            self.assertIn(word, lines[0])
+
+    def config(self, kind, change):
+        text = (ROOT / f"configs/{kind}.toml").read_text()
+        path = pathlib.Path(self.folder.name) / f"{kind}.toml"
+        path.write_text(change(text))
+        return path
+
+    def test_unknown_keys_ranges_and_syntax_name_file_line_and_key(self):
+        for kind in ("router", "edge", "cloud"):
+            path = self.config(kind, lambda text: text + "\n[extra]\nnonsense = 1\n")
+            self.failed(kind, "--config", path, "--check-config", words=(str(path), "nonsense"))
+            path = self.config(kind, lambda text: text + "\n[broken\n")
+            self.failed(kind, "--config", path, "--check-config", words=(str(path),))
+        path = self.config("edge", lambda text: text.replace("slots = 4", "slots = 0"))
+        self.failed("edge", "--config", path, "--check-config", words=("slots", "0", "1.."))
+        self.failed("edge", "--config", ROOT / "configs/edge.toml", "--check-config", "--set", "model.slots=many", words=("model.slots", "many"))
+        self.failed("edge", "--config", ROOT / "configs/edge.toml", "--check-config", "--set", "model.slotz=1", words=("model.slotz",))
+        self.failed("router", "--config", "/nonexistent.toml", words=("/nonexistent.toml",))
+
+    def test_models_that_are_missing_truncated_or_of_an_unknown_architecture(self):
+        self.failed("run", "-m", "/nonexistent.gguf", "-p", "x", words=("/nonexistent.gguf",))
+        whole = EDGE_MODEL.read_bytes()
+        cut = pathlib.Path(self.folder.name) / "cut.gguf"
+        cut.write_bytes(whole[: len(whole) // 2])
+        self.failed("run", "-m", cut, "-p", "x", words=("cut.gguf",))
+        other = pathlib.Path(self.folder.name) / "other.gguf"
+        key = b"general.architecture"
+        at = whole.index(key) + len(key) + 4 + 8
+        self.assertEqual(whole[at : at + 5], b"llama")
+        other.write_bytes(whole[:at] + b"lamma" + whole[at + 5 :])
+        self.failed("run", "-m", other, "-p", "x", words=("other.gguf", "lamma"))
+
+    def test_too_little_memory_is_one_line_with_figures(self):
+        stack = Stack()
+        self.addCleanup(stack.close)
+        path = self.config("cloud", lambda text: text)
+        self.failed("cloud", "--config", path, "--set", "model.path=" + str(CLOUD_MODEL), "--set", "model.max_memory=2 MiB",
+                    "--set", f"pool.key={stack.folder}/keys/cloud", "--set", f"pool.router_key={stack.folder}/keys/router.pub",
+                    "--set", "http.port=0", words=("memory", "MiB"))
+
+    def test_a_port_in_use_is_named(self):
+        stack = Stack()
+        self.addCleanup(stack.close)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            common = ["--config", stack.folder / "router.toml", "--set", f"pool.key={stack.folder}/keys/router", "--set",
+                      f"pool.nodes={stack.folder}/keys/nodes"]
+            self.failed("router", *common, "--set", f"http.port={port}", "--set", "pool.listen=tcp://127.0.0.1:0", words=(str(port), "use"))
+            self.failed("router", *common, "--set", "http.port=0", "--set", f"pool.listen=tcp://127.0.0.1:{port}", words=(str(port), "use"))
+
+    def test_a_public_address_without_keys_is_refused(self):
+        stack = Stack()
+        self.addCleanup(stack.close)
+        self.failed("router", "--config", stack.folder / "router.toml", "--set", f"pool.key={stack.folder}/keys/router", "--set",
+                    f"pool.nodes={stack.folder}/keys/nodes", "--set", "http.port=0", "--set", "pool.listen=tcp://127.0.0.1:0", "--set",
+                    "http.bind=0.0.0.0", words=("0.0.0.0",))
+
+    def test_keys_others_can_read_are_refused(self):
+        stack = Stack()
+        self.addCleanup(stack.close)
+        os.chmod(stack.folder / "keys/router", 0o644)
+        self.failed("router", "--config", stack.folder / "router.toml", "--set", f"pool.key={stack.folder}/keys/router", "--set",
+                    f"pool.nodes={stack.folder}/keys/nodes", "--set", "http.port=0", "--set", "pool.listen=tcp://127.0.0.1:0",
+                    words=("keys/router",))
+
+
+class Run(unittest.TestCase):
+    def test_greedy_ids_of_the_reference_model_in_both_containers(self):
+        weights = SHARED_DATA / "weights"
+        if not weights.exists():
+            self.skipTest(f"{weights} is not there")
+        expected = json.loads((weights / "stories260K-greedy200.json").read_text())
+        for model in ("stories260K-f32.gguf", "stories260K-hf"):
+            done = updraft("run", "-m", weights / model, "--prompt-ids", ",".join(map(str, expected["prompt_ids"])), "--temp", "0", "-n", "200",
+                           "--print-ids", "--ignore-eos", "-q")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual([int(word) for word in done.stdout.split()], expected["greedy_ids"])
+
+    def test_the_demo_model_answers_with_an_action(self):
+        done = updraft("run", "-m", EDGE_MODEL, "-p", "Swipe up please", "--temp", "0", "-q")
+        self.assertEqual(done.stdout.strip(), 'do(action="Swipe", start=[500,800], end=[500,200])')
+
+    def test_the_prompt_may_come_on_standard_input(self):
+        done = updraft("run", "-m", EDGE_MODEL, "--temp", "0", "-q", input="Swipe up please")
+        self.assertEqual(done.stdout.strip(), 'do(action="Swipe", start=[500,800], end=[500,200])')
+
+
+class Chat(StackTest):
+    def test_through_the_endpoint_and_through_shared_memory(self):
+        url = f"http://127.0.0.1:{self.router.port}/v1"
+        for how in (("--url", url), ("--local", "--socket", self.stack["edge"].facts["socket"])):
+            done = self.stack.run("chat", *how, stdin="Swipe up please\n/tier\n/quit\n")
+            self.assertIn('do(action="Swipe", start=[500,800], end=[500,200])', done.stdout)
+            self.assertIn("edge, node edge", done.stdout)
+
+    def test_a_long_text_through_shared_memory_rises_to_the_cloud(self):
+        log = "".join(f"{hour:02}:{minute:02} furnace flow {minute + 0.5} l\n" for hour in range(6, 11) for minute in range(0, 60, 2))
+        done = self.stack.run("chat", "--local", "--socket", self.stack["edge"].facts["socket"], "-p", log + "What was the flow at 07:10?")
+        self.assertTrue(done.stdout.strip())
+        self.assertEqual(self.stack.run("chat", "--local", "--socket", self.stack["edge"].facts["socket"],
+                                        stdin=" ".join(log.split("\n")) + "\n/tier\n").stdout.count("cloud, node cloud"), 1)
+
+    def test_no_server_is_one_clear_line(self):
+        done = updraft("chat", "--url", "http://127.0.0.1:1/v1", "-p", "x")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("updraft up", done.stderr)
+
+
+class Up(unittest.TestCase):
+    def test_smoke(self):
+        done = updraft("up", "--smoke")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("smoke test passed", done.stdout)
+
+    def test_a_missing_model_and_a_taken_port_are_one_line(self):
+        done = updraft("up", "--smoke", "--edge-model", "/nonexistent.gguf")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("/nonexistent.gguf", done.stderr)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            done = updraft("up", "--smoke", "--port", port)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(str(port), done.stderr)
+
+    def test_it_stays_up_until_interrupted_and_leaves_nothing_running(self):
+        import re
+        import signal
+        from harness import wait_until
+        with tempfile.TemporaryDirectory() as folder:
+            output = open(os.path.join(folder, "out"), "w+b")
+            process = subprocess.Popen([str(PROGRAM), "up", "--port", "0", "--state", folder + "/state"], stdout=output, stderr=output,
+                                       env={**os.environ, "XDG_RUNTIME_DIR": folder})
+            try:
+                text = wait_until(lambda: (lambda t: t if "Ctrl-C stops everything" in t else None)(open(output.name).read()), 60, "the invitation")
+                self.assertRegex(text, r"Endpoint: http://127\.0\.0\.1:\d+/v1")
+                self.assertIn("curl http", text)
+                ports = [int(p) for p in re.findall(r"ready +http://127\.0\.0\.1:(\d+)", text)]
+                self.assertEqual(len(ports), 3)
+            finally:
+                process.send_signal(signal.SIGINT)
+                status = process.wait(30)
+                output.close()
+            self.assertEqual(status, 0)
+            for port in ports:
+                with socket.socket() as probe:
+                    self.assertNotEqual(probe.connect_ex(("127.0.0.1", port)), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,137 @@
+"""Nodes die, restart, join and leave under a running router; every request ends once, with tokens or a typed error."""
+
+import json
+import threading
+import time
+import unittest
+
+from harness import PROGRAM, Stack, chat, long_conversation, wait_until
+
+
+class Faults(unittest.TestCase):
+    def setUp(self):
+        self.stack = Stack(nodes=("edge", "cloud", "cloud-2"))
+        self.addCleanup(self.stack.close)
+
+    def ask(self, tier=None, timeout=60, **more):
+        return self.stack["router"].post("/v1/chat/completions", chat("Go back.", max_tokens=20, **more),
+                                         {"x-updraft-tier": tier} if tier else {}, timeout)
+
+    def test_a_killed_node_ends_its_streams_with_a_typed_error_within_3_seconds(self):
+        self.stack.start_all()
+        router, cloud = self.stack["router"], self.stack["cloud"]
+        stream = router.stream("/v1/chat/completions", chat("Hi", stream=True, max_tokens=3500, ignore_eos=True, temperature=1.0),
+                               {"x-updraft-tier": "cloud"})
+        events = iter(stream)
+        for _ in range(3):
+            next(events)
+        cloud.process.send_signal(19)  # SIGSTOP: silent, its sockets stay open
+        stopped = time.monotonic()
+        rest = list(events)
+        took = time.monotonic() - stopped
+        self.assertLess(took, 4.0)
+        last = json.loads(rest[-1])
+        self.assertIn("error", last, rest[-2:])
+        self.assertNotIn("[DONE]", rest)
+        cloud.process.send_signal(18)
+        cloud.kill()
+        answer = self.ask()
+        self.assertEqual((answer.status, answer.headers["x-updraft-tier"]), (200, "edge"))
+
+    def test_nodes_restarted_or_added_are_used_without_restarting_the_router(self):
+        self.stack.start_all()
+        self.stack["cloud"].kill()
+        self.stack.start_node("cloud")
+        answer = wait_until(lambda: (lambda a: a if a.status == 200 else None)(self.ask("cloud")), what="the restarted cloud")
+        self.assertEqual(answer.headers["x-updraft-node"], "cloud")
+        self.stack.start_node("cloud", name="cloud-2", **{"model__name": "second-model"})
+        answer = wait_until(
+            lambda: (lambda a: a if a.status == 200 else None)(
+                self.stack["router"].post("/v1/chat/completions", {**chat("Go back.", max_tokens=20), "model": "second-model"})),
+            what="the added node's model")
+        self.assertEqual(answer.headers["x-updraft-node"], "cloud-2")
+        names = {m["id"] for m in self.stack["router"].get("/v1/models").json()["data"]}
+        self.assertEqual(names, {"updraft-demo", "second-model"})
+
+    def test_an_unknown_node_key_is_refused(self):
+        self.stack.start_all()
+        self.stack.new_key("stranger")
+        stranger = self.stack.start_node("cloud", name="stranger", wait=False, **{"model__name": "stranger-model"})
+        stranger.wait_ready()
+        wait_until(lambda: stranger.get("/readyz").status == 503, what="the stranger's /readyz to say no")
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            self.assertNotIn("stranger-model", [m["id"] for m in self.stack["router"].get("/v1/models").json()["data"]])
+            time.sleep(0.1)
+        self.assertEqual(self.ask().status, 200)
+
+    def test_the_edge_serves_what_fits_when_the_router_is_away(self):
+        self.stack.start_all()
+        self.stack["router"].kill()
+        edge = self.stack["edge"]
+        answer = edge.post("/v1/chat/completions", chat("Go back.", max_tokens=20))
+        self.assertEqual((answer.status, answer.headers["x-updraft-tier"]), (200, "edge"))
+        body = {"model": "updraft-demo", "messages": long_conversation().messages(), "max_tokens": 40}
+        answer = wait_until(lambda: (lambda a: a if a.status == 503 else None)(edge.post("/v1/chat/completions", body)),
+                            what="a 503 for the long request")
+        self.assertIn("retry-after", answer.headers)
+
+    def test_a_restarted_router_gets_its_nodes_back(self):
+        self.stack.start_all()
+        router = self.stack["router"]
+        pool, port = router.facts["pool"], router.port
+        router.kill()
+        self.stack.start_router(pool__listen=pool, http__port=port)
+        answer = wait_until(lambda: (lambda a: a if a.status == 200 else None)(self.ask("cloud")), 15, "the pool to be rebuilt")
+        self.assertEqual(answer.headers["x-updraft-node"], "cloud")
+
+    def test_a_stopped_node_drains_first(self):
+        self.stack.start_all()
+        results = []
+
+        def one():
+            results.append(self.ask("cloud", ignore_eos=True))
+
+        threads = [threading.Thread(target=one) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        self.assertEqual(self.stack["cloud"].stop(), 0)
+        for thread in threads:
+            thread.join()
+        for answer in results:
+            self.assertIn(answer.status, (200, 503), answer.body)
+
+    def test_no_node_at_all_is_503_with_retry_after(self):
+        router = self.stack.start_router()
+        self.assertEqual(router.get("/livez").status, 200)
+        self.assertEqual(router.get("/readyz").status, 503)
+        answer = router.post("/v1/chat/completions", chat("x"))
+        self.assertIn(answer.status, (404, 503))
+        self.assertTrue(answer.error()["message"])
+
+    def test_a_full_queue_is_429_with_retry_after_and_everything_admitted_is_answered(self):
+        self.stack.start_router(queue__max=2)
+        self.stack.start_node("cloud", **{"model__slots": 1, "model__queue_max": 1})
+        wait_until(lambda: self.stack["router"].get("/readyz").status == 200, what="the router ready")
+        results = []
+
+        def one():
+            results.append(self.stack["router"].post(
+                "/v1/chat/completions", chat("Hi", max_tokens=2500, ignore_eos=True, temperature=1.0), timeout=120))
+
+        threads = [threading.Thread(target=one) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        codes = sorted({a.status for a in results})
+        self.assertTrue(set(codes) <= {200, 429, 503}, codes)
+        self.assertIn(200, codes)
+        self.assertIn(429, codes)
+        for answer in results:
+            if answer.status != 200:
+                self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
