@@ -64,11 +64,11 @@ void RouterCore::on_message(const PeerInfo& from, PoolMessage message, int64_t n
                             Actions& out) {
   if (!std::holds_alternative<NodeHello>(message) && !std::holds_alternative<NodeBeat>(message)) {
     const NodeIndex node = registry_.find_peer(from.peer);
-    if (node == kNoNode) {
-      ++stats_.stale_messages;
+    if (node == kNoNode || registry_.load(node).freshness == Freshness::kDead) {
+      ++stats_.stale_messages;  // of a session that is over
       return;
     }
-    if (registry_.load(node).freshness != Freshness::kDead) registry_.heard(node, now_ns);
+    registry_.heard(node, now_ns);
   }
   std::visit([&](auto&& value) { handle(from, std::forward<decltype(value)>(value), now_ns, out); },
              std::move(message));
@@ -81,34 +81,30 @@ void RouterCore::on_bad_frame(const PeerId&) { ++stats_.frames_refused; }
 void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out) {
   const Registry::HelloResult result =
       registry_.on_hello(from.peer, from.public_key, from.name, std::move(hello), now_ns);
-  switch (result.outcome) {
-    case Registry::HelloOutcome::kOld:
-    case Registry::HelloOutcome::kRefused:
-      return;
-    case Registry::HelloOutcome::kRestarted:
-      lose_node(result.node, "restarted", now_ns, out);
-      break;
-    case Registry::HelloOutcome::kReconnected:
-      move_unstarted(result.node, now_ns, out);
-      break;
-    case Registry::HelloOutcome::kJoined:
-    case Registry::HelloOutcome::kUpdated:
-      break;
+  if (result.outcome == Registry::HelloOutcome::kOld) return;
+  if (result.outcome == Registry::HelloOutcome::kRefused) return;
+  welcome(from.peer, config_.router_epoch, out);  // before any work: the node takes none without it
+  if (result.outcome == Registry::HelloOutcome::kRestarted) {
+    lose_node(result.node, "restarted", now_ns, out);
   }
-  welcome(from.peer, out);
+  if (result.outcome == Registry::HelloOutcome::kReconnected) {
+    lose_node(result.node, "lost its connection", now_ns, out);
+  }
 }
 
-void RouterCore::welcome(const PeerId& peer, Actions& out) const {
-  out.push_back(Send{peer, Welcome{config_.router_id, config_.router_epoch, pool_models_}});
+void RouterCore::welcome(const PeerId& peer, uint64_t epoch, Actions& out) const {
+  out.push_back(Send{peer, Welcome{config_.router_id, epoch, pool_models_}});
 }
 
 void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, Actions& out) {
   NodeIndex node = kNoNode;
   switch (registry_.on_beat(from.peer, beat, now_ns, &node)) {
     case Registry::BeatOutcome::kUnknownPeer:
-      // This router has restarted, or the node was forgotten: the router's epoch makes it say hello
-      // again.
-      if (!registry_.refused_peer(from.peer)) welcome(from.peer, out);
+      // The session is over on this side. Another epoch than its own makes the node end it too and
+      // say hello again.
+      if (!registry_.refused_peer(from.peer)) {
+        welcome(from.peer, config_.router_epoch + 1, out);
+      }
       return;
     case Registry::BeatOutcome::kOld:
     case Registry::BeatOutcome::kAbsurd:
@@ -125,11 +121,12 @@ void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, A
 // Messages may be lost when a connection breaks. A node that shows no work for long while it should
 // have some has lost it.
 void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out) {
+  const int64_t idle_since_ns = registry_.load(node).idle_since_ns;
   for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
     Stream* stream = streams_.at(slot, generation);
     if (stream == nullptr || stream->node != node || stream->assignment_seq > counted_seq) continue;
-    if (stream->orphan_since_ns == 0) stream->orphan_since_ns = now_ns;
-    if (now_ns - stream->orphan_since_ns < config_.orphan_grace_ms * kNsPerMs) continue;
+    const int64_t since_ns = std::max(idle_since_ns, stream->dispatched_ns);
+    if (now_ns - since_ns < config_.orphan_grace_ms * kNsPerMs) continue;
     ++stats_.orphans;
     cancel_on_node(*stream, out);
     lose(*stream, "no longer knows the request", Loss::kGone, now_ns, out);
@@ -144,7 +141,8 @@ bool RouterCore::drain_node(const std::string& node_id, int32_t grace_ms, Action
   const NodeIndex node = registry_.find_id(node_id);
   if (node == kNoNode) return false;
   registry_.set_draining(node);
-  out.push_back(Send{registry_.node(node).peer, Drain{grace_ms}});
+  const PeerId& peer = registry_.node(node).peer;
+  if (!peer.empty()) out.push_back(Send{peer, Drain{grace_ms}});
   return true;
 }
 
@@ -153,17 +151,6 @@ void RouterCore::lose_node(NodeIndex node, const std::string& why, int64_t now_n
   for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
     Stream* stream = streams_.at(slot, generation);
     if (stream != nullptr && stream->node == node) lose(*stream, why, Loss::kGone, now_ns, out);
-  }
-}
-
-// The same boot on a new connection: what was sent over the old one may not have arrived. Running
-// streams go on (a gap would show in their offsets), the others are placed anew under a new epoch.
-void RouterCore::move_unstarted(NodeIndex node, int64_t now_ns, Actions& out) {
-  for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
-    Stream* stream = streams_.at(slot, generation);
-    if (stream == nullptr || stream->node != node || stream->tokens_sent) continue;
-    cancel_on_node(*stream, out);
-    lose(*stream, "reconnected", Loss::kGone, now_ns, out);
   }
 }
 
@@ -228,7 +215,7 @@ void RouterCore::start(Stream& stream, int32_t prompt_tokens, Actions& out) {
   }
   deliver(stream,
           Started{registry_.node(stream.node).hello.node_id, stream.tier_served,
-                  stream.request.model, reason_text(stream.reason)},
+                  stream.request.model, reason_text(stream.reason), prompt_tokens},
           out);
   stream.started = true;
 }
@@ -337,30 +324,23 @@ void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, A
 void RouterCore::handle(const PeerInfo&, Welcome&&, int64_t, Actions&) { ++stats_.stale_messages; }
 void RouterCore::handle(const PeerInfo&, Blob&&, int64_t, Actions&) { ++stats_.stale_messages; }
 
-void RouterCore::on_undelivered(const PeerId& peer, const PoolMessage& message, int64_t now_ns,
-                                Actions& out) {
-  ++stats_.undelivered;
+void RouterCore::on_peer_gone(const PeerId& peer, const std::string& why, int64_t now_ns,
+                              Actions& out) {
   const NodeIndex node = registry_.find_peer(peer);
   if (node == kNoNode) return;
-  if (const auto* submit = std::get_if<Submit>(&message)) {
-    Stream* stream = streams_.find(submit->request.id);
-    if (stream == nullptr || stream->node != node || stream->epoch != submit->epoch) return;
-    registry_.refuse_until_beat(node);
-    lose(*stream, "could not be sent the request", Loss::kGone, now_ns, out);
-    return;
-  }
-  const RequestId* id = nullptr;
-  if (const auto* accepted = std::get_if<Accepted>(&message)) id = &accepted->id;
-  if (const auto* tokens = std::get_if<Tokens>(&message)) id = &tokens->id;
-  if (id == nullptr) return;
-  // Its requester would see a gap; better it sees an error.
-  Stream* stream = streams_.find(*id);
-  if (stream == nullptr || stream->wish.origin != registry_.ref(node)) return;
-  cancel_on_node(*stream, out);
+  ++stats_.peers_gone;
+  registry_.disconnect(node);
+  lose_node(node, why, now_ns, out);
+}
+
+void RouterCore::on_unsendable(const Submit& submit, int64_t now_ns, Actions& out) {
+  Stream* stream = streams_.find(submit.request.id);
+  if (stream == nullptr || stream->node == kNoNode || stream->epoch != submit.epoch) return;
+  leave_node(*stream, true);
   RequestError error;
-  error.code = ErrorCode::kNodeLost;
-  error.message =
-      "the answer could not be sent to edge node '" + registry_.node(node).hello.node_id + "'";
+  error.code = ErrorCode::kPayloadTooLarge;
+  error.message = "the request is larger than a message of the pool may be, " +
+                  std::to_string(kMessageBytesMax >> 20) + " MiB";
   end(*stream, std::move(error), now_ns, out);
 }
 
@@ -403,7 +383,9 @@ void RouterCore::refresh_models(int64_t now_ns, Actions& out) {
   pool_models_ = std::move(models);
   for (NodeIndex node = 0; node < registry_.node_slots(); ++node) {
     const NodeLoad& load = registry_.load(node);
-    if (load.used && load.freshness != Freshness::kDead) welcome(registry_.node(node).peer, out);
+    const PeerId& peer = registry_.node(node).peer;
+    if (!load.used || load.freshness == Freshness::kDead || peer.empty()) continue;
+    welcome(peer, config_.router_epoch, out);
   }
 }
 

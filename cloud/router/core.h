@@ -84,7 +84,7 @@ struct RouterStats {
   uint64_t protocol_faults = 0;
   uint64_t stale_messages = 0;  // of ended requests, other epochs, or nodes that do not have it
   uint64_t frames_refused = 0;  // did not decode
-  uint64_t undelivered = 0;
+  uint64_t peers_gone = 0;
   uint64_t orphans = 0;
 };
 
@@ -99,8 +99,10 @@ class RouterCore {
   void on_message(const PeerInfo& from, PoolMessage message, int64_t now_ns, Actions& out);
   // A frame of this peer that did not decode.
   void on_bad_frame(const PeerId& peer);
-  // A Send that could not be made: its request must not be lost silently.
-  void on_undelivered(const PeerId& peer, const PoolMessage& message, int64_t now_ns, Actions& out);
+  // A connection has ended, or takes nothing any more: what was under way on it is lost, and its requests learn so.
+  void on_peer_gone(const PeerId& peer, const std::string& why, int64_t now_ns, Actions& out);
+  // A Submit too large for the pool's messages.
+  void on_unsendable(const Submit& submit, int64_t now_ns, Actions& out);
   // Time passes. At least every 100 ms; a gap of more than 500 ms is taken as a pause of this
   // process, not of the nodes.
   void on_tick(int64_t now_ns, Actions& out);
@@ -112,6 +114,9 @@ class RouterCore {
   // Ends every live request with kOverloaded.
   void end_all(int64_t now_ns, Actions& out);
 
+  void set_allowed_names(const std::vector<std::string>& names) {
+    registry_.set_allowed_names(names);
+  }
   const std::vector<ModelInfo>& models() const { return pool_models_; }
   struct NodeInfo {
     std::string id;
@@ -188,10 +193,9 @@ class RouterCore {
   void start(Stream& stream, int32_t prompt_tokens, Actions& out);
   void breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out);
   void lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out);
-  void move_unstarted(NodeIndex node, int64_t now_ns, Actions& out);
   void drop_risen(NodeIndex node, Actions& out);
   void find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out);
-  void welcome(const PeerId& peer, Actions& out) const;
+  void welcome(const PeerId& peer, uint64_t epoch, Actions& out) const;
   void refresh_models(int64_t now_ns, Actions& out);
   const char* state_name(const NodeLoad& load) const;
   std::vector<std::pair<uint32_t, uint32_t>> snapshot(const std::vector<uint32_t>& slots);

@@ -7,6 +7,7 @@
 #include "cloud/router/core.h"
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/message/request_check.h"
 
 namespace updraft {
 namespace {
@@ -66,6 +67,7 @@ std::optional<RequestError> RouterCore::admit(const Request& request, int64_t by
     error.param = "x-updraft-residency";
     return error;
   }
+  if (std::optional<RequestError> error = check_request(request)) return error;
   const int32_t choices = total_choices(request);
   if (choices < 1 || choices > config_.choices_max) {
     return error_of(ErrorCode::kInvalidRequest, "the request asks for " + std::to_string(choices) +
@@ -215,7 +217,6 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.tier_served = tier;
   stream.state = Stream::State::kDispatched;
   stream.dispatched_ns = now_ns;
-  stream.orphan_since_ns = 0;
   stream.epoch = ++last_epoch_;
   const Reason reason = placer_.reason(stream.wish, node);
   stream.reason = reason;
@@ -256,7 +257,7 @@ void RouterCore::leave_node(Stream& stream, bool give_back) {
 }
 
 void RouterCore::cancel_on_node(const Stream& stream, Actions& out) {
-  if (stream.node == kNoNode) return;
+  if (stream.node == kNoNode || registry_.node(stream.node).peer.empty()) return;
   out.push_back(Send{registry_.node(stream.node).peer, Cancel{stream.request.id, stream.epoch}});
 }
 
@@ -300,6 +301,7 @@ void RouterCore::deliver(Stream& stream, Event event, Actions& out) {
   const NodeRef origin = stream.wish.origin;
   if (!registry_.same(origin) || registry_.load(origin.index).freshness == Freshness::kDead) return;
   const PeerId& peer = registry_.node(origin.index).peer;
+  if (peer.empty()) return;
   const RequestId& id = stream.request.id;
   const uint32_t epoch = stream.origin_epoch;
   if (auto* started = std::get_if<Started>(&event)) {

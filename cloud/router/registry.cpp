@@ -131,7 +131,8 @@ Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
 
 // --- hellos ---
 
-Result<void> Registry::check_hello(const std::string& key, const NodeHello& hello) const {
+Result<void> Registry::check_hello(const std::string& key, const std::string& name,
+                                   const NodeHello& hello) const {
   if (hello.protocol_version != kPoolProtocolVersion) {
     return fail("protocol version " + std::to_string(hello.protocol_version) +
                 ", this router speaks " + std::to_string(kPoolProtocolVersion));
@@ -159,6 +160,9 @@ Result<void> Registry::check_hello(const std::string& key, const NodeHello& hell
     return fail("the pool would serve more than " + std::to_string(limits_.models_max) +
                 " model names");
   }
+  if (hello.node_id != name && allowed_names_.contains(hello.node_id)) {
+    return fail("node id '" + hello.node_id + "' is the name of another key, not of '" + name + "'");
+  }
   // The key is the identity; an id is a label that one key holds at a time.
   const NodeIndex holder = find_id(hello.node_id);
   if (holder != kNoNode && nodes_[holder].key != key &&
@@ -179,7 +183,7 @@ void Registry::refuse_hello(const PeerId& peer, const NodeHello& hello, const st
 
 Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& key,
                                          const std::string& name, NodeHello hello, int64_t now_ns) {
-  if (Result<void> good = check_hello(key, hello); !good) {
+  if (Result<void> good = check_hello(key, name, hello); !good) {
     refuse_hello(peer, hello, good.message());
     return {HelloOutcome::kRefused, kNoNode};
   }
@@ -294,7 +298,7 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
                                         NodeIndex* node_out) {
   const NodeIndex index = find_peer(peer);
   *node_out = index;
-  if (index == kNoNode) return BeatOutcome::kUnknownPeer;
+  if (index == kNoNode || loads_[index].freshness == Freshness::kDead) return BeatOutcome::kUnknownPeer;
   Node& node = nodes_[index];
   if (beat.boot_epoch != node.hello.boot_epoch || (node.beaten && beat.seq <= node.beat_seq)) {
     ++beats_old_;
@@ -308,7 +312,6 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   node.beaten = true;
   node.beat_seq = beat.seq;
   NodeLoad& load = loads_[index];
-  const bool revived = load.freshness == Freshness::kDead;
   const bool took_work = load.takes_work();
   load.last_beat_ns = load.last_heard_ns = now_ns;
   load.interval_ms = std::max(10, beat.interval_ms);
@@ -320,6 +323,9 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   load.waiting = beat.waiting;
   load.kv_tokens_total = beat.kv_tokens_total;
   load.kv_tokens_free = beat.kv_tokens_free;
+  const bool idle = beat.running == 0 && beat.waiting == 0;
+  if (!idle) load.idle_since_ns = 0;
+  if (idle && load.idle_since_ns == 0) load.idle_since_ns = now_ns;
   load.prefill_tokens_queued = beat.prefill_tokens_queued;
   load.prefill_tokens_per_s = beat.prefill_tokens_per_s;
   load.decode_tokens_per_s = beat.decode_tokens_per_s;
@@ -328,13 +334,7 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   load.refused_until_beat = false;
   count_assignments(index, beat.last_assignment_seq, now_ns);
   report_model_rates(node, beat);
-  if (revived) {
-    load.freshness = Freshness::kFresh;
-    serve(index);
-    note(NodeChange::Kind::kJoined, index, 0, node.hello.device);
-  } else {
-    set_freshness(index, Freshness::kFresh, now_ns);
-  }
+  set_freshness(index, Freshness::kFresh, now_ns);
   if (beat.state == NodeState::kReady && !node.announced_ready) {
     node.announced_ready = true;
     note(NodeChange::Kind::kReady, index);
@@ -475,6 +475,13 @@ void Registry::count_assignments(NodeIndex index, uint64_t counted_seq, int64_t 
     load.assigned_prefill_tokens -= oldest.prefill_tokens;
     node.uncounted.pop_front();
   }
+}
+
+void Registry::disconnect(NodeIndex index) {
+  by_peer_.erase(nodes_[index].peer);
+  nodes_[index].peer.clear();
+  forget_assignments(index);
+  refuse_until_beat(index);
 }
 
 void Registry::forget_assignments(NodeIndex index) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -46,6 +47,7 @@ const char* freshness_name(Freshness freshness);
 struct NodeLoad {
   int64_t last_beat_ns =
       0;  // arrival of the last beat that was taken; of the hello before the first
+  int64_t idle_since_ns = 0;  // since when its beats show no work at all; 0: they do
   int64_t last_heard_ns = 0;    // arrival of anything valid
   int64_t kv_tokens_total = 0;  // reported; 0: unknown, not a limit
   int64_t kv_tokens_free = 0;
@@ -144,16 +146,22 @@ class Registry {
     std::vector<Served> served;  // empty while dead
   };
 
+  // Names of the keys that may connect: a node id equal to one of them belongs to that key.
+  void set_allowed_names(const std::vector<std::string>& names) {
+    allowed_names_ = {names.begin(), names.end()};
+  }
+
   enum class HelloOutcome : uint8_t { kJoined, kUpdated, kReconnected, kRestarted, kOld, kRefused };
   struct HelloResult {
     HelloOutcome outcome = HelloOutcome::kRefused;
     NodeIndex node = kNoNode;
   };
-  // kRestarted, kReconnected: the caller must settle what the previous boot or connection left,
-  // after this returns.
+  // A connection is a session: kRestarted and kReconnected mean that all work of the previous one is
+  // lost, which the caller must settle after this returns.
   HelloResult on_hello(const PeerId& peer, const std::string& key, const std::string& name,
                        NodeHello hello, int64_t now_ns);
 
+  // kUnknownPeer: no hello on this connection, or its lease was over, which ends the session too.
   enum class BeatOutcome : uint8_t { kTaken, kOld, kAbsurd, kUnknownPeer };
   BeatOutcome on_beat(const PeerId& peer, const NodeBeat& beat, int64_t now_ns, NodeIndex* node);
 
@@ -177,6 +185,8 @@ class Registry {
   void release(NodeIndex node, uint64_t seq, int32_t slots, int64_t kv_tokens, bool give_back);
   void forget_assignments(NodeIndex node);
   void refuse_until_beat(NodeIndex node) { loads_[node].refused_until_beat = true; }
+  // Its connection has ended. It stays known until it says hello on another one or its lease is over.
+  void disconnect(NodeIndex node);
   void set_draining(NodeIndex node);
 
   ModelIndex find_model(const std::string& id) const;
@@ -225,7 +235,8 @@ class Registry {
 
   NodeIndex new_slot();
   void free_slot(NodeIndex index);
-  Result<void> check_hello(const std::string& key, const NodeHello& hello) const;
+  Result<void> check_hello(const std::string& key, const std::string& name,
+                           const NodeHello& hello) const;
   void take_hello(NodeIndex index, const PeerId& peer, NodeHello hello, int64_t now_ns);
   void reset_load(NodeIndex index, int64_t now_ns);
   void serve(NodeIndex index);
@@ -246,6 +257,7 @@ class Registry {
   std::unordered_map<std::string, NodeIndex> by_id_;
   std::unordered_map<std::string, ModelIndex> model_by_id_;
   std::vector<Model> models_;
+  std::unordered_set<std::string> allowed_names_;
   std::unordered_map<std::string, std::string> refused_peers_;  // peer -> why, bounded
   std::vector<NodeChange> changes_;
   uint64_t models_version_ = 0;

@@ -58,8 +58,6 @@ struct Stream {
   uint64_t assignment_seq = 0;
   int32_t assigned_slots = 0;
   int64_t assigned_kv_tokens = 0;
-  int64_t orphan_since_ns =
-      0;  // since when the node's beats show no work while this is assigned; 0: they do
 
   Reason reason = Reason::kFitsEdge;  // why it went to its last node
   bool started = false;               // the requester has had a Started

@@ -169,9 +169,8 @@ class Storm {
         break;
       }
       case 7: {
-        if (node.work.empty()) break;
         Actions out;
-        pool_.core.on_undelivered(node.peer.peer, node.work.back(), pool_.now_ns, out);
+        pool_.core.on_peer_gone(node.peer.peer, "test", pool_.now_ns, out);
         pool_.take(std::move(out));
         break;
       }

@@ -197,6 +197,7 @@ class PoolFixture {
   }
 
   void take(Actions out) {
+    std::vector<FakeNode*> told_anew;
     for (Action& action : out) {
       if (auto* deliver = std::get_if<Deliver>(&action)) {
         events[deliver->client].push_back(std::move(deliver->event));
@@ -213,10 +214,14 @@ class PoolFixture {
         } else if (auto* cancel = std::get_if<Cancel>(&send.message)) {
           node.cancels.push_back(std::move(*cancel));
         } else {
+          const auto* welcome = std::get_if<Welcome>(&send.message);
+          if (welcome != nullptr && welcome->router_epoch != 1) told_anew.push_back(&node);
           node.other.push_back(std::move(send.message));
         }
       }
     }
+    // As nodes do when the router's epoch changes.
+    for (FakeNode* node : told_anew) say(*node, node->hello);
   }
 
  private:

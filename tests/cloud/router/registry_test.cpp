@@ -146,7 +146,27 @@ TEST_CASE("absurd beats alone do not keep a node alive") {
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
   node.beat.slots_free = 100;
   pool.advance_ms(2500);
-  CHECK(state_of(pool, "cloud-1") == "dead");
+  CHECK(changes_of(pool, NodeChange::Kind::kLost, "cloud-1") == 1);
+  pool.settle();
+  pool.submit(PoolFixture::chat("r1", 30));
+  CHECK(node.work.empty());  // it may say hello again, but nothing is known of it
+}
+
+TEST_CASE("a node may not call itself by the name of another key of the allow-list") {
+  PoolFixture pool;
+  pool.core.set_allowed_names({"edge-1", "edge-2"});
+  FakeNode& node = pool.add("edge-1", Tier::kEdge, 512);
+  node.hello.node_id = "edge-2";
+  pool.say(node, node.hello);
+  CHECK(pool.core.nodes().empty());
+  CHECK(changes_of(pool, NodeChange::Kind::kRefused, "edge-2") == 1);
+  for (const char* id : {"edge-1", "kitchen"}) {
+    node.hello.node_id = id;
+    ++node.hello.boot_epoch;
+    pool.say(node, node.hello);
+    REQUIRE(pool.core.nodes().size() == 1);
+    CHECK(pool.core.nodes()[0].id == id);
+  }
 }
 
 TEST_CASE("the same key on a new connection replaces the old one") {
@@ -222,8 +242,10 @@ TEST_CASE(
   PoolFixture pool;
   FakeNode& node = pool.add("cloud-1", Tier::kCloud, 4096);
   pool.beat(node);
-  REQUIRE(node.other.size() == 1);
-  CHECK(std::get<Welcome>(node.other[0]).router_epoch == 1);
+  REQUIRE(node.other.size() == 2);
+  CHECK(std::get<Welcome>(node.other[0]).router_epoch == 2);  // not the one the node knows
+  CHECK(std::get<Welcome>(node.other[1]).router_epoch == 1);  // after its hello
+  CHECK(pool.core.nodes().size() == 1);
 }
 
 TEST_CASE("the welcome names the pool's models and comes again when they change") {

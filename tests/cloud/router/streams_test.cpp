@@ -200,6 +200,7 @@ TEST_CASE(
     CHECK(pool.ends(client) == 0);
     CHECK(pool.core.queued() == 1);
     if (comes_back) {
+      pool.beat(node);  // told to say hello, which it does
       pool.beat(node);
       REQUIRE(node.work.size() == 2);
       pool.serve(node, node.work[1]);
@@ -255,9 +256,7 @@ TEST_CASE("a request whose only node restarts waits for it to be ready again") {
   CHECK(pool.finished(client));
 }
 
-TEST_CASE(
-    "a reconnect of the same boot keeps running streams and sends unstarted requests again under a "
-    "new epoch") {
+TEST_CASE("on a new connection running streams end and unstarted requests are sent again") {
   PoolFixture pool;
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
   pool.settle();
@@ -266,17 +265,50 @@ TEST_CASE(
   const Submit work = node.work[0];
   pool.say(node, PoolFixture::accepted(work));
   pool.say(node, PoolFixture::tokens(work, 0, {1}));
+  node.other.clear();
   node.peer.peer = "second-connection";
   pool.say(node, node.hello);
-  CHECK(pool.ends(a) == 0);
+  CHECK(node.other.size() == 1);  // welcome
+  CHECK(pool.error(a).code == ErrorCode::kNodeLost);
+  CHECK(pool.error(a).message == "node 'cloud-1' lost its connection while it was answering");
   REQUIRE(node.work.size() == 3);
   CHECK(node.work[2].request.id == "b");
   CHECK(node.work[2].epoch > node.work[1].epoch);
-  pool.say(node, PoolFixture::tokens(work, 1, {2}, true));
-  pool.say(node, PoolFixture::done(work));
-  CHECK(pool.finished(a));
   pool.serve(node, node.work[2]);
   CHECK(pool.finished(b));
+}
+
+TEST_CASE("a connection found broken ends its streams at once and gets nothing until it is back") {
+  TwoClouds pool;
+  const ClientId a = pool.submit(PoolFixture::chat("a", 30));
+  FakeNode& node = pool.holder("a");
+  pool.say(node, PoolFixture::accepted(node.work[0]));
+  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
+  Actions out;
+  pool.core.on_peer_gone(node.peer.peer, "takes no messages", pool.now_ns, out);
+  pool.take(std::move(out));
+  CHECK(pool.error(a).message ==
+        "node '" + node.hello.node_id + "' takes no messages while it was answering");
+  for (int i = 0; i < 4; ++i) pool.submit(PoolFixture::chat("r" + std::to_string(i), 30));
+  CHECK(node.work.size() == 1);
+  pool.beat(node);  // it does not know yet: it is told to begin a new session, and does
+  pool.beat(node);
+  for (int i = 0; i < 4; ++i) pool.submit(PoolFixture::chat("s" + std::to_string(i), 30));
+  CHECK(node.work.size() == 5);
+}
+
+TEST_CASE("a node that is back after its lease was over begins a new session") {
+  TwoClouds pool;
+  FakeNode& node = pool.nodes.at("cloud-1");
+  node.beating = false;
+  pool.advance_ms(3000);
+  node.other.clear();
+  pool.beat(node);
+  REQUIRE(node.other.size() == 2);
+  CHECK(std::get<Welcome>(node.other[0]).router_epoch == 2);  // makes it say hello
+  CHECK(std::get<Welcome>(node.other[1]).router_epoch == 1);  // the answer to that
+  pool.beat(node);
+  CHECK(pool.core.nodes()[0].state == std::string("fresh"));
 }
 
 TEST_CASE("a stream that its node no longer knows is not waited for for ever") {
@@ -367,18 +399,15 @@ TEST_CASE("the same request id twice at a time is refused") {
   CHECK(pool.ends(first) == 0);
 }
 
-TEST_CASE(
-    "a Submit that could not be sent goes elsewhere, its node gets nothing before its next beat") {
+TEST_CASE("a request too large for the pool's messages is 413") {
   TwoClouds pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& first = pool.holder("a");
+  FakeNode& node = pool.holder("a");
   Actions out;
-  pool.core.on_undelivered(first.peer.peer, first.work[0], pool.now_ns, out);
+  pool.core.on_unsendable(node.work[0], pool.now_ns, out);
   pool.take(std::move(out));
-  FakeNode& second = pool.other(first);
-  REQUIRE(second.work.size() == 1);
-  pool.serve(second, second.work[0]);
-  CHECK(pool.finished(client));
+  CHECK(pool.error(client).code == ErrorCode::kPayloadTooLarge);
+  CHECK(pool.core.live() == 0);
 }
 
 TEST_CASE("limits on live requests and on what they hold are answered, not exceeded") {
@@ -538,16 +567,12 @@ TEST_CASE("the same work risen twice runs once; a newer epoch replaces it") {
   CHECK(pool.answers<Done>()[0].epoch == 8);
 }
 
-TEST_CASE("tokens that cannot be sent up end the stream with an error and free the cloud") {
+TEST_CASE("risen work ends with its edge's connection, and is cancelled in the cloud") {
   RisingPool pool;
   pool.rise(PoolFixture::chat("up", 3000));
-  pool.say(pool.cloud(), PoolFixture::accepted(pool.cloud().work[0]));
-  pool.say(pool.cloud(), PoolFixture::tokens(pool.cloud().work[0], 0, {1}));
-  REQUIRE(pool.answers<Tokens>().size() == 1);
   Actions out;
-  pool.core.on_undelivered(pool.edge().peer.peer, pool.answers<Tokens>()[0], pool.now_ns, out);
+  pool.core.on_peer_gone(pool.edge().peer.peer, "test", pool.now_ns, out);
   pool.take(std::move(out));
   CHECK(pool.core.live() == 0);
   CHECK(pool.cloud().cancels.size() == 1);
-  CHECK(pool.answers<Failed>().size() == 1);
 }
