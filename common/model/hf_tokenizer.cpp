@@ -155,6 +155,9 @@ class TokenizerReader {
       data_.ignore_merges = ignore_merges;
       data_.add_bos = false;  // unless the post-processor says otherwise
       if (has_foreign_normalizer()) data_.pre = "unknown normalizer";
+      for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+        if (!text_of(model_, key).empty()) data_.pre = std::string("unknown ") + key;
+      }
       return read_merges([&](std::string left, const std::string& right) {
         data_.merges.push_back(std::move(left) + " " + right);
         return true;

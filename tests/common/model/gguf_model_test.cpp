@@ -165,6 +165,57 @@ TEST_CASE("chatglm splits its fused query, key and value with their bias") {
   CHECK(layer.post_attn_norm.empty());
 }
 
+TEST_CASE("each tensor keeps its own format, vectors become f32") {
+  const auto opened = open_changed("llama", [](SmallGguf& f) {
+    for (const NamedTensor& tensor : SmallGguf("llama").tensors) {
+      if (tensor.shape.size() == 2) f.set_type(tensor.name, DType::kF16);
+    }
+    f.set_type("blk.0.attn_q.weight", DType::kBF16);
+    f.set_type("blk.0.attn_norm.weight", DType::kF16);
+    f.set_type("blk.0.ffn_norm.weight", DType::kBF16);
+  });
+  REQUIRE_MESSAGE(opened.ok(), opened.message());
+  const SmallGguf file("llama");
+  const LayerWeights& layer = (*opened)->weights().layers.at(0);
+  CHECK((*opened)->quantization() == "F16");
+  CHECK(layer.q.type == DType::kBF16);
+  CHECK(layer.k.type == DType::kF16);
+  CHECK(values(layer.q) == file.get("blk.0.attn_q.weight").values);  // exact in both formats
+  CHECK(values(layer.k) == file.get("blk.0.attn_k.weight").values);
+  CHECK(layer.attn_norm == file.get("blk.0.attn_norm.weight").values);
+  CHECK(layer.ffn_norm == file.get("blk.0.ffn_norm.weight").values);
+}
+
+TEST_CASE("fused tensors of a quantised format are split between rows") {
+  const TempDir dir;
+  SmallGguf file("chatglm", 32);
+  file.set_type("blk.1.attn_qkv.weight", DType::kQ8_0);
+  file.set_type("blk.1.ffn_up.weight", DType::kQ4_0);
+  file.write(dir.file("small.gguf"));
+  const auto opened = open_model(dir.file("small.gguf"));
+  REQUIRE_MESSAGE(opened.ok(), opened.message());
+  const LayerWeights& layer = (*opened)->weights().layers.at(1);
+  const auto bytes_of = [](const WeightView& view) {
+    return std::vector<std::byte>(view.data,
+                                  view.data + view.rows * row_bytes(view.type, view.cols));
+  };
+  const auto joined = [&](std::initializer_list<WeightView> views) {
+    std::vector<std::byte> out;
+    for (const WeightView& view : views) {
+      const auto bytes = bytes_of(view);
+      out.insert(out.end(), bytes.begin(), bytes.end());
+    }
+    return out;
+  };
+  CHECK(layer.q.rows == 32);
+  CHECK(layer.k.rows == 16);
+  CHECK(layer.v.rows == 16);
+  CHECK(layer.v.type == DType::kQ8_0);
+  CHECK(joined({layer.q, layer.k, layer.v}) == file.get("blk.1.attn_qkv.weight").encoded());
+  CHECK(layer.gate.rows == 12);
+  CHECK(joined({layer.gate, layer.up}) == file.get("blk.1.ffn_up.weight").encoded());
+}
+
 TEST_CASE("a file without a head uses the embedding") {
   const auto opened = open_changed("llama", [](SmallGguf& f) { f.remove("output.weight"); });
   REQUIRE_MESSAGE(opened.ok(), opened.message());

@@ -137,6 +137,19 @@ TEST_CASE("folders of each architecture give their weights") {
   }
 }
 
+TEST_CASE("half-precision tensors keep their format, vectors become f32") {
+  auto tensors = tensors_of("llama");
+  for (NamedTensor& tensor : tensors) tensor.type = DType::kBF16;
+  tensors[0].type = DType::kF16;
+  const auto opened = open_folder(config_of("llama"), tensors);
+  REQUIRE_MESSAGE(opened.ok(), opened.message());
+  CHECK((*opened)->quantization() == "BF16");
+  CHECK((*opened)->weights().embedding.type == DType::kF16);
+  CHECK((*opened)->weights().head.type == DType::kBF16);
+  CHECK(values((*opened)->weights().embedding) == tensors[0].values);  // exact in both formats
+  CHECK((*opened)->weights().final_norm == get(tensors, "model.norm.weight").values);
+}
+
 TEST_CASE("the text part of a GLM-4.1V folder is found and its vision part is left alone") {
   const std::string config =
       R"({"model_type":"glm4v","text_config":)" +

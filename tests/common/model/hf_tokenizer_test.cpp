@@ -173,6 +173,13 @@ TEST_CASE("kinds that are not supported keep the weights usable and name themsel
         "qwen2");
 }
 
+TEST_CASE("affixes of words, which no published byte-level model has, are not ignored") {
+  const std::string pre = split_then_bytes(kQwen2Regex);
+  CHECK(read(bpe(pre, R"("end_of_word_suffix":"",)" + kVocab))->pre == "qwen2");
+  CHECK(contains(read(bpe(pre, R"("end_of_word_suffix":"</w>",)" + kVocab))->pre,
+                 "unknown end_of_word_suffix"));
+}
+
 TEST_CASE("a folder without tokenizer files has empty data") {
   const TempDir dir;
   const auto data = read_hf_tokenizer(dir.path(), 8);

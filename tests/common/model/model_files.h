@@ -17,6 +17,7 @@
 #include "common/base/bytes.h"
 #include "common/model/gguf.h"
 #include "common/model/gguf_writer.h"
+#include "kernels/quant/quant.h"
 
 namespace updraft::testing {
 
@@ -87,68 +88,77 @@ struct NamedTensor {
   std::string name;
   std::vector<uint64_t> shape;  // outermost first
   std::vector<float> values;
+  DType type = DType::kF32;  // as it is written
+
+  std::vector<std::byte> encoded() const {
+    std::vector<std::byte> out(
+        static_cast<size_t>(row_bytes(type, static_cast<int64_t>(values.size()))));
+    quantize_row(type, values, out.data());
+    return out;
+  }
 };
 
 inline NamedTensor patterned(std::string name, std::vector<uint64_t> shape, size_t salt) {
   size_t count = 1;
   for (const uint64_t n : shape) count *= n;
-  NamedTensor out{std::move(name), std::move(shape), std::vector<float>(count)};
+  NamedTensor out{std::move(name), std::move(shape), std::vector<float>(count), DType::kF32};
   for (size_t i = 0; i < count; ++i) out.values[i] = pattern(salt, i);
   return out;
 }
 
-// A complete small model in GGUF, f32: 2 layers, hidden 16, 4 heads, 2 kv heads, head 4, ff 12,
-// vocabulary 10. Tests change keys and tensors before it is written.
+// A complete small model in GGUF, f32: 2 layers, hidden 16, 4 heads, 2 kv heads, ff 12,
+// vocabulary 10. Tests change keys, tensors and their formats before it is written.
 struct SmallGguf {
   GgufWriter keys;
   std::vector<NamedTensor> tensors;
 
-  explicit SmallGguf(const std::string& arch) {
+  explicit SmallGguf(const std::string& arch, uint32_t hidden = 16) {
+    const uint64_t h = hidden;
     const auto key = [&](const char* suffix) { return arch + "." + suffix; };
     keys.set_text("general.architecture", arch);
     keys.set_u32(key("block_count"), 2);
     keys.set_u32(key("context_length"), 64);
-    keys.set_u32(key("embedding_length"), 16);
+    keys.set_u32(key("embedding_length"), hidden);
     keys.set_u32(key("feed_forward_length"), 12);
     keys.set_u32(key("attention.head_count"), 4);
     keys.set_u32(key("attention.head_count_kv"), 2);
     keys.set_f32(key("attention.layer_norm_rms_epsilon"), 1e-5F);
-    add("token_embd.weight", {10, 16});
-    add("output_norm.weight", {16});
-    add("output.weight", {10, 16});
+    add("token_embd.weight", {10, h});
+    add("output_norm.weight", {h});
+    add("output.weight", {10, h});
     const bool glm = arch == "glm4" || arch == "chatglm";
     for (int i = 0; i < 2; ++i) {
       const std::string p = "blk." + std::to_string(i) + ".";
-      add(p + "attn_norm.weight", {16});
-      add(p + "ffn_norm.weight", {16});
-      add(p + "attn_output.weight", {16, 16});
-      add(p + "ffn_down.weight", {16, 12});
+      add(p + "attn_norm.weight", {h});
+      add(p + "ffn_norm.weight", {h});
+      add(p + "attn_output.weight", {h, h});
+      add(p + "ffn_down.weight", {h, 12});
       if (arch == "chatglm") {
-        add(p + "attn_qkv.weight", {32, 16});
-        add(p + "attn_qkv.bias", {32});
+        add(p + "attn_qkv.weight", {2 * h, h});
+        add(p + "attn_qkv.bias", {2 * h});
       } else {
-        add(p + "attn_q.weight", {16, 16});
-        add(p + "attn_k.weight", {8, 16});
-        add(p + "attn_v.weight", {8, 16});
+        add(p + "attn_q.weight", {h, h});
+        add(p + "attn_k.weight", {h / 2, h});
+        add(p + "attn_v.weight", {h / 2, h});
       }
       if (arch == "qwen2" || arch == "glm4") {
-        add(p + "attn_q.bias", {16});
-        add(p + "attn_k.bias", {8});
-        add(p + "attn_v.bias", {8});
+        add(p + "attn_q.bias", {h});
+        add(p + "attn_k.bias", {h / 2});
+        add(p + "attn_v.bias", {h / 2});
       }
       if (arch == "qwen3") {
-        add(p + "attn_q_norm.weight", {4});
-        add(p + "attn_k_norm.weight", {4});
+        add(p + "attn_q_norm.weight", {h / 4});
+        add(p + "attn_k_norm.weight", {h / 4});
       }
       if (glm) {
-        add(p + "ffn_up.weight", {24, 16});
+        add(p + "ffn_up.weight", {24, h});
       } else {
-        add(p + "ffn_gate.weight", {12, 16});
-        add(p + "ffn_up.weight", {12, 16});
+        add(p + "ffn_gate.weight", {12, h});
+        add(p + "ffn_up.weight", {12, h});
       }
       if (arch == "glm4") {
-        add(p + "post_attention_norm.weight", {16});
-        add(p + "post_ffw_norm.weight", {16});
+        add(p + "post_attention_norm.weight", {h});
+        add(p + "post_ffw_norm.weight", {h});
       }
     }
     if (glm) keys.set_u32(key("rope.dimension_count"), 2);
@@ -159,6 +169,11 @@ struct SmallGguf {
   }
   void remove(const std::string& name) {
     std::erase_if(tensors, [&](const NamedTensor& t) { return t.name == name; });
+  }
+  void set_type(const std::string& name, DType type) {
+    for (NamedTensor& tensor : tensors) {
+      if (tensor.name == name) tensor.type = type;
+    }
   }
   const NamedTensor& get(const std::string& name) const {
     for (const NamedTensor& tensor : tensors) {
@@ -171,11 +186,11 @@ struct SmallGguf {
   void write(const std::string& path) {
     for (const NamedTensor& tensor : tensors) {
       const std::vector<uint64_t> ne(tensor.shape.rbegin(), tensor.shape.rend());
-      keys.add_tensor(tensor.name, DType::kF32, ne);
+      keys.add_tensor(tensor.name, tensor.type, ne);
     }
     REQUIRE(keys.begin(path).ok());
     for (const NamedTensor& tensor : tensors) {
-      REQUIRE(keys.write(std::as_bytes(std::span(tensor.values))).ok());
+      REQUIRE(keys.write(tensor.encoded()).ok());
     }
     REQUIRE(keys.finish().ok());
   }
@@ -186,18 +201,18 @@ inline std::string safetensors(const std::string& table, const std::string& data
   return Bytes().u64(table.size()).raw(table).raw(data).out;
 }
 
-// f32 tensors one after another, as the reference implementation writes them.
+// Tensors one after another, as the reference implementation writes them.
 inline std::string safetensors(const std::vector<NamedTensor>& tensors) {
   std::string table = "{";
   std::string data;
   for (const NamedTensor& tensor : tensors) {
     const size_t begin = data.size();
-    data.append(reinterpret_cast<const char*>(tensor.values.data()),
-                tensor.values.size() * sizeof(float));
+    const std::vector<std::byte> bytes = tensor.encoded();
+    data += as_text(bytes);
     std::string shape;
     for (const uint64_t n : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(n);
-    table += (table.size() > 1 ? "," : "") + std::string("\"") + tensor.name +
-             R"(":{"dtype":"F32","shape":[)" + shape + R"(],"data_offsets":[)" +
+    table += (table.size() > 1 ? "," : "") + std::string("\"") + tensor.name + R"(":{"dtype":")" +
+             dtype_info(tensor.type).name + R"(","shape":[)" + shape + R"(],"data_offsets":[)" +
              std::to_string(begin) + "," + std::to_string(data.size()) + "]}";
   }
   return safetensors(table + "}", data);
