@@ -280,6 +280,7 @@ void Connection::answer_inference(Request::Kind kind) {
   if (headers.request_id.empty()) request_id_ = call.request.id;
   call.request.tenant = record_.tenant;
   record_.model = call.request.model;
+  record_.inference_id = call.request.id;
 
   state_ = State::kAnswering;
   set_deadline(0);

@@ -46,7 +46,9 @@ struct HttpServerConfig {
 
 // One line for the access log of each answered request, given to the owner (who logs it).
 struct AccessRecord {
-  std::string request_id, method, path, remote, model, node, tier, tenant;
+  std::string request_id;    // as answered in x-request-id
+  std::string inference_id;  // Request::id, by which services log; empty when none was submitted
+  std::string method, path, remote, model, node, tier, tenant;
   int status = 0;
   int64_t duration_ms = 0;
   int64_t body_bytes = 0;
@@ -66,7 +68,8 @@ class HttpServer {
       std::function<void(const AccessRecord&)> access_log);
 
   virtual uint16_t port() const = 0;
-  // Any thread. Stop accepting, let open requests end for at most grace_ms, then close.
+  // Any thread but the one access_log runs on. Stops accepting, lets open requests end for at most
+  // grace_ms, then closes; returns when all is closed.
   virtual void stop(int grace_ms) = 0;
 };
 

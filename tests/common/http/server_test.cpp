@@ -182,7 +182,8 @@ TEST_CASE("models are listed and found by name, also names with a slash") {
   CHECK(list.at("data").at(0).at("object") == "model");
   CHECK(list.at("data").at(0).at("max_model_len") == 512);
   CHECK(json::parse(f.get("/v1/models/org/name").body).at("id") == "org/name");
-  CHECK(json::parse(f.get("/v1/models/org%2Fname").body).at("id") == "org/name");  // as OpenAI's client asks
+  CHECK(json::parse(f.get("/v1/models/org%2Fname").body).at("id") ==
+        "org/name");  // as OpenAI's client asks
   const HttpResponse missing = f.get("/v1/models/other");
   CHECK(missing.status == 404);
   CHECK(json::parse(missing.body).at("error").at("code") == "model_not_found");
@@ -403,6 +404,7 @@ TEST_CASE("each answered request is one record for the access log") {
   REQUIRE(f.log.size() == 2);
   const AccessRecord& record = f.log[0];
   CHECK(record.request_id == "mine");
+  CHECK(record.inference_id == f.service.wait_request()->id);
   CHECK(record.method == "POST");
   CHECK(record.path == "/v1/chat/completions");
   CHECK(record.remote.starts_with("127.0.0.1:"));
