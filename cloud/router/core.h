@@ -99,7 +99,8 @@ class RouterCore {
   void on_message(const PeerInfo& from, PoolMessage message, int64_t now_ns, Actions& out);
   // A frame of this peer that did not decode.
   void on_bad_frame(const PeerId& peer);
-  // A connection has ended, or takes nothing any more: what was under way on it is lost, and its requests learn so.
+  // A connection has ended, or takes nothing any more: what was under way on it is lost, and its
+  // requests learn so.
   void on_peer_gone(const PeerId& peer, const std::string& why, int64_t now_ns, Actions& out);
   // A Submit too large for the pool's messages.
   void on_unsendable(const Submit& submit, int64_t now_ns, Actions& out);

@@ -161,7 +161,8 @@ Result<void> Registry::check_hello(const std::string& key, const std::string& na
                 " model names");
   }
   if (hello.node_id != name && allowed_names_.contains(hello.node_id)) {
-    return fail("node id '" + hello.node_id + "' is the name of another key, not of '" + name + "'");
+    return fail("node id '" + hello.node_id + "' is the name of another key, not of '" + name +
+                "'");
   }
   // The key is the identity; an id is a label that one key holds at a time.
   const NodeIndex holder = find_id(hello.node_id);
@@ -298,7 +299,8 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
                                         NodeIndex* node_out) {
   const NodeIndex index = find_peer(peer);
   *node_out = index;
-  if (index == kNoNode || loads_[index].freshness == Freshness::kDead) return BeatOutcome::kUnknownPeer;
+  if (index == kNoNode || loads_[index].freshness == Freshness::kDead)
+    return BeatOutcome::kUnknownPeer;
   Node& node = nodes_[index];
   if (beat.boot_epoch != node.hello.boot_epoch || (node.beaten && beat.seq <= node.beat_seq)) {
     ++beats_old_;
@@ -345,12 +347,18 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
 }
 
 void Registry::report_model_rates(const Node& node, const NodeBeat& beat) {
-  if (node.served.size() != 1) return;  // one average cannot speak for several models
-  if (!(beat.bytes_per_token >= kBytesPerTokenMin && beat.bytes_per_token <= kBytesPerTokenMax))
+  if (!(beat.bytes_per_token >= kBytesPerTokenMin && beat.bytes_per_token <= kBytesPerTokenMax)) {
     return;
-  float& average = models_[node.served[0].model].reported_bytes_per_token;
-  average =
-      average == 0.0F ? beat.bytes_per_token : average + 0.05F * (beat.bytes_per_token - average);
+  }
+  // One average cannot speak for several models; names of one file are one model.
+  for (const ModelInfo& model : node.hello.models) {
+    if (model.digest != node.hello.models[0].digest) return;
+  }
+  for (const Node::Served& served : node.served) {
+    float& average = models_[served.model].reported_bytes_per_token;
+    average =
+        average == 0.0F ? beat.bytes_per_token : average + 0.05F * (beat.bytes_per_token - average);
+  }
 }
 
 // --- ageing ---

@@ -47,7 +47,7 @@ const char* freshness_name(Freshness freshness);
 struct NodeLoad {
   int64_t last_beat_ns =
       0;  // arrival of the last beat that was taken; of the hello before the first
-  int64_t idle_since_ns = 0;  // since when its beats show no work at all; 0: they do
+  int64_t idle_since_ns = 0;    // since when its beats show no work at all; 0: they do
   int64_t last_heard_ns = 0;    // arrival of anything valid
   int64_t kv_tokens_total = 0;  // reported; 0: unknown, not a limit
   int64_t kv_tokens_free = 0;
@@ -156,8 +156,8 @@ class Registry {
     HelloOutcome outcome = HelloOutcome::kRefused;
     NodeIndex node = kNoNode;
   };
-  // A connection is a session: kRestarted and kReconnected mean that all work of the previous one is
-  // lost, which the caller must settle after this returns.
+  // A connection is a session: kRestarted and kReconnected mean that all work of the previous one
+  // is lost, which the caller must settle after this returns.
   HelloResult on_hello(const PeerId& peer, const std::string& key, const std::string& name,
                        NodeHello hello, int64_t now_ns);
 
@@ -185,7 +185,8 @@ class Registry {
   void release(NodeIndex node, uint64_t seq, int32_t slots, int64_t kv_tokens, bool give_back);
   void forget_assignments(NodeIndex node);
   void refuse_until_beat(NodeIndex node) { loads_[node].refused_until_beat = true; }
-  // Its connection has ended. It stays known until it says hello on another one or its lease is over.
+  // Its connection has ended. It stays known until it says hello on another one or its lease is
+  // over.
   void disconnect(NodeIndex node);
   void set_draining(NodeIndex node);
 

@@ -1,0 +1,333 @@
+// The pool thread's loop. See relay.h.
+#include "cloud/router/relay.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "cloud/router/peer_table.h"
+#include "cloud/router/router_metrics.h"
+#include "cloud/router/service.h"
+#include "common/base/bytes.h"
+#include "common/base/clock.h"
+#include "common/log/log.h"
+
+namespace updraft {
+namespace {
+
+constexpr int kTickMs = 20;
+constexpr int64_t kPublishEveryNs = 50 * kNsPerMs;
+constexpr int64_t kMetricsEveryNs = 250 * kNsPerMs;
+constexpr int64_t kPeerSweepEveryNs = 10 * kNsPerSecond;
+constexpr int kMessagesPerTurn = 256;
+constexpr int64_t kFarewellNs = 200 * kNsPerMs;  // for the last cancels to leave
+constexpr size_t kCallsMax = 1024;
+constexpr size_t kCancelsMax = 1 << 17;  // more than requests can be live or waiting
+constexpr int64_t kQueryMs = 1000;
+
+// A counter that poll(2) can wait for.
+class WakeEvent {
+ public:
+  WakeEvent() : fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    UPDRAFT_CHECK(fd_ >= 0, "no eventfd");
+  }
+  ~WakeEvent() { close(fd_); }
+  WakeEvent(const WakeEvent&) = delete;
+  WakeEvent& operator=(const WakeEvent&) = delete;
+  int fd() const { return fd_; }
+  void signal() {
+    const uint64_t one = 1;
+    // Fails only when the counter is full, and then the reader is awake anyway.
+    [[maybe_unused]] const ssize_t written = write(fd_, &one, sizeof one);
+  }
+  void clear() {
+    uint64_t count = 0;
+    [[maybe_unused]] const ssize_t got = read(fd_, &count, sizeof count);
+  }
+
+ private:
+  const int fd_;
+};
+
+std::vector<std::string> names_of(const std::vector<AllowedKey>& allowed) {
+  std::vector<std::string> names;
+  for (const AllowedKey& key : allowed) names.push_back(key.name);
+  return names;
+}
+
+void log_change(const NodeChange& change) {
+  const char* event = node_change_name(change.kind);
+  const char* tier = tier_name(change.tier);
+  switch (change.kind) {
+    case NodeChange::Kind::kSuspect:
+    case NodeChange::Kind::kStale:
+    case NodeChange::Kind::kLost:
+      log_warn(event, {{"id", change.node_id}, {"tier", tier}, {"silent_ms", change.silent_ms}});
+      break;
+    case NodeChange::Kind::kRefused:
+      log_warn(event, {{"id", change.node_id}, {"why", change.detail}});
+      break;
+    case NodeChange::Kind::kJoined:
+    case NodeChange::Kind::kRestarted:
+      log_info(event, {{"id", change.node_id}, {"tier", tier}, {"device", change.detail}});
+      break;
+    default:
+      log_info(event, {{"id", change.node_id}, {"tier", tier}});
+      break;
+  }
+}
+
+class RelayImpl : public Relay {
+ public:
+  RelayImpl(RelayConfig config, Metrics& metrics)
+      : config_(std::move(config)),
+        service_(config_.submissions_max, kCancelsMax, [this] { wake_.signal(); }),
+        calls_(kCallsMax, [this] { wake_.signal(); }),
+        core_(config_.core, monotonic_ns()),
+        peers_({config_.peer_queue_bytes_max, config_.peer_stall_ms_max}),
+        metrics_(metrics),
+        context_(NetContext::create()) {}
+  ~RelayImpl() override { stop(); }
+
+  Result<void> open() {
+    auto listener = PoolListener::bind(*context_, config_.endpoint, config_.keys, config_.allowed);
+    if (!listener) return listener.error();
+    listener_ = std::move(listener).value();
+    endpoint_ = listener_->endpoint();
+    core_.set_allowed_names(names_of(config_.allowed));
+    thread_ = std::thread([this] { run(); });
+    return {};
+  }
+
+  InferenceService& service() override { return service_; }
+  std::string endpoint() const override { return endpoint_; }
+
+  std::vector<RouterCore::NodeInfo> nodes() override {
+    auto answer = std::make_shared<std::promise<std::vector<RouterCore::NodeInfo>>>();
+    std::future<std::vector<RouterCore::NodeInfo>> future = answer->get_future();
+    if (!calls_.push([answer](RouterCore& core) { answer->set_value(core.nodes()); })) return {};
+    // A call that is dropped unanswered (the thread has ended) breaks its promise.
+    answer.reset();
+    if (future.wait_for(std::chrono::milliseconds(kQueryMs)) != std::future_status::ready)
+      return {};
+    try {
+      return future.get();
+    } catch (const std::future_error&) {
+      return {};
+    }
+  }
+
+  void set_allowed(const std::vector<AllowedKey>& allowed) override {
+    listener_->set_allowed(allowed);
+    std::vector<std::string> names = names_of(allowed);
+    // Full: the names follow with the next change; the keys themselves are in force.
+    (void)calls_.push(
+        [names = std::move(names)](RouterCore& core) { core.set_allowed_names(names); });
+  }
+
+  void stop_taking() override { service_.stop_taking(); }
+
+  void stop() override {
+    const std::lock_guard lock(stop_mutex_);
+    service_.stop_taking();
+    service_.close();
+    calls_.close();  // wakes the thread, which ends when it finds its mailboxes closed
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  using Call = std::function<void(RouterCore&)>;
+
+  // --- everything below: the relay's thread ---
+  void run() {
+    bool busy = false;
+    while (true) {
+      if (!busy) wait();
+      wake_.clear();
+      const bool closing = calls_.closed();
+      take_hand_ins();
+      busy = receive();
+      tick();
+      busy |= flush();
+      if (closing) break;
+    }
+    end();
+  }
+
+  // Until something arrives, room comes back or the next tick is due.
+  void wait() {
+    pollfd fds[2] = {{wake_.fd(), POLLIN, 0}, {listener_->poll_fd(), POLLIN, 0}};
+    const int ready = poll(fds, 2, kTickMs);
+    UPDRAFT_CHECK(ready >= 0 || errno == EINTR, "poll of the pool's thread failed");
+  }
+
+  void take_hand_ins() {
+    service_.take(submissions_, cancels_);
+    const int64_t now_ns = monotonic_ns();
+    for (Submission& submission : submissions_) {
+      const ClientId client = ++last_client_;
+      sinks_.emplace(client, std::move(submission.sink));
+      core_.submit(std::move(submission.request), client, now_ns, actions_);
+      carry_out(now_ns);
+    }
+    for (const RequestId& id : cancels_) core_.cancel(id, now_ns, actions_);
+    carry_out(now_ns);
+    for (const Call& call : calls_.drain()) call(core_);
+    submissions_.clear();
+    cancels_.clear();
+  }
+
+  bool receive() {
+    const int64_t now_ns = monotonic_ns();
+    const int count = listener_->receive(
+        kMessagesPerTurn, [&](PoolListener::Inbound&& inbound) { take(inbound, now_ns); });
+    return count > 0;
+  }
+
+  void take(PoolListener::Inbound& inbound, int64_t now_ns) {
+    Result<std::optional<PoolMessage>> message = peers_.read(inbound.peer, inbound.frame, now_ns);
+    if (!message) {
+      core_.on_bad_frame(inbound.peer);
+      complain(inbound, message.message(), now_ns);
+      return;
+    }
+    if (!message->has_value()) return;
+    core_.on_message({inbound.peer, inbound.public_key, inbound.name}, std::move(**message), now_ns,
+                     actions_);
+    carry_out(now_ns);
+  }
+
+  // One line a second at most: a node that sends nonsense sends much of it.
+  void complain(const PoolListener::Inbound& inbound, const std::string& why, int64_t now_ns) {
+    if (now_ns - complained_ns_ < kNsPerSecond) return;
+    complained_ns_ = now_ns;
+    log_warn("frame refused", {{"key", inbound.name}, {"why", printable(why, 200)}});
+  }
+
+  void tick() {
+    const int64_t now_ns = monotonic_ns();
+    if (now_ns - ticked_ns_ < kTickMs * kNsPerMs / 2) return;
+    ticked_ns_ = now_ns;
+    core_.on_tick(now_ns, actions_);
+    carry_out(now_ns);
+    for (const NodeChange& change : core_.take_changes()) log_change(change);
+    if (now_ns - published_ns_ >= kPublishEveryNs) publish(now_ns);
+    if (now_ns - metered_ns_ >= kMetricsEveryNs) {
+      metered_ns_ = now_ns;
+      metrics_.update(core_, listener_->refused_count());
+    }
+    if (now_ns - peers_swept_ns_ >= kPeerSweepEveryNs) {
+      peers_swept_ns_ = now_ns;
+      peers_.sweep(now_ns);
+    }
+  }
+
+  void publish(int64_t now_ns) {
+    published_ns_ = now_ns;
+    const auto counts = core_.count_nodes();
+    int64_t known = 0;
+    for (const auto& state : counts) {
+      for (const int64_t count : state) known += count;
+    }
+    const auto& fresh = counts[0];
+    service_.publish(core_.models(), fresh[1] + fresh[2], known);
+  }
+
+  void carry_out(int64_t now_ns) {
+    // A sink or a message that cannot be sent may lead to further actions: a growing list, read by
+    // index.
+    for (size_t i = 0; i < actions_.size(); ++i) {
+      Action action = std::move(actions_[i]);
+      if (auto* deliver = std::get_if<Deliver>(&action)) {
+        hand_over(*deliver);
+        continue;
+      }
+      const auto& send = std::get<Send>(action);
+      if (peers_.queue(send.peer, send.message, now_ns)) continue;
+      if (const auto* submit = std::get_if<Submit>(&send.message))
+        core_.on_unsendable(*submit, now_ns, actions_);
+    }
+    actions_.clear();
+  }
+
+  void hand_over(Deliver& deliver) {
+    const auto sink = sinks_.find(deliver.client);
+    UPDRAFT_CHECK(sink != sinks_.end(), "an event after the end");
+    if (is_end(deliver.event)) {
+      const EventSink last = std::move(sink->second);
+      sinks_.erase(sink);
+      last(std::move(deliver.event));
+    } else {
+      sink->second(std::move(deliver.event));
+    }
+  }
+
+  bool flush() {
+    const int64_t now_ns = monotonic_ns();
+    const bool sent = peers_.flush(*listener_, now_ns, gone_);
+    for (const PeerTable::Gone& gone : gone_)
+      core_.on_peer_gone(gone.peer, gone.why, now_ns, actions_);
+    const bool queued_more = !gone_.empty();
+    gone_.clear();
+    carry_out(now_ns);
+    return sent || queued_more;
+  }
+
+  void end() {
+    const int64_t started_ns = monotonic_ns();
+    take_hand_ins();
+    core_.end_all(started_ns, actions_);
+    carry_out(started_ns);
+    while (peers_.pending() && monotonic_ns() - started_ns < kFarewellNs) {
+      if (!flush()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    for (const NodeChange& change : core_.take_changes()) log_change(change);
+    metrics_.update(core_, listener_->refused_count());
+    UPDRAFT_CHECK(sinks_.empty(), "a request without an end");
+  }
+
+  const RelayConfig config_;
+  WakeEvent wake_;
+  RouterService service_;
+  Mailbox<Call> calls_;
+  std::mutex stop_mutex_;
+  std::string endpoint_;
+  std::thread thread_;
+
+  // The relay's thread owns the rest.
+  RouterCore core_;
+  PeerTable peers_;
+  RouterMetrics metrics_;
+  std::unique_ptr<NetContext> context_;
+  std::unique_ptr<PoolListener> listener_;
+  std::unordered_map<ClientId, EventSink> sinks_;
+  ClientId last_client_ = 0;
+  Actions actions_;
+  std::vector<Submission> submissions_;
+  std::vector<RequestId> cancels_;
+  std::vector<PeerTable::Gone> gone_;
+  int64_t ticked_ns_ = 0;
+  int64_t published_ns_ = 0;
+  int64_t metered_ns_ = 0;
+  int64_t peers_swept_ns_ = 0;
+  int64_t complained_ns_ = 0;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Relay>> Relay::start(RelayConfig config, Metrics& metrics) {
+  auto relay = std::make_unique<RelayImpl>(std::move(config), metrics);
+  if (Result<void> opened = relay->open(); !opened) return opened.error();
+  return std::unique_ptr<Relay>(std::move(relay));
+}
+
+}  // namespace updraft

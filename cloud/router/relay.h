@@ -1,0 +1,55 @@
+// The pool thread: what the pure core decides, carried out. It owns the pool's socket, the core,
+// one queue of outgoing frames per connection and the clients' sinks; nobody else touches them.
+//
+// The one idea: it never blocks. A connection that takes nothing keeps its frames in its own queue,
+// and after a while counts as gone; everything from other threads comes through bounded mailboxes.
+//
+// Threads: start() and stop() by the owner; the methods marked "any thread"; the rest is the
+// relay's own thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cloud/router/core.h"
+#include "common/base/result.h"
+#include "common/message/service.h"
+#include "common/metrics/metrics.h"
+#include "common/net/pool_socket.h"
+
+namespace updraft {
+
+struct RelayConfig {
+  RouterCoreConfig core;
+  std::string endpoint;
+  CurveKeys keys;
+  std::vector<AllowedKey> allowed;
+  size_t submissions_max = 4096;                       // waiting for the relay's thread
+  size_t peer_queue_bytes_max = 2 * kMessageBytesMax;  // frames waiting for one connection
+  int32_t peer_stall_ms_max =
+      10'000;  // a connection that takes nothing for that long counts as gone
+};
+
+class Relay {
+ public:
+  virtual ~Relay() = default;  // stops
+  // Binds the pool's socket and starts the thread. `metrics` outlives the relay.
+  static Result<std::unique_ptr<Relay>> start(RelayConfig config, Metrics& metrics);
+
+  // Any thread. Requests of this router's clients; sinks run on the relay's thread. Lives as long
+  // as the relay.
+  virtual InferenceService& service() = 0;
+  virtual std::string endpoint() const = 0;
+  // Any thread. Empty when the relay has stopped.
+  virtual std::vector<RouterCore::NodeInfo> nodes() = 0;
+  // Any thread.
+  virtual void set_allowed(const std::vector<AllowedKey>& allowed) = 0;
+  // Any thread. New requests get kOverloaded, ready() is false; what is under way goes on.
+  virtual void stop_taking() = 0;
+  // Ends what is under way with kOverloaded, cancels it on its nodes and ends the thread.
+  virtual void stop() = 0;
+};
+
+}  // namespace updraft

@@ -1,0 +1,121 @@
+// The router daemon put together: keys, the pool's thread, the HTTP surface in front of it, the
+// watch on the allow-list.
+#include "cloud/router/router.h"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "cloud/router/allow_list_watch.h"
+#include "cloud/router/relay.h"
+#include "common/base/clock.h"
+#include "common/log/log.h"
+
+namespace updraft {
+namespace {
+
+constexpr int32_t kAllowListIntervalMs = 2000;
+
+void log_access(const AccessRecord& record) {
+  log_info("request", {{"id", record.request_id},
+                       {"method", record.method},
+                       {"path", record.path},
+                       {"status", record.status},
+                       {"ms", record.duration_ms},
+                       {"ttft_ms", record.ttft_ms},
+                       {"model", record.model},
+                       {"node", record.node},
+                       {"tier", record.tier},
+                       {"tenant", record.tenant},
+                       {"prompt_tokens", record.prompt_tokens},
+                       {"completion_tokens", record.completion_tokens},
+                       {"bytes", record.body_bytes},
+                       {"remote", record.remote}});
+}
+
+// Another one at each start, so that nodes notice a restart.
+uint64_t epoch_of_this_start() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  // Doubled: the odd neighbour of an epoch tells a node that its session is over.
+  return 2 *
+         static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+}
+
+class RouterImpl : public Router {
+ public:
+  ~RouterImpl() override { stop(0); }
+
+  Result<void> open(const RouterConfig& config) {
+    Result<CurveKeys> keys = load_curve_keys(config.key_file);
+    if (!keys) return keys.error();
+    Result<std::vector<AllowedKey>> allowed = load_allowed_keys(config.allowed_keys_folder);
+    if (!allowed) return allowed.error();
+    RelayConfig relay;
+    relay.core.router_id = config.router_id;
+    relay.core.router_epoch = epoch_of_this_start();
+    relay.core.seed = relay.core.router_epoch;
+    relay.core.queue_max = config.queue_max;
+    relay.core.queue_timeout_ms = config.queue_timeout_ms;
+    relay.core.edge_reserve_slots = config.edge_reserve_slots;
+    relay.endpoint = config.pool_endpoint;
+    relay.keys = std::move(*keys);
+    relay.allowed = std::move(*allowed);
+    Result<std::unique_ptr<Relay>> started = Relay::start(std::move(relay), *metrics_);
+    if (!started) return started.error();
+    relay_ = std::move(started).value();
+    Result<std::unique_ptr<HttpServer>> http =
+        HttpServer::start(config.http, relay_->service(), *metrics_, log_access);
+    if (!http) return http.error();
+    http_ = std::move(http).value();
+    http_port_ = http_->port();
+    watch_ = std::make_unique<AllowListWatch>(
+        config.allowed_keys_folder, kAllowListIntervalMs,
+        [this](const std::vector<AllowedKey>& keys_now) { relay_->set_allowed(keys_now); });
+    return {};
+  }
+
+  uint16_t http_port() const override { return http_port_; }
+  std::string pool_endpoint() const override { return relay_->endpoint(); }
+
+  std::vector<NodeView> nodes() const override {
+    std::vector<NodeView> views;
+    for (RouterCore::NodeInfo& node : relay_->nodes()) {
+      views.push_back(
+          {std::move(node.id), node.tier, node.state, std::move(node.models), node.running});
+    }
+    return views;
+  }
+
+  // New requests are refused, those under way may end; then whatever is left ends with an error.
+  void stop(int grace_ms) override {
+    const std::lock_guard lock(stop_mutex_);
+    if (stopped_) return;
+    stopped_ = true;
+    watch_.reset();
+    if (relay_ != nullptr) relay_->stop_taking();
+    if (http_ != nullptr) http_->stop(grace_ms);
+    if (relay_ != nullptr) relay_->stop();
+  }
+
+ private:
+  // Destroyed from the last to the first: the server uses the relay's service, both use the
+  // metrics.
+  std::unique_ptr<Metrics> metrics_ = Metrics::create();
+  std::unique_ptr<Relay> relay_;
+  std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<AllowListWatch> watch_;
+  uint16_t http_port_ = 0;
+  std::mutex stop_mutex_;
+  bool stopped_ = false;  // guarded by stop_mutex_
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Router>> Router::start(const RouterConfig& config) {
+  auto router = std::make_unique<RouterImpl>();
+  if (Result<void> opened = router->open(config); !opened) return opened.error();
+  return std::unique_ptr<Router>(std::move(router));
+}
+
+}  // namespace updraft
