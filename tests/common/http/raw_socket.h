@@ -75,6 +75,8 @@ class RawSocket {
   const std::string& received() const { return received_; }
   void forget() { received_.clear(); }
   bool closed() const { return closed_; }
+  // The peer's end was a reset: on other systems than Linux that takes the unread answer away.
+  bool was_reset() const { return was_reset_; }
 
  private:
   bool read_some(int64_t end_ns) {
@@ -86,6 +88,7 @@ class RawSocket {
     const ssize_t got = recv(fd_, buffer, sizeof buffer, 0);
     if (got <= 0) {
       closed_ = true;
+      was_reset_ = got < 0;
       return false;
     }
     received_.append(buffer, static_cast<size_t>(got));
@@ -94,6 +97,7 @@ class RawSocket {
 
   int fd_ = -1;
   bool closed_ = false;
+  bool was_reset_ = false;
   std::string received_;
 };
 

@@ -149,8 +149,10 @@ TEST_CASE("a client that sends a too large body anyway still reads the answer") 
   f.start();
   RawSocket socket(f.port());
   const std::string body(4'000'000, 'x');
-  socket.send_all(post("/v1/chat/completions", body));
+  CHECK(socket.send_all(post("/v1/chat/completions", body)));
+  socket.end_sending();
   CHECK(socket.read_to_end());
+  CHECK_FALSE(socket.was_reset());
   CHECK(status_of(socket.received()) == 413);
   // The same in chunks, where nothing is announced.
   RawSocket chunked(f.port());
