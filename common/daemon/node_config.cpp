@@ -1,0 +1,116 @@
+// See the header.
+#include "common/daemon/node_config.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "common/base/bytes.h"
+#include "common/config/api_keys.h"
+
+namespace updraft {
+namespace {
+
+constexpr size_t kNodeIdBytesMax = 64;
+
+bool is_node_id(const std::string& id) {
+  return !id.empty() && id.size() <= kNodeIdBytesMax &&
+         std::all_of(id.begin(), id.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+         });
+}
+
+}  // namespace
+
+std::string default_node_id(const std::string& role) {
+  char host[HOST_NAME_MAX + 1] = "";
+  if (gethostname(host, sizeof host - 1) != 0) host[0] = '\0';
+  std::string id = role + "-" + host;
+  for (char& c : id) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))) c = '-';
+  }
+  if (id.size() > kNodeIdBytesMax) id.resize(kNodeIdBytesMax);
+  return id;
+}
+
+void read_node_section(TomlFile& file, const std::string& role, std::string& node_id) {
+  node_id = default_node_id(role);
+  file.get("node.id", node_id);
+  if (!is_node_id(node_id)) {
+    file.refuse("node.id", "= \"" + printable(node_id) + "\" is not 1..64 of a-z, 0-9 and '-'");
+  }
+}
+
+void read_model_section(TomlFile& file, LocalModelConfig& model) {
+  file.get_path("model.path", model.model_path);
+  if (model.model_path.empty()) file.refuse("model.path", "is missing: the model's file or folder");
+  file.get("model.name", model.served_name);
+  file.get("model.aliases", model.aliases);
+  file.get("model.chat_template", model.chat_template);
+  file.get("model.context", model.context_tokens, 0, 1 << 26);
+  file.get("model.slots", model.slots, 1, 256);
+  file.get("model.queue_max", model.queue_max, 1, 65536);
+  file.get("model.page_tokens", model.page_tokens, 16, 256);
+  file.get_choice("model.kv_type", model.kv_type, {"f32", "f16", "bf16"});
+  file.get("model.kv_tokens", model.kv_tokens, 0, int64_t{1} << 40);
+  file.get("model.step_tokens_max", model.step_tokens_max, 1, 65536);
+  file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
+  file.get_choice("model.isa", model.isa, {"", "generic", "avx2", "avx512"});
+  file.get("model.threads", model.threads, 0, 1024);
+  file.get("model.cores", model.cores, 0, 65535);
+  file.get_bytes("model.max_memory", model.max_memory_bytes);
+  file.get("model.exact", model.exact);
+}
+
+void read_pool_section(TomlFile& file, PoolSection& pool) {
+  file.get("pool.routers", pool.router_endpoints);
+  file.get_path("pool.router_key", pool.router_key_file);
+  file.get_path("pool.key", pool.key_file);
+  file.get("pool.beat_ms", pool.beat_interval_ms, 10, 10'000);
+  file.get("pool.lease_ms", pool.lease_ttl_ms, 100, 600'000);
+  if (pool.lease_ttl_ms < 2 * pool.beat_interval_ms) {
+    file.refuse("pool.lease_ms",
+                "= " + std::to_string(pool.lease_ttl_ms) +
+                    " is less than twice beat_ms = " + std::to_string(pool.beat_interval_ms));
+  }
+  if (pool.router_endpoints.empty()) return;
+  if (pool.router_key_file.empty())
+    file.refuse("pool.router_key", "is missing: the file of the routers' public key");
+  if (pool.key_file.empty())
+    file.refuse("pool.key", "is missing: the file of this node's key (updraft keys new)");
+}
+
+void read_listen_section(TomlFile& file, std::string& bind_address, uint16_t& port,
+                         std::vector<std::string>& api_keys_sha256) {
+  file.get("http.bind", bind_address);
+  if (bind_address.empty())
+    file.refuse("http.bind", "is empty: an address such as \"127.0.0.1\" is wanted");
+  file.get("http.port", port, 0, 65535);
+  std::string keys_file;
+  file.get_path("http.api_keys_file", keys_file);
+  if (keys_file.empty()) return;
+  auto digests = load_api_key_digests(keys_file);
+  if (digests && digests->empty())
+    file.refuse("http.api_keys_file", "= " + keys_file + " holds no key");
+  if (!digests) file.refuse("http.api_keys_file", digests.message());
+  if (digests) api_keys_sha256 = std::move(*digests);
+}
+
+void read_drain_section(TomlFile& file, int32_t& grace_ms) {
+  file.get("drain.grace_ms", grace_ms, 0, 3'600'000);
+}
+
+void read_log_section(TomlFile& file, const std::string& component, LogConfig& log) {
+  std::string level = "info";
+  std::string format = log.format == LogFormat::kJson ? "json" : "text";
+  file.get_choice("log.level", level, {"debug", "info", "warn", "error"});
+  file.get_choice("log.format", format, {"text", "json"});
+  file.get_path("log.file", log.file);
+  if (const auto parsed = parse_log_level(level)) log.level = *parsed;
+  log.format = format == "json" ? LogFormat::kJson : LogFormat::kText;
+  log.component = component;
+}
+
+}  // namespace updraft

@@ -1,0 +1,42 @@
+// The sections that edge.toml and cloud.toml have in common, read in one place: keys, ranges and
+// defaults are the same in both daemons.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/config/toml_file.h"
+#include "common/http/server.h"
+#include "common/log/log.h"
+#include "common/serve/local_model.h"
+
+namespace updraft {
+
+// [pool]
+struct PoolSection {
+  std::vector<std::string> router_endpoints;  // routers; empty: a gateway of its own
+  std::string router_key_file;                // router_key, the routers' public key
+  std::string key_file;                       // key, this node's key pair
+  int32_t beat_interval_ms = 250;             // beat_ms
+  int32_t lease_ttl_ms = 2000;                // lease_ms, at least twice beat_ms
+};
+
+// [node] id; absent: `role` + "-" + the host's name. Refused: anything but [a-z0-9-]{1,64}.
+void read_node_section(TomlFile& file, const std::string& role, std::string& node_id);
+// [model]; path is required.
+void read_model_section(TomlFile& file, LocalModelConfig& model);
+void read_pool_section(TomlFile& file, PoolSection& pool);
+// [http] bind, port, and the digests in api_keys_file (an address that other machines reach needs
+// one).
+void read_listen_section(TomlFile& file, std::string& bind_address, uint16_t& port,
+                         std::vector<std::string>& api_keys_sha256);
+// [drain] grace_ms
+void read_drain_section(TomlFile& file, int32_t& grace_ms);
+// [log] level, format, file
+void read_log_section(TomlFile& file, const std::string& component, LogConfig& log);
+
+// "edge-" + host name in lower case, other characters as '-'.
+std::string default_node_id(const std::string& role);
+
+}  // namespace updraft

@@ -1,0 +1,139 @@
+// See the header. vLLM's names: https://docs.vllm.ai/en/latest/design/metrics.html
+#include "common/daemon/node_metrics.h"
+
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "common/base/clock.h"
+
+namespace updraft {
+namespace {
+
+// A total that the model counts, as a Prometheus counter.
+class Total {
+ public:
+  explicit Total(Counter& counter) : counter_(counter) {}
+  void follow(int64_t total) {
+    if (total > seen_) counter_.add(static_cast<double>(total - seen_));
+    seen_ = std::max(seen_, total);
+  }
+
+ private:
+  Counter& counter_;
+  int64_t seen_ = 0;
+};
+
+double used_share(int64_t total, int64_t free) {
+  return total > 0 ? 1.0 - static_cast<double>(free) / static_cast<double>(total) : 0.0;
+}
+
+struct Machine {
+  float cpu_load = 0.0F;
+  int64_t memory_free_bytes = 0;
+  int64_t memory_total_bytes = 0;
+};
+
+Machine read_machine() {
+  Machine machine;
+  double load[1] = {0.0};
+  const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
+  if (getloadavg(load, 1) == 1)
+    machine.cpu_load = static_cast<float>(std::min(1.0, load[0] / cores));
+  std::ifstream in("/proc/meminfo");
+  std::string name;
+  std::string unit;
+  int64_t kib = 0;
+  while (in >> name >> kib) {
+    std::getline(in, unit);
+    if (name == "MemTotal:") machine.memory_total_bytes = kib * 1024;
+    if (name == "MemAvailable:") machine.memory_free_bytes = kib * 1024;
+  }
+  return machine;
+}
+
+}  // namespace
+
+void export_model_metrics(Metrics& metrics, const LocalModel& model,
+                          const LocalModelConfig& config) {
+  const std::vector<ModelInfo> models = model.models();
+  const MetricLabels labels = {{"model_name", models.empty() ? config.served_name : models[0].id}};
+  Gauge& running =
+      metrics.gauge("vllm:num_requests_running", "Sequences in the running batch.", labels);
+  Gauge& waiting =
+      metrics.gauge("vllm:num_requests_waiting", "Sequences waiting for a slot.", labels);
+  Gauge& kv_used =
+      metrics.gauge("vllm:kv_cache_usage_perc", "Used share of the KV pages, 0 to 1.", labels);
+  MetricLabels cache = labels;
+  cache["block_size"] = std::to_string(config.page_tokens);
+  cache["num_gpu_blocks"] = std::to_string(model.load().kv_tokens_total / config.page_tokens);
+  metrics.gauge("vllm:cache_config_info", "Page size in tokens and number of KV pages.", cache)
+      .set(1.0);
+  Gauge& slots_free =
+      metrics.gauge("updraft_slots_free", "Sequences that could start now.", labels);
+  Gauge& prefill_rate = metrics.gauge("updraft_prefill_tokens_per_second",
+                                      "Measured prefill rate, moving average.", labels);
+  Gauge& decode_rate = metrics.gauge("updraft_decode_tokens_per_second",
+                                     "Measured decode rate of one sequence.", labels);
+
+  struct Totals {
+    Total prompt, generated, preempted, done, failed;
+  };
+  const auto totals = std::make_shared<Totals>(
+      Totals{Total(metrics.counter("vllm:prompt_tokens_total",
+                                   "Prompt tokens of answered requests.", labels)),
+             Total(metrics.counter("vllm:generation_tokens_total",
+                                   "Generated tokens of answered requests.", labels)),
+             Total(metrics.counter("vllm:num_preemptions_total",
+                                   "Sequences preempted for KV pages.", labels)),
+             Total(metrics.counter("updraft_requests_done_total", "Requests answered to their end.",
+                                   labels)),
+             Total(metrics.counter("updraft_requests_failed_total",
+                                   "Requests refused, failed or cancelled.", labels))});
+  metrics.on_scrape([&, totals] {
+    const ServiceLoad load = model.load();
+    running.set(load.running);
+    waiting.set(load.waiting);
+    kv_used.set(used_share(load.kv_tokens_total, load.kv_tokens_free));
+    slots_free.set(load.slots_free);
+    prefill_rate.set(load.prefill_tokens_per_s);
+    decode_rate.set(load.decode_tokens_per_s);
+    totals->prompt.follow(load.prompt_tokens_total);
+    totals->generated.follow(load.completion_tokens_total);
+    totals->preempted.follow(load.preemptions);
+    totals->done.follow(load.requests_done);
+    totals->failed.follow(load.requests_failed);
+  });
+}
+
+void BeatFiller::operator()(NodeBeat& beat) {
+  const int64_t now_ns = monotonic_ns();
+  if (machine_read_ns_ == 0 || now_ns - machine_read_ns_ >= kNsPerSecond) {
+    const Machine machine = read_machine();
+    machine_read_ns_ = now_ns;
+    cpu_load_ = machine.cpu_load;
+    memory_free_bytes_ = machine.memory_free_bytes;
+    memory_total_bytes_ = machine.memory_total_bytes;
+  }
+  const ServiceLoad load = model_->load();
+  beat.slots_total = load.slots_total;
+  beat.slots_free = load.slots_free;
+  beat.running = load.running;
+  beat.waiting = load.waiting;
+  beat.kv_tokens_total = load.kv_tokens_total;
+  beat.kv_tokens_free = load.kv_tokens_free;
+  beat.prefill_tokens_queued = load.prefill_tokens_queued;
+  beat.decode_tokens_reserved = load.decode_tokens_reserved;
+  beat.prefill_tokens_per_s = load.prefill_tokens_per_s;
+  beat.decode_tokens_per_s = load.decode_tokens_per_s;
+  beat.bytes_per_token = load.bytes_per_token;
+  beat.requests_done = load.requests_done;
+  beat.requests_failed = load.requests_failed;
+  beat.cpu_load = cpu_load_;
+  beat.memory_free_bytes = memory_free_bytes_;
+  beat.memory_total_bytes = memory_total_bytes_;
+}
+
+}  // namespace updraft
