@@ -1,4 +1,5 @@
-// The cloud node's daemon: a LocalModel behind a pool link, with /metrics, /livez and /readyz on a small HTTP listener.
+// The cloud node's daemon: a LocalModel behind a pool link, with /metrics, /livez and /readyz on a
+// small HTTP listener.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +17,17 @@ namespace updraft {
 
 // configs/cloud.toml, section by section; defaults here, validated by load_cloud_config().
 struct CloudConfig {
-  std::string node_id;                       // [node] id; empty: "cloud-" + host name
-  LocalModelConfig model;                    // [model]
-  std::vector<std::string> router_endpoints; // [pool] routers = ["tcp://..."]
-  std::string router_key_file;               // [pool] router_key
-  std::string key_file;                      // [pool] key
+  std::string node_id;                        // [node] id; empty: "cloud-" + host name
+  LocalModelConfig model;                     // [model]
+  std::vector<std::string> router_endpoints;  // [pool] routers = ["tcp://..."]
+  std::string router_key_file;                // [pool] router_key
+  std::string key_file;                       // [pool] key
   int32_t beat_interval_ms = 100;
   int32_t lease_ttl_ms = 2000;
-  std::string http_bind = "127.0.0.1";       // [http] metrics and health only
+  std::string http_bind = "127.0.0.1";  // [http] metrics and health only
   uint16_t http_port = 0;
+  std::vector<std::string>
+      api_keys_sha256;  // [http] api_keys_file; needed when bind is not loopback
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };
@@ -34,8 +37,12 @@ class CloudNode {
  public:
   virtual ~CloudNode() = default;
   // Loads the model (progress), starts the link and the listener.
-  static Result<std::unique_ptr<CloudNode>> start(const CloudConfig& config, const Progress& progress);
-  virtual bool connected() const = 0;       // welcomed by at least one router
+  static Result<std::unique_ptr<CloudNode>> start(const CloudConfig& config,
+                                                  const Progress& progress);
+  // The same around a model that is already there.
+  static Result<std::unique_ptr<CloudNode>> start(const CloudConfig& config,
+                                                  std::unique_ptr<LocalModel> model);
+  virtual bool connected() const = 0;  // welcomed by at least one router
   virtual uint16_t http_port() const = 0;
   // Drains and stops; returns when everything has ended or grace is over.
   virtual void stop() = 0;

@@ -1,0 +1,131 @@
+// The cloud node: model, links to the routers, a listener for metrics and health. The daemon's own
+// thread (the caller's) only starts and stops; work flows between the links' threads and the
+// model's.
+#include "cloud/node/cloud_node.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "common/base/clock.h"
+#include "common/daemon/node_metrics.h"
+#include "common/daemon/pool_links.h"
+#include "common/http/server.h"
+
+namespace updraft {
+namespace {
+
+// What the node's HTTP listener says: health and metrics; requests belong to the router.
+class HealthService : public InferenceService {
+ public:
+  HealthService(const LocalModel& model, const PoolLinks& links) : model_(model), links_(links) {}
+  void submit(Request, EventSink sink) override {
+    RequestError error;
+    error.code = ErrorCode::kForbidden;
+    error.message = "this listener serves metrics and health only; send requests to the router";
+    sink(std::move(error));
+  }
+  void cancel(const RequestId&) override {}
+  std::vector<ModelInfo> models() const override { return model_.models(); }
+  bool ready(std::string* why_not) const override {
+    if (!model_.ready(why_not)) return false;
+    if (links_.connected_count() > 0) return true;
+    if (why_not != nullptr) *why_not = "no router is connected";
+    return false;
+  }
+
+ private:
+  const LocalModel& model_;
+  const PoolLinks& links_;
+};
+
+class Node : public CloudNode {
+ public:
+  Node(const CloudConfig& config, std::unique_ptr<LocalModel> model)
+      : config_(config), model_(std::move(model)), metrics_(Metrics::create()) {}
+  ~Node() override { stop(); }
+
+  Result<void> open() {
+    export_model_metrics(*metrics_, *model_, config_.model);
+    PoolSection pool;
+    pool.router_endpoints = config_.router_endpoints;
+    pool.router_key_file = config_.router_key_file;
+    pool.key_file = config_.key_file;
+    pool.beat_interval_ms = config_.beat_interval_ms;
+    pool.lease_ttl_ms = config_.lease_ttl_ms;
+    const NodeHello hello =
+        make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
+    auto links = PoolLinks::start(pool, hello, *model_, [this] { return BeatFiller(*model_); });
+    if (!links) return links.error();
+    links_ = std::move(*links);
+    health_ = std::make_unique<HealthService>(*model_, *links_);
+    Gauge& connected =
+        metrics_->gauge("updraft_pool_routers_connected", "Routers this node is connected to.");
+    metrics_->on_scrape([this, &connected] { connected.set(links_->connected_count()); });
+
+    HttpServerConfig http;
+    http.bind_address = config_.http_bind;
+    http.port = config_.http_port;
+    http.api_keys_sha256 = config_.api_keys_sha256;
+    auto server = HttpServer::start(http, *health_, *metrics_, [](const AccessRecord&) {});
+    if (!server) return server.error();
+    server_ = std::move(*server);
+    links_->set_state(NodeState::kReady);
+    log_info("cloud node serves", {{"id", config_.node_id},
+                                   {"model", model_->description()},
+                                   {"http_port", server_->port()}});
+    return {};
+  }
+
+  bool connected() const override { return links_->connected_count() > 0; }
+  uint16_t http_port() const override { return server_->port(); }
+
+  // New work is refused from here on; the links say goodbye when what runs has ended; the listener
+  // goes last, so that a drain can be watched.
+  void stop() override {
+    const std::lock_guard lock(stop_mutex_);
+    if (stopped_) return;
+    stopped_ = true;
+    const int64_t begin_ns = monotonic_ns();
+    if (links_) {
+      links_->set_state(NodeState::kDraining);
+      links_->drain(config_.drain_grace_ms);
+    }
+    model_->drain();
+    if (server_) server_->stop(0);
+    log_info("cloud node stopped",
+             {{"id", config_.node_id}, {"drain_ms", (monotonic_ns() - begin_ns) / kNsPerMs}});
+  }
+
+ private:
+  const CloudConfig config_;
+  // Order of destruction, from the bottom: the listener, what it asks, the links, then the model
+  // they hold.
+  std::unique_ptr<LocalModel> model_;
+  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<PoolLinks> links_;
+  std::unique_ptr<HealthService> health_;
+  std::unique_ptr<HttpServer> server_;
+  std::mutex stop_mutex_;
+  bool stopped_ = false;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<CloudNode>> CloudNode::start(const CloudConfig& config,
+                                                    std::unique_ptr<LocalModel> model) {
+  auto node = std::make_unique<Node>(config, std::move(model));
+  if (auto opened = node->open(); !opened) return opened.error();
+  return std::unique_ptr<CloudNode>(std::move(node));
+}
+
+Result<std::unique_ptr<CloudNode>> CloudNode::start(const CloudConfig& config,
+                                                    const Progress& progress) {
+  LocalModelConfig model_config = config.model;
+  model_config.node_id = config.node_id;
+  model_config.tier = Tier::kCloud;
+  auto model = LocalModel::open(model_config, progress);
+  if (!model) return model.error();
+  return start(config, std::move(*model));
+}
+
+}  // namespace updraft
