@@ -1,5 +1,6 @@
-// The edge daemon: a small model on the gateway, local clients through shared memory and loopback HTTP, a pool link
-// upward. Placement at the edge is a pure function (placement.h): what fits is served here, the rest rises.
+// The edge daemon: a small model on the gateway, local clients through shared memory and loopback
+// HTTP, a pool link upward. Placement at the edge is a pure function (placement.h): what fits is
+// served here, the rest rises.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,11 @@ struct EdgeConfig {
   std::string key_file;
   int32_t beat_interval_ms = 250;
   int32_t lease_ttl_ms = 2000;
-  HttpServerConfig http;                      // [http] loopback endpoint
-  std::string socket_path;                    // [local] handoff socket; empty: $XDG_RUNTIME_DIR/updraft/edge.sock or /tmp/updraft-<uid>/edge.sock
+  HttpServerConfig http;    // [http] loopback endpoint
+  std::string socket_path;  // [local] handoff socket; empty: $XDG_RUNTIME_DIR/updraft/edge.sock or
+                            // /tmp/updraft-<uid>/edge.sock
   int32_t sessions_max = 256;
-  int64_t segment_bytes_max = 64LL << 20;     // per session
+  int64_t segment_bytes_max = 64LL << 20;  // per session
   int64_t segment_bytes_per_uid_max = 512LL << 20;
   int32_t drain_grace_ms = 30000;
   LogConfig log;
@@ -36,10 +38,14 @@ Result<EdgeConfig> load_edge_config(const std::string& path);
 class EdgeDaemon {
  public:
   virtual ~EdgeDaemon() = default;
-  static Result<std::unique_ptr<EdgeDaemon>> start(const EdgeConfig& config, const Progress& progress);
+  static Result<std::unique_ptr<EdgeDaemon>> start(const EdgeConfig& config,
+                                                   const Progress& progress);
+  // The same around a model that is already there.
+  static Result<std::unique_ptr<EdgeDaemon>> start(const EdgeConfig& config,
+                                                   std::unique_ptr<LocalModel> model);
   virtual uint16_t http_port() const = 0;
   virtual std::string socket_path() const = 0;
-  virtual bool connected() const = 0;         // welcomed by the router
+  virtual bool connected() const = 0;  // welcomed by the router
   virtual void stop() = 0;
 };
 

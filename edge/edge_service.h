@@ -1,0 +1,86 @@
+// The edge's InferenceService: counts a request's tokens exactly, places it (placement.h), and
+// streams the answer from the local model or from the pool. Before the first event a request may
+// move once to the other side, unseen by the client. Work that comes from the router does not pass
+// here; it goes to the local model directly.
+//
+// Threads: submit() and cancel() on any. What needs counting is counted on a thread of its own, so
+// that a long prompt holds up neither its sender's thread nor the small requests. Sinks run on the
+// threads of the model and of the pool link.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "common/base/mailbox.h"
+#include "common/metrics/metrics.h"
+#include "common/serve/local_model.h"
+#include "edge/placement.h"
+
+namespace updraft {
+
+struct EdgeServiceConfig {
+  std::vector<std::string> aliases;  // names besides the model's own that mean the local model
+  bool pool_configured = false;
+  size_t counting_max = 256;  // requests waiting to be counted; then kOverloaded
+};
+
+class EdgeService : public InferenceService {
+ public:
+  // local and pool outlive this object's last event; pool answers what rises (its ready() and
+  // models() tell whether and what).
+  EdgeService(const EdgeServiceConfig& config, LocalModel& local, InferenceService& pool,
+              Metrics& metrics);
+  ~EdgeService() override;
+
+  void submit(Request request, EventSink sink) override;
+  void cancel(const RequestId& id) override;
+  std::vector<ModelInfo> models() const override;  // the local model, its aliases, then the pool's
+  bool ready(std::string* why_not) const override;
+
+  // New requests get kOverloaded; what runs goes on.
+  void drain() { draining_.store(true, std::memory_order_relaxed); }
+  // Ends the counting thread; what waits there ends with kCancelled. After it, events still pass
+  // through to their sinks.
+  void close();
+  size_t in_flight() const;
+
+ private:
+  struct Flight;
+  using FlightPtr = std::shared_ptr<Flight>;
+
+  EdgeNeed need_of(const Request& request) const;
+  EdgeState state_for(const Request& request) const;
+  bool is_local_name(const std::string& model) const;
+  void count_loop();
+  void count(const FlightPtr& flight);
+  void place(const FlightPtr& flight, const EdgeNeed& need);
+  void go_local(const FlightPtr& flight);
+  void go_up(const FlightPtr& flight);
+  void on_event(const FlightPtr& flight, bool from_pool, Event event);
+  bool try_other_side(const FlightPtr& flight, bool from_pool, const RequestError& error);
+  void finish(const FlightPtr& flight, Event end);
+
+  const EdgeServiceConfig config_;
+  LocalModel& local_;
+  InferenceService& pool_;
+  const ModelInfo local_info_;
+  Counter& placed_local_;
+  Counter& placed_pool_;
+  Counter& refused_;
+  Counter& moved_;
+  std::atomic<bool> draining_{false};  // a late reader serves one request more
+
+  mutable std::mutex mutex_;  // guards the two below
+  std::unordered_multimap<RequestId, FlightPtr> flights_;
+  EdgeSessions sessions_;
+
+  Mailbox<FlightPtr> to_count_;
+  std::thread count_thread_;
+};
+
+}  // namespace updraft
