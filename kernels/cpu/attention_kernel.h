@@ -3,6 +3,9 @@
 // share one kv head, so K and V are read once for up to kQueryGroup of them; scores come out as
 // whole registers of keys because K is interleaved (kv_layout.h).
 //
+// The keys are cut into segments of kSegmentChunks chunks, each with a softmax of its own, merged
+// in order. Threads can so share one long sequence, and whether they do changes no bit.
+//
 // Batch invariance: keys are taken in chunks of kKeyChunk that depend on positions alone. A query
 // whose keys end before or inside a chunk gets probability 0 for the rest of it and adds exact
 // zeros, as it would alone.
@@ -267,63 +270,111 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
   }
 }
 
-template <class V, DType kType>
-void attend_block(const AttentionBlock& op) {
-  const int queries = op.row_count * op.group;
-  const int slots = queries + kQueryGroup;  // the last pass may take zeros for queries
+// The parts of a state (kernels.h): values [slots][head_dim padded], then the softmax of each slot.
+// A pass may take zeros for the queries it lacks, so there are kQueryGroup slots more than queries.
+struct StateView {
+  float* values;
+  SoftmaxState* softmax;
+  int slots;
+};
+
+UPDRAFT_INLINE StateView view_state(const AttentionBlock& op, float* state) {
+  const int slots = op.row_count * op.group + kQueryGroup;
+  float* softmax = state + static_cast<int64_t>(slots) * op.kv->head_dim_padded;
+  return {state, reinterpret_cast<SoftmaxState*>(softmax), slots};
+}
+
+// Zeroes the state and lays the scaled queries side by side.
+UPDRAFT_INLINE QueryState start_segment(const AttentionBlock& op, float* state) {
+  const StateView view = view_state(op, state);
   const int64_t stride = op.kv->head_dim_padded;
-  QueryState state;
-  state.q = op.scratch;
-  state.out = state.q + slots * stride;
-  state.softmax = reinterpret_cast<SoftmaxState*>(state.out + slots * stride);
-  state.scores = state.out + slots * stride + 2 * slots;
-  for (int64_t i = 0; i < slots * stride; ++i) state.q[i] = state.out[i] = 0.0F;
-  for (int i = 0; i < queries; ++i) {
+  QueryState queries;
+  queries.q = op.scratch;
+  queries.scores = op.scratch + view.slots * stride;
+  queries.out = view.values;
+  queries.softmax = view.softmax;
+  for (int64_t i = 0; i < view.slots * stride; ++i) queries.q[i] = queries.out[i] = 0.0F;
+  for (int i = 0; i < view.slots; ++i) queries.softmax[i] = {-__builtin_inff(), 0.0F};
+  for (int i = 0; i < op.row_count * op.group; ++i) {
     const float* from = op.q + (i / op.group) * op.q_row_stride + (i % op.group) * op.head_dim;
-    for (int d = 0; d < op.head_dim; ++d) state.q[i * stride + d] = from[d] * op.scale;
-    state.softmax[i] = {-__builtin_inff(), 0.0F};
+    for (int d = 0; d < op.head_dim; ++d) queries.q[i * stride + d] = from[d] * op.scale;
   }
+  return queries;
+}
+
+template <class V, DType kType>
+void attend_segment_of(const AttentionBlock& op, int segment, float* state) {
+  const QueryState queries = start_segment(op, state);
+  const int count = op.row_count * op.group;
   const int key_limit = op.first_key_count + op.row_count - 1;
-  KeyChunk chunk;
   constexpr int kGroups = kKeyChunk / kKeyGroup;
-  for (int group = 0;; group += kGroups) {
-    locate_chunk(op, group, key_limit, chunk);
+  KeyChunk chunk;
+  for (int c = 0; c < kSegmentChunks; ++c) {
+    locate_chunk(op, (segment * kSegmentChunks + c) * kGroups, key_limit, chunk);
     if (chunk.group_count == 0) break;
     int i = 0;
-    for (; i + kQueryGroup <= queries; i += kQueryGroup) {
-      attend_queries<V, kType, kQueryGroup>(op, chunk, i, kQueryGroup, state);
+    for (; i + kQueryGroup <= count; i += kQueryGroup) {
+      attend_queries<V, kType, kQueryGroup>(op, chunk, i, kQueryGroup, queries);
     }
     // One more pass over the keys, with the next larger number of queries; those too many are
     // zeros.
-    const int left = queries - i;
+    const int left = count - i;
     if (left > 4) {
-      attend_queries<V, kType, 8>(op, chunk, i, left, state);
+      attend_queries<V, kType, 8>(op, chunk, i, left, queries);
     } else if (left > 2) {
-      attend_queries<V, kType, 4>(op, chunk, i, left, state);
+      attend_queries<V, kType, 4>(op, chunk, i, left, queries);
     } else if (left == 2) {
-      attend_queries<V, kType, 2>(op, chunk, i, left, state);
+      attend_queries<V, kType, 2>(op, chunk, i, left, queries);
     } else if (left == 1) {
-      attend_queries<V, kType, 1>(op, chunk, i, left, state);
+      attend_queries<V, kType, 1>(op, chunk, i, left, queries);
     }
-  }
-  for (int i = 0; i < queries; ++i) {
-    float* to = op.out + (i / op.group) * op.out_row_stride + (i % op.group) * op.head_dim;
-    const float inverse = 1.0F / state.softmax[i].sum;
-    for (int d = 0; d < op.head_dim; ++d) to[d] = state.out[i * stride + d] * inverse;
   }
 }
 
 template <class V>
-void attend(const AttentionBlock& op) {
+void attend_segment(const AttentionBlock& op, int segment, float* state) {
   switch (op.kv->type) {
     case DType::kF32:
-      return attend_block<V, DType::kF32>(op);
+      return attend_segment_of<V, DType::kF32>(op, segment, state);
     case DType::kF16:
-      return attend_block<V, DType::kF16>(op);
+      return attend_segment_of<V, DType::kF16>(op, segment, state);
     case DType::kBF16:
-      return attend_block<V, DType::kBF16>(op);
+      return attend_segment_of<V, DType::kBF16>(op, segment, state);
     default:
-      return attend_block<V, DType::kQ8_0>(op);
+      return attend_segment_of<V, DType::kQ8_0>(op, segment, state);
+  }
+}
+
+// A query without a key in the later segment has -infinity for its maximum there: its own factor is
+// exactly 1 and it adds exact zeros, as if the segment had not been.
+template <class V>
+void merge_segment(const AttentionBlock& op, const float* later, float* state) {
+  const StateView to = view_state(op, state);
+  const StateView from = view_state(op, const_cast<float*>(later));
+  const int64_t stride = op.kv->head_dim_padded;
+  for (int i = 0; i < op.row_count * op.group; ++i) {
+    const float max =
+        from.softmax[i].max > to.softmax[i].max ? from.softmax[i].max : to.softmax[i].max;
+    const typename V::F keep = exp_of<V>(V::set1(to.softmax[i].max - max));
+    const typename V::F add = exp_of<V>(V::set1(from.softmax[i].max - max));
+    to.softmax[i].sum = to.softmax[i].sum * V::first(keep) + from.softmax[i].sum * V::first(add);
+    to.softmax[i].max = max;
+    float* values = to.values + i * stride;
+    const float* more = from.values + i * stride;
+    for (int64_t d = 0; d < stride; d += V::kLanes) {
+      V::store(values + d, V::fma(V::load(more + d), add, V::mul(V::load(values + d), keep)));
+    }
+  }
+}
+
+template <class V>
+void finish_attention(const AttentionBlock& op, const float* state) {
+  const StateView view = view_state(op, const_cast<float*>(state));
+  for (int i = 0; i < op.row_count * op.group; ++i) {
+    float* to = op.out + (i / op.group) * op.out_row_stride + (i % op.group) * op.head_dim;
+    const float* values = view.values + static_cast<int64_t>(i) * op.kv->head_dim_padded;
+    const float inverse = 1.0F / view.softmax[i].sum;
+    for (int d = 0; d < op.head_dim; ++d) to[d] = values[d] * inverse;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kv_pool.h"
 #include "kernels/cpu/matmul.h"
@@ -111,10 +112,9 @@ class CpuBackend final : public Backend {
   Step step_;
 
   int64_t rows_max_ = 0;
-  int64_t blocks_per_row_max_ = 0;        // of the quantised matrices
-  HugeBuffer act_blocks_;                 // [rows_max, blocks_per_row_max]
-  HugeBuffer attention_scratch_;          // one block's per thread
-  int64_t attention_scratch_stride_ = 0;  // floats
+  int64_t blocks_per_row_max_ = 0;  // of the quantised matrices
+  HugeBuffer act_blocks_;           // [rows_max, blocks_per_row_max]
+  AttentionRunner attention_;
   int64_t logit_rows_max_ = 0;
   int64_t vocab_count_ = 0;
   HugeBuffer logits_;     // [logit_rows_max, vocab_count]
@@ -214,11 +214,8 @@ Result<void> CpuBackend::grow_scratch() {
     // A kv head shared by more query heads than a block has still gets one row per block.
     const int queries =
         std::max(kQueriesPerBlock, static_cast<int>(cols_max_ / kv_.shape().head_dim));
-    attention_scratch_stride_ =
-        (attention_scratch_floats(queries, kv_.layout().head_dim_padded) + 15) / 16 * 16;
-    const int64_t bytes =
-        attention_scratch_stride_ * pool_->thread_count() * static_cast<int64_t>(sizeof(float));
-    if (auto r = grow(attention_scratch_, bytes, "attention's scratch"); !r) return r;
+    if (auto r = attention_.reserve(queries, kv_.layout(), pool_->thread_count(), budget_); !r)
+      return r;
   }
   return {};
 }
@@ -328,29 +325,15 @@ void CpuBackend::attention(const Attention& op) {
   const int64_t head_dim = shape.head_dim;
   const Activation& qkv = activation(op.qkv, (op.head_count + 2 * shape.kv_head_count) * head_dim);
   const Activation& out = activation(op.out, op.head_count * head_dim);
-  const int group = op.head_count / shape.kv_head_count;
-  const std::span<const QueryBlock> blocks = step_.query_blocks(group);
-  pool_->for_each(
-      static_cast<int64_t>(blocks.size()) * shape.kv_head_count, [&](int64_t item, int thread) {
-        const QueryBlock& block = blocks[static_cast<size_t>(item / shape.kv_head_count)];
-        const int kv_head = static_cast<int>(item % shape.kv_head_count);
-        AttentionBlock work;
-        work.q = qkv.row(block.row_first) + kv_head * group * head_dim;
-        work.q_row_stride = qkv.stride;
-        work.row_count = block.row_count;
-        work.group = group;
-        work.head_dim = static_cast<int>(head_dim);
-        work.first_key_count = block.first_key_count;
-        work.scale = op.scale;
-        work.pool = kv_.part(op.layer, kv_head);
-        work.page_stride_bytes = kv_.page_stride_bytes();
-        work.pages = step_.batch().sequences[static_cast<size_t>(block.sequence)].pages.data();
-        work.kv = &kv_.layout();
-        work.out = out.row(block.row_first) + kv_head * group * head_dim;
-        work.out_row_stride = out.stride;
-        work.scratch = attention_scratch_.as<float>() + thread * attention_scratch_stride_;
-        kernels_.attention(work);
-      });
+  AttentionCall call;
+  call.qkv = qkv.row(0);
+  call.qkv_stride = qkv.stride;
+  call.out = out.row(0);
+  call.out_stride = out.stride;
+  call.layer = op.layer;
+  call.group = op.head_count / shape.kv_head_count;
+  call.scale = op.scale;
+  attention_.run(call, kv_, step_, kernels_, *pool_);
 }
 
 void CpuBackend::silu_mul(Act in, Act out) {

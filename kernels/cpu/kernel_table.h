@@ -27,7 +27,9 @@ constexpr Kernels make_kernels() {
   k.prepare_head = prepare_head_row<V>;
   k.store_kv = store_kv_row<V>;
   k.silu_mul = silu_mul_row<V>;
-  k.attention = attend<V>;
+  k.attend_segment = attend_segment<V>;
+  k.merge_segment = merge_segment<V>;
+  k.finish_attention = finish_attention<V>;
   return k;
 }
 

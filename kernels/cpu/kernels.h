@@ -82,14 +82,24 @@ struct Kernels {
   // Writes one token's k and v of one kv head into its page.
   void (*store_kv)(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v);
   void (*silu_mul)(const float* in, float* out, int64_t dim);
-  void (*attention)(const AttentionBlock& op);
+  // Attention of a block, one segment of keys after the other. A state holds, per query, the sum of
+  // values weighted by e^(score - max) so far, max, and the sum of the weights; see
+  // attention_kernel.h.
+  void (*attend_segment)(const AttentionBlock& op, int segment,
+                         float* state);  // state := the segment's
+  void (*merge_segment)(const AttentionBlock& op, const float* later,
+                        float* state);  // state := state with later
+  void (*finish_attention)(const AttentionBlock& op,
+                           const float* state);  // op.out := values / weights
 };
 
-// Scratch of one attention block.
-constexpr int64_t attention_scratch_floats(int queries, int head_dim_padded) {
-  // Per query: the scaled q, the running output, running max and sum; then one group's scores.
-  return static_cast<int64_t>(queries + kQueryGroup) * (2 * head_dim_padded + 2) +
-         kQueryGroup * kKeyChunk;
+// Floats of the state and of the scratch of a block of this many queries.
+constexpr int64_t attention_state_floats(int64_t queries, int head_dim_padded) {
+  return (queries + kQueryGroup) * (head_dim_padded + 2);
+}
+constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded) {
+  return (queries + kQueryGroup) * head_dim_padded +
+         kQueryGroup * kKeyChunk;  // scaled queries, one group's scores
 }
 
 const Kernels& generic_kernels();

@@ -16,6 +16,8 @@ namespace updraft {
 
 inline constexpr int kKeyGroup = 16;   // positions interleaved in K
 inline constexpr int kKeyChunk = 128;  // keys between two updates of the running softmax
+inline constexpr int kSegmentChunks =
+    4;  // chunks per segment: the unit in which threads share a long sequence
 inline constexpr int kQueryGroup = 8;  // queries that share one read of K and V
 
 struct KvLayout {
