@@ -122,7 +122,7 @@ class Splits(unittest.TestCase):
             held_out = [line for line in log_lines(test.turns[0].user)
                         if first_crc_in_eight(quote(line))]
             self.assertEqual(len(held_out), 1)
-            if test.kind in ("at_time", "rare", "event", "first", "last"):
+            if test.kind in ("at_time", "rare", "event"):
                 self.assertIn(quote(held_out[0]), test.answer)
 
 
@@ -132,7 +132,7 @@ class Answers(unittest.TestCase):
         for test in conversations.held_out("logs", 200):
             kinds[test.kind] += 1
             self.assertEqual(test.answer, f'finish(message="{solve_log(test.turns[0].user)}")')
-        self.assertGreaterEqual(len(kinds), 8)
+        self.assertGreaterEqual(len(kinds), 5)
         rng = random.Random(5)
         for _ in range(40):
             turns = conversations.train_logs(rng, rng.randint(3, 120), 6).turns
