@@ -33,11 +33,15 @@ UPDRAFT_INLINE typename V::F load_kv(const std::byte* at) {
 // The places of one chunk of keys: group g of 16 positions, of which key_count[g] exist in its
 // page.
 struct KeyChunk {
-  const std::byte* part[kKeyChunk / kKeyGroup];  // page part that holds the group
-  int group_in_page[kKeyChunk / kKeyGroup];
-  int key_first[kKeyChunk / kKeyGroup];  // position of the group's first key in the sequence
-  int key_count[kKeyChunk / kKeyGroup];
-  int group_count;
+  static constexpr int kGroups = kKeyChunk / kKeyGroup;
+  static constexpr int kAhead =
+      2;  // groups of the next chunk that are known, to fetch them in time
+  const std::byte* part[kGroups + kAhead];  // page part that holds the group
+  int group_in_page[kGroups + kAhead];
+  int key_first[kGroups + kAhead];  // position of the group's first key in the sequence
+  int key_count[kGroups + kAhead];
+  int group_count;    // of this chunk
+  int located_count;  // and of the next
 };
 
 // Scores of kQueries queries with kColumns registers of keys, each one dimension after the other.
@@ -67,9 +71,11 @@ UPDRAFT_INLINE void score_columns(const float* q, int64_t q_stride, int head_dim
 }
 
 // Scores of kQueries queries with all keys of a chunk. Slots beyond the keys hold anything.
+// fetch_ahead: the first pass over these keys brings the next groups into the cache; pages are too
+// short for the hardware to see them coming.
 template <class V, DType kType, int kQueries>
-UPDRAFT_INLINE void score_chunk(const AttentionBlock& op, const KeyChunk& chunk, const float* q,
-                                int64_t q_stride, float* scores) {
+UPDRAFT_INLINE void score_chunk(const AttentionBlock& op, const KeyChunk& chunk, bool fetch_ahead,
+                                const float* q, int64_t q_stride, float* scores) {
   constexpr int kBytes = KvLayout::value_bytes(kType);
   constexpr int kPerGroup = kKeyGroup / V::kLanes;
   constexpr int kColumns = kQueryGroup / kQueries;  // registers at a time: 8 sums in flight
@@ -83,6 +89,14 @@ UPDRAFT_INLINE void score_chunk(const AttentionBlock& op, const KeyChunk& chunk,
   // A short last set repeats the last column; its scores land behind the keys' and are not read.
   for (int i = count; i < count + kColumns; ++i) columns[i] = columns[count - 1];
   for (int i = 0; i < count; i += kColumns) {
+    if (fetch_ahead) {
+      for (int g = i / kPerGroup; g < (i + kColumns) / kPerGroup; ++g) {
+        const int next = g + KeyChunk::kAhead;
+        if (next >= chunk.located_count) break;
+        V::prefetch(chunk.part[next] + chunk.group_in_page[next] * op.kv->k_group_bytes,
+                    op.kv->k_group_bytes);
+      }
+    }
     float set[kQueries * kKeyChunk];
     const bool whole = i + kColumns <= count;
     float* to = whole ? scores + i * V::kLanes : set;
@@ -161,9 +175,9 @@ UPDRAFT_INLINE float softmax_update(const KeyChunk& chunk, int limit, float* sco
 // out[t] = out[t] * factor[t] + sum over keys of p[t][key] * v[key], kVectors registers of
 // dimensions at a time.
 template <class V, DType kType, int kQueries, int kVectors>
-UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk, int key_limit,
-                               const float* p, const float* factor, int dim_first, float* out,
-                               int64_t out_stride) {
+UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk, bool fetch_ahead,
+                               int key_limit, const float* p, const float* factor, int dim_first,
+                               float* out, int64_t out_stride) {
   constexpr int kBytes = KvLayout::value_bytes(kType);
   typename V::F sum[kQueries][kVectors];
   for (int t = 0; t < kQueries; ++t) {
@@ -172,6 +186,12 @@ UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk, 
     }
   }
   for (int g = 0; g < chunk.group_count; ++g) {
+    const int next = g + KeyChunk::kAhead;
+    if (fetch_ahead && next < chunk.located_count) {
+      V::prefetch(chunk.part[next] + op.kv->v_offset_bytes +
+                      chunk.group_in_page[next] * kKeyGroup * op.kv->v_row_bytes,
+                  kKeyGroup * op.kv->v_row_bytes);
+    }
     const int left = key_limit - chunk.key_first[g];
     const int keys = left < chunk.key_count[g] ? left : chunk.key_count[g];
     const std::byte* row = chunk.part[g] + op.kv->v_offset_bytes +
@@ -211,7 +231,8 @@ __attribute__((noinline)) void attend_queries(const AttentionBlock& op, const Ke
   // The last query of the group sees most.
   const int limit_max = op.first_key_count + (query + query_count - 1) / op.group;
   if (limit_max <= key_first) return;
-  score_chunk<V, kType, kQueries>(op, chunk, state.q + query * stride, stride, state.scores);
+  score_chunk<V, kType, kQueries>(op, chunk, query == 0, state.q + query * stride, stride,
+                                  state.scores);
   float factor[kQueries];
   for (int t = 0; t < kQueries; ++t) {
     const int limit = op.first_key_count + (query + t) / op.group;
@@ -242,11 +263,13 @@ __attribute__((noinline)) void attend_queries(const AttentionBlock& op, const Ke
     float* out = state.out + (query + t) * stride;
     int dim = 0;
     for (; dim + V::kSlab * V::kLanes <= stride; dim += V::kSlab * V::kLanes) {
-      add_values<V, kType, kPart, V::kSlab>(op, chunk, limit_max, p, factor + t, dim, out + dim,
-                                            stride);
+      const bool fetch_ahead = query == 0 && t == 0 && dim == 0;
+      add_values<V, kType, kPart, V::kSlab>(op, chunk, fetch_ahead, limit_max, p, factor + t, dim,
+                                            out + dim, stride);
     }
     for (; dim < stride; dim += V::kLanes) {
-      add_values<V, kType, kPart, 1>(op, chunk, limit_max, p, factor + t, dim, out + dim, stride);
+      add_values<V, kType, kPart, 1>(op, chunk, false, limit_max, p, factor + t, dim, out + dim,
+                                     stride);
     }
   }
 }
@@ -256,7 +279,8 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
                                  KeyChunk& chunk) {
   const KvLayout& kv = *op.kv;
   chunk.group_count = 0;
-  for (int i = 0; i < kKeyChunk / kKeyGroup; ++i) {
+  chunk.located_count = 0;
+  for (int i = 0; i < KeyChunk::kGroups + KeyChunk::kAhead; ++i) {
     const int page = (group + i) / kv.groups_per_page;
     const int in_page = (group + i) % kv.groups_per_page;
     const int first = page * kv.page_tokens + in_page * kKeyGroup;
@@ -266,7 +290,8 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
     chunk.group_in_page[i] = in_page;
     chunk.key_first[i] = first;
     chunk.key_count[i] = in_group < kKeyGroup ? in_group : kKeyGroup;
-    chunk.group_count = i + 1;
+    chunk.located_count = i + 1;
+    chunk.group_count = i < KeyChunk::kGroups ? i + 1 : KeyChunk::kGroups;
   }
 }
 
