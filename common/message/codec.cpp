@@ -225,9 +225,11 @@ std::vector<PositionLogprobs> read(Reader& in, const wire::Logprobs& w) {
       return token;
     }
     token.id = ids[entry];
-    // -infinity is a token that was masked out.
-    token.logprob =
-        in.number("logprobs.values", values[entry], -std::numeric_limits<float>::infinity(), 1.0F);
+    // -infinity is a token that was masked out, NaN the first of an echoed prompt.
+    token.logprob = values[entry];
+    if (!std::isnan(token.logprob)) {
+      in.number("logprobs.values", token.logprob, -std::numeric_limits<float>::infinity(), 1.0F);
+    }
     token.text = text.substr(text_at, sizes[entry]);
     text_at += sizes[entry++];
     return token;

@@ -26,7 +26,7 @@ enum class FinishReason : uint8_t { kStop, kLength };
 
 struct TokenLogprob {
   int32_t id = 0;
-  float logprob = 0.0F;
+  float logprob = 0.0F;     // natural log; NaN: the first token of an echoed prompt has none
   std::string text;         // the token's bytes (may be part of a character)
 };
 
@@ -36,6 +36,8 @@ struct PositionLogprobs {
 };
 
 // New tokens of one choice. Offsets are gapless per choice: the next chunk's offset = offset + ids.size().
+// An echoed prompt (Request::echo) is the choice's first chunk: no ids, the prompt's text, and with
+// logprobs one entry per prompt token.
 struct TokenChunk {
   int32_t choice = 0;
   int32_t offset = 0;                        // index of ids[0] among the choice's generated tokens

@@ -2,6 +2,7 @@
 // (StreamDecoder) and what may become a stop string (StopMatcher); ids are never held back.
 #include "common/serve/answer.h"
 
+#include <limits>
 #include <utility>
 
 #include "common/base/check.h"
@@ -54,8 +55,10 @@ ChoiceSink::ChoiceSink(ChoiceSetup setup, std::shared_ptr<const Tokenizer> token
       answer_(std::move(answer)),
       decoder_(tokenizer_, setup_.answer_starts_text),
       stops_(setup_.stop) {
-  if (setup_.echo && setup_.logprobs)
-    echo_logprobs_.push_back({named(setup_.first_prompt_id, 0.0F), {}});
+  if (setup_.echo && setup_.logprobs) {
+    const float none = std::numeric_limits<float>::quiet_NaN();
+    echo_logprobs_.push_back({named(setup_.first_prompt_id, none), {}});
+  }
 }
 
 void ChoiceSink::on_start() { answer_->start(); }

@@ -2,7 +2,7 @@
 // one end. Created by the prepare thread, then owned by the engine thread, on which all sinks run.
 //
 // An echoed prompt is a choice's first chunk: no ids, the prompt's text, and with logprobs one
-// entry per prompt token, of which the first has no probability (logprob 0, no alternatives).
+// entry per prompt token, of which the first has no probability (NaN, no alternatives).
 #pragma once
 
 #include <cstdint>

@@ -3,14 +3,13 @@
 #include "common/serve/prepare.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <limits>
 #include <optional>
 #include <string_view>
 #include <utility>
 
 #include "common/base/bytes.h"
+#include "common/message/request_check.h"
 #include "common/text/prompt.h"
 
 namespace updraft {
@@ -28,33 +27,6 @@ RequestError with_code(ErrorCode code, std::string param, std::string message) {
   RequestError error = invalid(std::move(param), std::move(message));
   error.code = code;
   return error;
-}
-
-// 0.5 as "0.5", not "0.500000".
-std::string number(double value) {
-  std::string text = std::to_string(value);
-  while (text.find('.') != std::string::npos && (text.back() == '0' || text.back() == '.')) {
-    const bool point = text.back() == '.';
-    text.pop_back();
-    if (point) break;
-  }
-  return text;
-}
-
-struct FloatRange {
-  const char* name;
-  float value;
-  float low, high;
-  bool low_included;
-};
-
-std::optional<RequestError> check_range(const FloatRange& range) {
-  const bool above = range.low_included ? range.value >= range.low : range.value > range.low;
-  if (std::isfinite(range.value) && above && range.value <= range.high) return std::nullopt;
-  std::string bounds = (range.low_included ? "at least " : "above ") + number(range.low);
-  if (std::isfinite(range.high)) bounds += " and at most " + number(range.high);
-  return invalid(range.name,
-                 std::string(range.name) + " must be " + bounds + ", not " + number(range.value));
 }
 
 std::string content_place(size_t message, size_t part) {
@@ -90,48 +62,17 @@ RequestError too_long(const PreparerConfig& config, size_t prompt_tokens, int32_
   return error;
 }
 
-}  // namespace
-
-std::optional<RequestError> check_sampling(const Sampling& s, int32_t vocab_count) {
-  const float infinity = std::numeric_limits<float>::infinity();
-  for (const FloatRange& range :
-       {FloatRange{"temperature", s.temperature, 0.0F, infinity, true},
-        FloatRange{"top_p", s.top_p, 0.0F, 1.0F, false},
-        FloatRange{"min_p", s.min_p, 0.0F, 1.0F, true},
-        FloatRange{"repetition_penalty", s.repetition_penalty, 0.0F, infinity, false},
-        FloatRange{"frequency_penalty", s.frequency_penalty, -2.0F, 2.0F, true},
-        FloatRange{"presence_penalty", s.presence_penalty, -2.0F, 2.0F, true}}) {
-    if (auto error = check_range(range)) return error;
-  }
-  if (s.top_k < 0)
-    return invalid("top_k", "top_k must be 0 (off) or positive, not " + std::to_string(s.top_k));
-  if (s.top_logprobs < 0 || s.top_logprobs > 20) {
-    return invalid("top_logprobs",
-                   "top_logprobs must be 0 to 20, not " + std::to_string(s.top_logprobs));
-  }
-  if (s.max_tokens && *s.max_tokens < 1) {
-    return invalid("max_tokens",
-                   "max_tokens must be at least 1, not " + std::to_string(*s.max_tokens));
-  }
-  if (s.stop.size() > 16) {
-    return invalid("stop",
-                   "at most 16 stop strings are allowed, not " + std::to_string(s.stop.size()));
-  }
-  for (size_t i = 0; i < s.stop.size(); ++i) {
-    if (s.stop[i].empty()) return invalid("stop", "stop[" + std::to_string(i) + "] is empty");
-  }
-  for (const auto& [id, bias] : s.logit_bias) {
-    if (id < 0 || id >= vocab_count) {
-      return invalid("logit_bias", "logit_bias names token " + std::to_string(id) +
-                                       ", but the vocabulary has " + std::to_string(vocab_count));
-    }
-    if (!(bias >= -100.0F && bias <= 100.0F)) {
-      return invalid("logit_bias", "logit_bias of token " + std::to_string(id) +
-                                       " must be -100 to 100, not " + number(bias));
-    }
+// The ranges that need no model are check_request()'s.
+std::optional<RequestError> check_bias_ids(const Sampling& sampling, int32_t vocab_count) {
+  for (const auto& [id, bias] : sampling.logit_bias) {
+    if (id < vocab_count) continue;
+    return invalid("logit_bias", "logit_bias names token " + std::to_string(id) +
+                                     ", but the vocabulary has " + std::to_string(vocab_count));
   }
   return std::nullopt;
 }
+
+}  // namespace
 
 Preparer::Preparer(PreparerConfig config, std::shared_ptr<const Tokenizer> tokenizer,
                    std::shared_ptr<const ChatTemplate> chat_template)
@@ -147,16 +88,14 @@ std::variant<PreparedPrompts, RequestError> Preparer::prepare(const Request& req
                      "the model \"" + printable(request.model) + "\" is not served here; " +
                          config_.model_name + " is");
   }
-  if (request.choice_count < 1 || request.choice_count > 8) {
-    return invalid("n", "n must be 1 to 8, not " + std::to_string(request.choice_count));
-  }
+  if (auto error = check_request(request)) return *error;
   const size_t prompt_count = std::max(request.prompts.size(), request.prompt_ids.size());
   if (prompt_count * static_cast<size_t>(request.choice_count) > static_cast<size_t>(kChoicesMax)) {
     return invalid("prompt", std::to_string(prompt_count) +
                                  " prompts with n = " + std::to_string(request.choice_count) +
                                  " are more than " + std::to_string(kChoicesMax) + " choices");
   }
-  if (auto error = check_sampling(request.sampling, config_.vocab_count)) return *error;
+  if (auto error = check_bias_ids(request.sampling, config_.vocab_count)) return *error;
 
   auto outcome = tokenize(request);
   const auto* prompts = std::get_if<PreparedPrompts>(&outcome);

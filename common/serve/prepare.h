@@ -54,7 +54,4 @@ class Preparer {
   const std::shared_ptr<const ChatTemplate> chat_template_;
 };
 
-// Nothing when all sampling parameters are within their ranges.
-std::optional<RequestError> check_sampling(const Sampling& sampling, int32_t vocab_count);
-
 }  // namespace updraft

@@ -202,6 +202,15 @@ TEST_CASE("tokens survive the wire with logprobs, partial characters and the fin
   CHECK(got.epoch == 2);
 }
 
+TEST_CASE("the missing probability of an echoed prompt's first token survives the wire") {
+  TokenChunk chunk = full_chunk();
+  chunk.logprobs[0].chosen.logprob = std::numeric_limits<float>::quiet_NaN();
+  const Tokens got = trip(Tokens{"r1", 2, {chunk}});
+  REQUIRE(got.chunks.size() == 1);
+  CHECK(std::isnan(got.chunks[0].logprobs[0].chosen.logprob));
+  CHECK(got.chunks[0].logprobs[0].top[0].logprob == -0.25F);
+}
+
 TEST_CASE("hello and beat survive the wire") {
   NodeHello h;
   h.node_id = "edge-3";
@@ -353,8 +362,8 @@ TEST_CASE("names, ids and enums out of range are refused") {
   c.ids = {1};
   CHECK(refusal(Tokens{"x", 1, {c}}).find("offset") != std::string::npos);
   c = full_chunk();
-  c.logprobs[0].chosen.logprob = std::numeric_limits<float>::quiet_NaN();
-  CHECK(refusal(Tokens{"x", 1, {c}}).find("logprobs.values = nan") != std::string::npos);
+  c.logprobs[0].chosen.logprob = std::numeric_limits<float>::infinity();
+  CHECK(refusal(Tokens{"x", 1, {c}}).find("logprobs.values = inf") != std::string::npos);
   c = full_chunk();
   c.ids[0] = -5;
   CHECK(refusal(Tokens{"x", 1, {c}}).find("ids = -5") != std::string::npos);

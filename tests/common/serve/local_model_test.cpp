@@ -230,6 +230,8 @@ TEST_CASE("an image to a text model is refused with its place, an unknown model 
   Request request = chat();
   ContentPart image;
   image.kind = ContentPart::Kind::kImage;
+  image.mime = "image/png";
+  image.bytes = "png";
   request.messages.push_back({"user", {text_part("look"), image}});
   RequestError error = served.refused(request);
   CHECK(error.code == ErrorCode::kUnsupported);
@@ -334,6 +336,7 @@ TEST_CASE("echo puts the prompt in front, with a log-probability for each of its
   CHECK(reply.choices[0].text == "abGr");
   REQUIRE(reply.choices[0].logprobs.size() == 4);
   CHECK(reply.choices[0].logprobs[0].chosen.text == "a");
+  CHECK(std::isnan(reply.choices[0].logprobs[0].chosen.logprob));  // nothing came before it
   CHECK(reply.choices[0].logprobs[1].chosen.text == "b");
   CHECK(reply.choices[0].logprobs[1].chosen.logprob ==
         doctest::Approx(successor_logprob()).epsilon(1e-3));
@@ -382,7 +385,7 @@ TEST_CASE("parameters out of range are refused by name and value") {
   check("temperature", "-0.5", [](Request& r) { r.sampling.temperature = -0.5F; });
   check("temperature", "nan", [](Request& r) { r.sampling.temperature = std::nanf(""); });
   check("top_p", "1.5", [](Request& r) { r.sampling.top_p = 1.5F; });
-  check("top_p", "not 0", [](Request& r) { r.sampling.top_p = 0.0F; });
+  check("top_p", "= 0.0", [](Request& r) { r.sampling.top_p = 0.0F; });
   check("min_p", "2", [](Request& r) { r.sampling.min_p = 2.0F; });
   check("repetition_penalty", "0", [](Request& r) { r.sampling.repetition_penalty = 0.0F; });
   check("frequency_penalty", "-3", [](Request& r) { r.sampling.frequency_penalty = -3.0F; });
@@ -391,7 +394,7 @@ TEST_CASE("parameters out of range are refused by name and value") {
   check("top_logprobs", "21", [](Request& r) { r.sampling.top_logprobs = 21; });
   check("max_tokens", "0", [](Request& r) { r.sampling.max_tokens = 0; });
   check("stop", "17", [](Request& r) { r.sampling.stop.assign(17, "x"); });
-  check("stop", "stop[1]", [](Request& r) { r.sampling.stop = {"a", ""}; });
+  check("stop", "empty", [](Request& r) { r.sampling.stop = {"a", ""}; });
   check("logit_bias", "999", [](Request& r) { r.sampling.logit_bias = {{999, 1.0F}}; });
   check("logit_bias", "101", [](Request& r) { r.sampling.logit_bias = {{1, 101.0F}}; });
   check("n", "9", [](Request& r) { r.choice_count = 9; });
