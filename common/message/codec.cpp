@@ -252,7 +252,7 @@ TokenChunk read(Reader& in, const wire::TokenChunk& w) {
   c.text = in.text("text", w.text(), kMessageBytesMax);
   if (w.logprobs() != nullptr) c.logprobs = read(in, *w.logprobs());
   if (w.finish().has_value()) c.finish = in.choice("finish", *w.finish(), FinishReason::kLength);
-  if (c.ids.size() > static_cast<size_t>(kIntMax - c.offset))
+  if (int64_t{c.offset} + static_cast<int64_t>(c.ids.size()) > kIntMax)
     in.refuse("offset", "+ ids passes 2^31");
   return c;
 }

@@ -32,8 +32,9 @@ RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_m
 void append_chunk(std::vector<TokenChunk>& chunks, TokenChunk&& chunk) {
   for (auto last = chunks.rbegin(); last != chunks.rend(); ++last) {
     if (last->choice != chunk.choice) continue;
+    // A chunk without ids in front is an echoed prompt; its logprobs are the prompt's and stay apart.
     const bool joins =
-        !last->finish && last->ids.size() + chunk.ids.size() <= kMergedIdsMax &&
+        !last->finish && !last->ids.empty() && last->ids.size() + chunk.ids.size() <= kMergedIdsMax &&
         int64_t{last->offset} + static_cast<int64_t>(last->ids.size()) == chunk.offset &&
         last->text.size() + chunk.text.size() <= kChunkBytes / 2;
     if (!joins) break;

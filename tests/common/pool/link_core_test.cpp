@@ -214,6 +214,26 @@ TEST_CASE("work is accepted, its tokens are merged while they wait, and it ends 
   CHECK(h.all<NodeBeat>()[0].last_assignment_seq == 41);
 }
 
+TEST_CASE("an echoed prompt stays a chunk of its own") {
+  Harness h;
+  h.join();
+  h.hear(Submit{chat("a"), 1, 1});
+  const uint64_t serial = h.submitted[0].serial;
+  TokenChunk echo = chunk(0, {}, "the prompt");
+  echo.logprobs.resize(3);
+  h.core.on_local_event("a", serial, Started{}, h.now_ns);
+  h.core.on_local_event("a", serial, echo, h.now_ns);
+  h.core.on_local_event("a", serial, chunk(0, {1}, "A"), h.now_ns);
+  h.core.on_local_event("a", serial, chunk(1, {2}, "B"), h.now_ns);
+  h.settle();
+  REQUIRE(h.all<Tokens>().size() == 1);
+  const auto chunks = h.all<Tokens>()[0].chunks;
+  REQUIRE(chunks.size() == 2);
+  CHECK(chunks[0].ids.empty());
+  CHECK(chunks[0].logprobs.size() == 3);
+  CHECK(chunks[1].text == "AB");
+}
+
 TEST_CASE(
     "errors before the start are rejections the router can act on, errors after it are failures") {
   const auto first_error = [](ErrorCode code, bool started) {
