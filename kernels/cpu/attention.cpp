@@ -1,3 +1,4 @@
+// Cutting attention into items: blocks of queries per kv head, and segments of keys where there are few of them.
 #include "kernels/cpu/attention.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Asks the processor what it has.
 #include "kernels/cpu/isa.h"
 
 #include "common/base/check.h"

@@ -1,3 +1,4 @@
+// Checks and takes the KV pool.
 #include "kernels/cpu/kv_pool.h"
 
 #include <cstring>

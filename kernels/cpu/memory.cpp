@@ -1,3 +1,4 @@
+// Anonymous mappings, their alignment and their accounting (Linux).
 #include "kernels/cpu/memory.h"
 
 #include <sys/mman.h>

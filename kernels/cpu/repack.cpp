@@ -1,3 +1,4 @@
+// The bytes of GGUF blocks on one side, the interleaved tiles on the other.
 #include "kernels/cpu/repack.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The engine's batch, checked and turned into places, blocks and angles.
 #include "kernels/cpu/step.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The ticket, the join and the sleep of the fork-join pool.
 #include "kernels/cpu/thread_pool.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+// Matrices of several parts: checks, one allocation, packing by all threads.
 #include "kernels/cpu/weights.h"
 
 #include <algorithm>
