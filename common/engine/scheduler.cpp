@@ -174,8 +174,9 @@ bool Scheduler::fits(const Sequence& sequence, int32_t free_pages, int32_t runni
   return running < config_.slots && pages_for(sequence.info.token_count) + running <= free_pages;
 }
 
-// Preempts running sequences of lower classes, worst first, until `sequence` fits. Touches nothing
-// when even all of them would not do.
+// Preempts running sequences of worse rank, worst first, until `sequence`, the best that waits, fits.
+// Touches nothing when even all of them would not do. Within one class the running ones came first,
+// so only a better class displaces anybody.
 bool Scheduler::make_room(const Sequence& sequence, StepPlan& plan) {
   int32_t free_pages = pages_.free_count();
   int32_t running = running_count();
@@ -184,7 +185,6 @@ bool Scheduler::make_room(const Sequence& sequence, StepPlan& plan) {
     if (fits(sequence, free_pages, running)) break;
     const Sequence& candidate = at(worst->second);
     if (candidate.rank < sequence.rank) break;
-    if (candidate.info.priority <= sequence.info.priority) continue;
     for (const int32_t page : candidate.pages) free_pages += pages_.references(page) == 1 ? 1 : 0;
     --running;
     victims.push_back(worst->second);

@@ -82,6 +82,17 @@ TEST_CASE("the caller may shorten a prompt's chunk to spare the decodes") {
   CHECK(plan.slices == std::vector<StepSlice>{{1, 2, 1, true}, {2, 0, 3, false}});
 }
 
+TEST_CASE("decodes that could fill every step leave a prompt one row") {
+  SchedulerConfig config = small_config();
+  config.step_tokens_max = 2;
+  Scheduler scheduler(config);
+  for (uint64_t id = 1; id <= 2; ++id) scheduler.add(sequence(id, 1, 20), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  scheduler.add(sequence(3, 4, 2), 1);
+  const StepPlan plan = scheduler.plan(2, 0);
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 1, 1, true}, {3, 0, 1, false}});
+}
+
 TEST_CASE("better classes are admitted first, equal ones in order of arrival") {
   SchedulerConfig config = small_config();
   config.slots = 1;
