@@ -199,7 +199,13 @@ class WireNode {
   void take(const std::vector<std::byte>& frame) {
     Result<std::optional<PoolMessage>> message = reader_.add(frame);
     if (!message || !message->has_value()) return;
-    if (std::holds_alternative<Welcome>(**message)) welcomed_.store(true);
+    if (const auto* welcome = std::get_if<Welcome>(&**message)) {
+      // Another epoch than before: the session is over, a new one begins with a hello.
+      const bool session_over = welcomed_.load() && welcome->router_epoch != router_epoch_;
+      if (session_over) out_.push_urgent(hello_);
+      router_epoch_ = welcome->router_epoch;
+      welcomed_.store(!session_over);
+    }
     if (std::holds_alternative<Cancel>(**message)) ++cancels_;
     if (auto* submit = std::get_if<Submit>(&**message)) work(*submit);
   }
@@ -247,10 +253,11 @@ class WireNode {
   const std::string router_key_;
   const CurveKeys keys_;
   NodeHello hello_;
-  PoolDialer* dialer_ = nullptr;  // of the node's thread, as are the next three
+  PoolDialer* dialer_ = nullptr;  // of the node's thread, as are the next four
   SendQueue out_;
   MessageReader reader_;
   uint64_t counted_ = 0;
+  uint64_t router_epoch_ = 0;
   std::mutex mutex_;
   NodeBeat beat_;  // guarded by mutex_
   std::atomic<Mood> mood_{Mood::kAnswer};
