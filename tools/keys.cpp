@@ -68,7 +68,9 @@ int make_api_key(const std::string& file, const std::string& name) {
 }
 
 struct KeysFlags {
-  std::string path, folder, name;
+  std::string path, folder;
+  std::string node_name;               // empty: the file's
+  std::string client_name = "client";
   bool force = false;
 };
 
@@ -87,8 +89,8 @@ void add_keys(CLI::App& app, int& exit_status) {
   CLI::App* permit = keys->add_subcommand("allow", "let a node join: copy its .pub file into the router's folder");
   permit->add_option("public_file", flags->path, "the node's .pub file")->required();
   permit->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")->required();
-  permit->add_option("--name", flags->name, "the node's name (default: the file's)");
-  permit->callback([flags, &exit_status] { exit_status = allow(flags->path, flags->folder, flags->name); });
+  permit->add_option("--name", flags->node_name, "the node's name (default: the file's)");
+  permit->callback([flags, &exit_status] { exit_status = allow(flags->path, flags->folder, flags->node_name); });
 
   CLI::App* show = keys->add_subcommand("list", "list the nodes that may join");
   show->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")->required();
@@ -96,8 +98,8 @@ void add_keys(CLI::App& app, int& exit_status) {
 
   CLI::App* api = keys->add_subcommand("api", "make an API key for a client and append its digest to FILE");
   api->add_option("file", flags->path, "the file named by [http] api_keys_file")->required();
-  api->add_option("--name", flags->name, "whose key it is")->default_val("client");
-  api->callback([flags, &exit_status] { exit_status = make_api_key(flags->path, flags->name); });
+  api->add_option("--name", flags->client_name, "whose key it is");
+  api->callback([flags, &exit_status] { exit_status = make_api_key(flags->path, flags->client_name); });
 }
 
 }  // namespace updraft

@@ -196,7 +196,9 @@ class Stack:
 
     def allow(self, name):
         self.new_key(name)
-        self.run("keys", "allow", self.folder / f"keys/{name}.pub", self.folder / "keys/nodes")
+        allowed = self.run("keys", "allow", self.folder / f"keys/{name}.pub", self.folder / "keys/nodes")
+        if not (self.folder / f"keys/nodes/{name}.pub").exists():
+            raise AssertionError(f"keys allow did not make {name}.pub: {allowed.stdout}")
 
     def start_router(self, **settings):
         values = {"http.port": 0, "pool.listen": "tcp://127.0.0.1:0", "pool.key": self.folder / "keys/router",
