@@ -1,5 +1,5 @@
-// The real router between real nodes: HTTP in, work down to a cloud node, requests that rise from an edge's link, and what
-// happens when one of the three goes.
+// The real router between real nodes: HTTP in, work down to a cloud node, requests that rise from
+// an edge's link, and what happens when one of the three goes.
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -127,16 +127,16 @@ TEST_CASE("a request at the router is answered by the cloud node, whole and stre
   CHECK(whole->field("x-updraft-node") == "cloud-1");
   std::string streamed;
   const auto events = pool.client().post_events(
-      "/v1/chat/completions", R"({"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]})",
+      "/v1/chat/completions",
+      R"({"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]})",
       [&](std::string_view data) {
         streamed += data;
         return true;
       });
   REQUIRE(events.ok());
   CHECK(streamed.find("[DONE]") != std::string::npos);
-  CHECK(eventually([&] {
-    return pool.client().get("/v1/models")->body.find("\"tiny\"") != std::string::npos;
-  }));
+  CHECK(eventually(
+      [&] { return pool.client().get("/v1/models")->body.find("\"tiny\"") != std::string::npos; }));
 }
 
 TEST_CASE("a request that rises from an edge is answered by the cloud node") {
@@ -148,13 +148,14 @@ TEST_CASE("a request that rises from an edge is answered by the cloud node") {
   section.router_endpoints = {pool.router->pool_endpoint()};
   section.router_key_file = pool.dir.file("router-key.pub");
   section.key_file = pool.dir.file("edge-1");
-  auto links = PoolLinks::start(section, make_hello("edge-1", Tier::kEdge, edge_model, {}), edge_model,
-                                [&] { return BeatFiller(edge_model); });
+  auto links = PoolLinks::start(section, make_hello("edge-1", Tier::kEdge, edge_model, {}),
+                                edge_model, [&] { return BeatFiller(edge_model); });
   REQUIRE(links.ok());
   (*links)->set_state(NodeState::kReady);
   REQUIRE(eventually([&] { return pool.knows("cloud-1") && pool.knows("edge-1"); }));
   Answer answer;
-  (*links)->upward().submit(chat_request("0123456789abcdef0123456789abcdef", "hi", "tiny"), answer.sink());
+  (*links)->upward().submit(chat_request("0123456789abcdef0123456789abcdef", "hi", "tiny"),
+                            answer.sink());
   REQUIRE(eventually([&] { return answer.end_count() == 1; }));
   CHECK(answer.text() == "abc");
   CHECK(answer.started().node_id == "cloud-1");
@@ -162,7 +163,8 @@ TEST_CASE("a request that rises from an edge is answered by the cloud node") {
   CHECK(edge_model.submitted_count() == 0);
   // An image of a few megabytes goes in parts.
   Request large = chat_request("f123456789abcdef0123456789abcdef", "what is it", "tiny");
-  large.messages[0].parts.push_back({ContentPart::Kind::kText, std::string(3'000'000, 'x'), "", ""});
+  large.messages[0].parts.push_back(
+      {ContentPart::Kind::kText, std::string(3'000'000, 'x'), "", ""});
   Answer large_answer;
   (*links)->upward().submit(large, large_answer.sink());
   REQUIRE(eventually([&] { return large_answer.end_count() == 1; }));
@@ -179,7 +181,8 @@ TEST_CASE("a cancelled request is cancelled at the node") {
     model->begin(model->first_id());
   });
   const auto left = pool.client().post_events(
-      "/v1/chat/completions", R"({"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]})",
+      "/v1/chat/completions",
+      R"({"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]})",
       [&](std::string_view) { return false; });  // leaves at the first event
   helper.join();
   CHECK(eventually([&] { return model->cancelled_count() >= 1; }));
