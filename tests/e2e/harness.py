@@ -176,6 +176,7 @@ class Stack:
         self.env = {**os.environ, "XDG_RUNTIME_DIR": str(self.folder / "run")}
         (self.folder / "run").mkdir(mode=0o700)
         self.daemons = {}
+        self.api_key = None
         self.new_key("router")
         (self.folder / "keys/nodes").mkdir(parents=True)
         for name in nodes:
@@ -232,6 +233,10 @@ class Stack:
             self.daemons[name].wait_ready()
             self.wait_serving(name)
         self.wait_serving("router")
+        # A router that has just started answers 503 for a model it has not heard of yet; wait until it is sure.
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        wait_until(lambda: self["router"].post("/v1/chat/completions", {"model": "?", "messages": [{"role": "user", "content": "x"}]},
+                                               headers).status == 404, what="the router to know its pool")
         return self
 
     def __getitem__(self, name):

@@ -95,7 +95,7 @@ class Keys(StackTest):
         cls.stack = Stack()
         try:
             made = cls.stack.run("keys", "api", cls.stack.folder / "keys/api-keys", "--name", "alice")
-            cls.key = made.stdout.strip().splitlines()[-1]
+            cls.key = cls.stack.api_key = made.stdout.strip().splitlines()[-1]
             cls.stack.start_all(http__api_keys_file=cls.stack.folder / "keys/api-keys")
         except BaseException:
             cls.stack.close()

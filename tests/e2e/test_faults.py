@@ -50,8 +50,8 @@ class Faults(unittest.TestCase):
                 self.stack["router"].post("/v1/chat/completions", {**chat("Go back.", max_tokens=20), "model": "second-model"})),
             what="the added node's model")
         self.assertEqual(answer.headers["x-updraft-node"], "cloud-2")
-        names = {m["id"] for m in self.stack["router"].get("/v1/models").json()["data"]}
-        self.assertEqual(names, {"updraft-demo", "second-model"})
+        wait_until(lambda: {m["id"] for m in self.stack["router"].get("/v1/models").json()["data"]} == {"updraft-demo", "second-model"},
+                   what="both models in /v1/models")
 
     def test_an_unknown_node_key_is_refused(self):
         self.stack.start_all()
