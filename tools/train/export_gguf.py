@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes a training checkpoint as the two GGUF files of the demo model.
+"""Writes a training run as the two GGUF files of the demo model.
 
-One set of weights, two files: Q4_0 for the edge (context 512) and Q8_0 for the cloud (context
-4096). The Q8_0 file holds the Q4_0-rounded matrices when the checkpoint was trained quantised,
-since those are the weights it was trained to run with; both tiers then answer alike.
+Q4_0 for the edge (context 512) from the end of the run, where the weights have learned to be
+Q4_0; Q8_0 for the cloud (context 4096) from the phase before, whose weights were free of that and
+look things up in long logs more surely.
 
-    python3 tools/train/export_gguf.py --checkpoint build/train/checkpoint.pt --out configs/models
+    python3 tools/train/export_gguf.py --run build/train --out configs/models
 """
 
 import argparse
@@ -63,38 +63,29 @@ def metadata(shape, tokenizer, kind, context_length):
     ]
 
 
-def tensors(weights, kind, rounded):
+def tensors(weights, kind):
     """[(name, shape, values, type)] in file order; matrices quantised, norms f32."""
-    out = []
-    for name, value in weights.items():
-        values = value.float().flatten().tolist()
-        if value.ndim == 2 and rounded:
-            values = list(gguf.dequantize(gguf.quantize(values, gguf.Q4_0), gguf.Q4_0))
-        out.append((name, list(value.shape), values, kind if value.ndim == 2 else gguf.F32))
-    return out
+    return [(name, list(value.shape), value.float().flatten().tolist(),
+             kind if value.ndim == 2 else gguf.F32) for name, value in weights.items()]
 
 
-def export(checkpoint, tokenizer, out, rounded):
-    weights, shape = checkpoint["model"], checkpoint["shape"]
-    for name, kind, context in ((EDGE_NAME, gguf.Q4_0, 512), (CLOUD_NAME, gguf.Q8_0, 4096)):
-        listed = tensors(weights, kind, rounded and kind == gguf.Q8_0)
-        gguf.write(out / name, metadata(shape, tokenizer, kind, context), listed)
-        print(f"{out / name}: {(out / name).stat().st_size} bytes")
+def export(checkpoint_path, tokenizer, kind, context, path):
+    checkpoint = torch.load(checkpoint_path, weights_only=True)
+    gguf.write(path, metadata(checkpoint["shape"], tokenizer, kind, context),
+               tensors(checkpoint["model"], kind))
+    print(f"{path}: {path.stat().st_size} bytes")
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Export a checkpoint to two GGUF files.")
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--tokenizer", help="default: tokenizer.json beside the checkpoint")
+    parser = argparse.ArgumentParser(description="Export a training run to two GGUF files.")
+    parser.add_argument("--run", required=True, help="folder that train.py wrote")
     parser.add_argument("--out", default="configs/models")
-    parser.add_argument("--unrounded", action="store_true",
-                        help="Q8_0 from the raw weights (a checkpoint not yet trained quantised)")
     options = parser.parse_args()
-    checkpoint_path, out = Path(options.checkpoint), Path(options.out)
+    run, out = Path(options.run), Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = torch.load(checkpoint_path, weights_only=True)
-    tokenizer_path = options.tokenizer or checkpoint_path.parent / "tokenizer.json"
-    export(checkpoint, ChatTokenizer.load(tokenizer_path), out, not options.unrounded)
+    tokenizer = ChatTokenizer.load(run / "tokenizer.json")
+    export(run / "after-quantised.pt", tokenizer, gguf.Q4_0, 512, out / EDGE_NAME)
+    export(run / "after-long.pt", tokenizer, gguf.Q8_0, 4096, out / CLOUD_NAME)
     return 0
 
 

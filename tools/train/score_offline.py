@@ -31,7 +31,7 @@ def load(path):
         feed_forward=keys["llama.feed_forward_length"],
         rope_base=keys["llama.rope.freq_base"],
         eps=keys["llama.attention.layer_norm_rms_epsilon"])
-    model = Llama(shape)
+    model = Llama(shape).eval()
     model.load_state_dict({name: torch.tensor(tensor.values).reshape(tensor.shape)
                            for name, tensor in file.tensors.items()})
     merges = [line.split(" ") for line in keys["tokenizer.ggml.merges"]]

@@ -3,8 +3,14 @@
 
 The one idea is the curriculum. Looking a line up in a log takes attention heads that small models
 learn quickly from short logs and hardly ever from long ones, so logs grow from a dozen lines to a
-few hundred. While they are short, gaps in the token positions already show the rotary embedding
-the distances of long logs. The last phase trains with Q4_0 weights in the forward pass.
+few hundred. While nothing has learned to use the look-up circuit that the model starts with,
+that circuit is frozen, or the first hundred steps would wash it away. While logs are short, gaps
+in the token positions already show the rotary embedding the distances of long ones.
+The last phase trains with Q4_0 weights in the forward pass.
+
+Each core runs a whole replica on its share of a batch, and the replicas meet once per step to
+average gradients: threads that meet inside every matrix product stall as soon as something else
+wants a core.
 
     python3 tools/train/train.py --out build/train            # about an hour on two cores
     python3 tools/train/train.py --out build/train --resume   # goes on from the last checkpoint
@@ -13,17 +19,19 @@ the distances of long logs. The last phase trains with Q4_0 weights in the forwa
 import argparse
 import math
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.multiprocessing as processes
 import torch.nn.functional as F
 
 import conversations
 from bpe import ChatTokenizer, learn
-from model import Llama, Shape, begin_with_lookbacks, greedy
+from model import Llama, Shape, begin_with_lookups, greedy
 
 MAX_POSITION = 4000
 VOCAB = 1408
@@ -37,39 +45,43 @@ class Phase:
     tokens: int
     lines: tuple
     log_share: float
+    frozen: bool = False  # leave the look-up circuit as begin_with_lookups made it
     gaps: bool = False
     quantize: bool = False
     batch_tokens: int = 6144
 
 
 PHASES = (
-    Phase("tiny", 1_500_000, (3, 10), 0.5, batch_tokens=2048),
-    Phase("short", 3_500_000, (4, 30), 0.5, gaps=True, batch_tokens=2560),
-    Phase("middle", 5_000_000, (10, 100), 0.6, gaps=True, batch_tokens=4096),
-    Phase("long", 8_000_000, (20, 265), 0.7, batch_tokens=6144),
-    Phase("quantised", 4_000_000, (20, 265), 0.65, quantize=True, batch_tokens=6144),
+    Phase("tiny", 300_000, (3, 12), 0.4, frozen=True, batch_tokens=2048),
+    Phase("short", 600_000, (5, 40), 0.45, frozen=True, gaps=True, batch_tokens=2560),
+    Phase("middle", 900_000, (12, 110), 0.5, gaps=True, batch_tokens=3072),
+    Phase("long", 3_500_000, (20, 265), 0.5, batch_tokens=4608),
+    Phase("quantised", 1_000_000, (20, 60), 0.2, quantize=True, batch_tokens=3072),
 )
-WARM_UP_TOKENS = 400_000
+FROZEN = ("token_embd", "blk.0.", "blk.1.attn_")
+WARM_UP_TOKENS = 60_000
 
 
-def draw_log_batch(rng, tokenizer, phase):
-    """Logs of nearly one length, each with several questions."""
+def draw_log_batch(kind_rng, rng, tokenizer, phase, budget):
+    """About `budget` tokens of logs of one length, each with several questions.
+
+    `kind_rng` is the same in every replica, so that all have the same work; `rng` is its own.
+    """
     lo, hi = phase.lines
-    lines = round(math.exp(rng.uniform(math.log(lo), math.log(hi + 0.5))))
+    lines = round(math.exp(kind_rng.uniform(math.log(lo), math.log(hi + 0.5))))
     questions = max(3, min(16, lines // 2))
-    count = max(1, round(phase.batch_tokens / (12 * lines + 45 * questions)))
+    count = max(1, round(budget / (11 * lines + 40 * questions)))
     return [tokenizer.training_ids(conversations.train_logs(rng, lines, questions))
             for _ in range(count)]
 
 
-def draw_instruction_batch(rng, tokenizer, phase):
-    turns = rng.choice((1, 1, 2, 3))
-    count = max(1, phase.batch_tokens // (110 * turns))
+def draw_instruction_batch(kind_rng, rng, tokenizer, phase, budget):
+    turns, long_half = kind_rng.choice((1, 1, 2, 3)), kind_rng.random() < 0.5
+    count = max(1, budget // (90 * turns))
     drawn = [tokenizer.training_ids(conversations.train_instructions(rng, turns))
              for _ in range(2 * count)]
     drawn.sort(key=lambda pair: len(pair[0]))
-    start = rng.choice((0, count))
-    return drawn[start:start + count]
+    return drawn[count:] if long_half else drawn[:count]
 
 
 def positions_with_gaps(rng, length):
@@ -125,39 +137,72 @@ def probe(model, tokenizer, phase, seed):
     rng = random.Random(f"probe/{seed}")
     logs = [conversations.train_logs(rng, rng.randint(*phase.lines), 1) for _ in range(30)]
     orders = [conversations.train_instructions(rng, 1) for _ in range(40)]
-    was = model.token_embd.quantize
-    model.quantize(phase.quantize)
+    model.eval()
     scores = exact_share(model, tokenizer, logs), exact_share(model, tokenizer, orders)
-    model.quantize(was)
+    model.train()
     return scores
 
 
 def make_optimizers(model):
+    """Muon for the layers' matrices; AdamW for norms and, slowly, for the embeddings."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blk" in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blk" not in name]
+    norms = [p for p in model.parameters() if p.ndim != 2]
     return (torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(others, lr=0.001, betas=(0.9, 0.98), weight_decay=0.0))
+            torch.optim.AdamW(norms, lr=0.002, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW([model.token_embd.weight], lr=0.0004, betas=(0.9, 0.98),
+                              weight_decay=0.0))
 
 
-def rate(tokens, total):
-    """Learning-rate factor: warm-up, a plateau, then linear to almost zero."""
-    warm = min(1.0, (tokens + 2000) / WARM_UP_TOKENS)
-    return warm * min(1.0, max(0.02, (1 - tokens / total) / 0.6))
+def rate(phase_index, phase_tokens):
+    """Learning-rate factor: warm-up, a plateau, linear to almost zero; once more for Q4_0."""
+    if PHASES[phase_index].quantize:
+        return 0.3 * max(0.05, 1 - phase_tokens / PHASES[phase_index].tokens)
+    tokens = phase_tokens + sum(p.tokens for p in PHASES[:phase_index])
+    total = sum(p.tokens for p in PHASES if not p.quantize)
+    return min(1.0, (tokens + 2000) / WARM_UP_TOKENS) * max(0.02, min(1, (1 - tokens / total) / 0.8))
+
+
+class Meeting:
+    """Where the replicas average their gradients. One row of `gradients` per replica."""
+
+    def __init__(self, workers, parameter_count):
+        self.workers = workers
+        self.gradients = torch.zeros(workers, parameter_count).share_memory_()
+        self.results = torch.zeros(workers, 2).share_memory_()
+        self.barrier = processes.get_context("fork").Barrier(workers)
+
+    def average(self, worker, parameters, result):
+        """Replaces the gradients by their mean over the replicas; returns the mean result."""
+        torch.cat([p.grad.flatten() for p in parameters], out=self.gradients[worker])
+        self.results[worker] = torch.tensor(result)
+        self.barrier.wait()
+        mean, results = self.gradients.mean(0), self.results.mean(0).tolist()
+        self.barrier.wait()
+        offset = 0
+        for p in parameters:
+            p.grad.copy_(mean[offset:offset + p.numel()].view_as(p))
+            offset += p.numel()
+        return results
 
 
 class Trainer:
-    def __init__(self, options):
+    def __init__(self, options, worker=0, meeting=None):
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.seed, self.scale = options.seed, options.scale
+        self.seed = options.seed
+        self.worker, self.meeting = worker, meeting
         torch.manual_seed(self.seed)
-        self.tokenizer = ChatTokenizer(*learn(VOCAB, self.seed))
-        self.tokenizer.save(self.out / "tokenizer.json")
+        saved = self.out / "tokenizer.json"
+        self.tokenizer = (ChatTokenizer.load(saved) if options.resume
+                          else ChatTokenizer(*learn(VOCAB, self.seed)))
         self.model = Llama(Shape(vocab=VOCAB))
-        begin_with_lookbacks(self.model)
+        begin_with_lookups(self.model, self.tokenizer.tokens)
+        self.parameters = list(self.model.parameters())
         self.optimizers = make_optimizers(self.model)
         self.base_rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.phase_index, self.phase_tokens, self.step = 0, 0, 0
+        if worker == 0:
+            self.tokenizer.save(saved)
         if options.resume:
             self.load()
 
@@ -180,45 +225,56 @@ class Trainer:
         self.phase_index, self.phase_tokens = state["phase_index"], state["phase_tokens"]
         self.step = state["step"]
 
-    def update(self, batch, gaps, rng, factor):
-        loss, right = answer_loss(self.model, *collate(rng, batch, gaps))
+    def update(self, batch, phase, rng, factor):
+        loss, right = answer_loss(self.model, *collate(rng, batch, phase.gaps))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        result = self.meeting.average(self.worker, self.parameters, (float(loss.detach()), right))
+        if phase.frozen:
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(FROZEN):
+                    parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, base in zip(self.optimizers, self.base_rates):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach()), right
+        return result
 
     def run(self):
-        total = sum(phase.tokens for phase in PHASES) * self.scale
+        total = sum(phase.tokens for phase in PHASES)
         started, counted = time.time(), 0
         seen = {"log": [], "order": []}
         while self.phase_index < len(PHASES):
             phase = PHASES[self.phase_index]
             self.model.quantize(phase.quantize)
-            while self.phase_tokens < phase.tokens * self.scale:
-                rng = random.Random(f"batch/{self.seed}/{self.step}")
-                is_log = rng.random() < phase.log_share
-                draw = draw_log_batch if is_log else draw_instruction_batch
-                batch = draw(rng, self.tokenizer, phase)
-                before = sum(p.tokens for p in PHASES[:self.phase_index]) * self.scale
+            while self.phase_tokens < phase.tokens:
+                before = sum(p.tokens for p in PHASES[:self.phase_index])
                 done = (before + self.phase_tokens) / total
-                result = self.update(batch, phase.gaps, rng, rate(done * total, total))
-                seen["log" if is_log else "order"].append(result)
-                size = sum(len(ids) for ids, _ in batch)
+                size = self.one_step(phase, rate(self.phase_index, self.phase_tokens), seen)
                 self.phase_tokens, counted = self.phase_tokens + size, counted + size
                 self.step += 1
-                if self.step % 100 == 0:
+                if self.worker == 0 and self.step % 50 == 0:
                     self.report(phase, done, total, counted, time.time() - started, seen)
-                if self.step % 500 == 0:
+                if self.worker == 0 and self.step % 250 == 0:
                     self.save()
-                    scores = probe(self.model, self.tokenizer, phase, self.step)
-                    print(f"  probe logs={scores[0]:.2f} orders={scores[1]:.2f}", flush=True)
             self.phase_index, self.phase_tokens = self.phase_index + 1, 0
-            self.save()
-            torch.save(self.checkpoint(), self.out / f"after-{phase.name}.pt")
+            if self.worker == 0:
+                self.save()
+                torch.save(self.checkpoint(), self.out / f"after-{phase.name}.pt")
+                logs, orders = probe(self.model, self.tokenizer, phase, self.step)
+                print(f"  after {phase.name}: logs={logs:.2f} orders={orders:.2f}", flush=True)
+
+    def one_step(self, phase, factor, seen):
+        """One update of all replicas. Returns the tokens of the planned batch."""
+        kind_rng = random.Random(f"kind/{self.seed}/{self.step}")
+        rng = random.Random(f"batch/{self.seed}/{self.step}/{self.worker}")
+        is_log = kind_rng.random() < phase.log_share
+        budget = phase.batch_tokens // self.meeting.workers
+        draw = draw_log_batch if is_log else draw_instruction_batch
+        batch = draw(kind_rng, rng, self.tokenizer, phase, budget)
+        seen["log" if is_log else "order"].append(self.update(batch, phase, rng, factor))
+        return phase.batch_tokens
 
     def report(self, phase, done, total, counted, seconds, seen):
         speed = counted / seconds
@@ -231,16 +287,23 @@ class Trainer:
             values.clear()
 
 
+def work(worker, options, meeting):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    Trainer(options, worker, meeting).run()
+
+
 def main():
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", required=True, help="folder for the tokenizer and checkpoints")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the tokens to train on")
+    parser.add_argument("--workers", type=int, default=2, help="replicas, one core each")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    Trainer(options).run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the replicas end as well
+    parameter_count = sum(p.numel() for p in Llama(Shape(vocab=VOCAB)).parameters())
+    processes.start_processes(work, (options, Meeting(options.workers, parameter_count)),
+                              options.workers, daemon=True, start_method="fork")
     return 0
 
 
