@@ -107,20 +107,6 @@ Result<void> check_beat(const NodeBeat& beat) {
   return {};
 }
 
-int32_t NodeLoad::free_slots() const {
-  if (refused_until_beat) return 0;
-  const int32_t by_report = slots_free - assigned_slots + returned_slots;
-  return std::max(0, std::min(by_report, slots_total - live_slots));
-}
-
-int64_t NodeLoad::free_kv_tokens() const {
-  if (kv_tokens_total == 0) return std::numeric_limits<int64_t>::max();
-  // An idle node can hold whatever its pages can: what it still shows as taken is its prefix cache.
-  if (running == 0 && waiting == 0 && live_slots == 0) return kv_tokens_total;
-  return std::clamp<int64_t>(kv_tokens_free - assigned_kv_tokens + returned_kv_tokens, 0,
-                             kv_tokens_total);
-}
-
 Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
   if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs) return Freshness::kDead;
   const int64_t age_ns = now_ns - load.last_beat_ns;

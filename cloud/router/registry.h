@@ -9,6 +9,7 @@
 // Owner: the thread that drives RouterCore.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <string>
@@ -77,8 +78,20 @@ struct NodeLoad {
   bool takes_work() const {
     return used && state == NodeState::kReady && !draining && freshness != Freshness::kDead;
   }
-  int32_t free_slots() const;
-  int64_t free_kv_tokens() const;  // INT64_MAX when unknown
+  int32_t free_slots() const {
+    if (refused_until_beat) return 0;
+    const int32_t by_report = slots_free - assigned_slots + returned_slots;
+    return std::max(0, std::min(by_report, slots_total - live_slots));
+  }
+  // INT64_MAX when unknown.
+  int64_t free_kv_tokens() const {
+    if (kv_tokens_total == 0) return INT64_MAX;
+    // An idle node can hold whatever its pages can: what it still shows as taken is its prefix
+    // cache.
+    if (running == 0 && waiting == 0 && live_slots == 0) return kv_tokens_total;
+    const int64_t by_report = kv_tokens_free - assigned_kv_tokens + returned_kv_tokens;
+    return std::clamp<int64_t>(by_report, 0, kv_tokens_total);
+  }
 };
 
 // A node's place in a model's list.

@@ -311,6 +311,20 @@ TEST_CASE(
   CHECK(error.param == "messages");
 }
 
+TEST_CASE("a node that refuses as too long without a count is believed by its limit") {
+  DemoPool pool;
+  const ClientId client = pool.submit(PoolFixture::chat("a", 600));
+  REQUIRE(pool.edge().work.size() == 1);
+  pool.say(pool.edge(),
+           PoolFixture::rejected(pool.edge().work[0], ErrorCode::kRejectedTooLong, 0, 512));
+  REQUIRE(pool.cloud().work.size() == 1);
+  pool.say(pool.cloud(),
+           PoolFixture::rejected(pool.cloud().work[0], ErrorCode::kRejectedTooLong, 0, 4096));
+  CHECK(pool.error(client).code == ErrorCode::kContextLength);
+  CHECK(pool.error(client).limit_tokens == 4096);
+  CHECK(pool.edge().work.size() == 1);
+}
+
 TEST_CASE("a prompt that cannot fit whatever the tokenizer is refused at once") {
   DemoPool pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 4096 * 16 + 100));

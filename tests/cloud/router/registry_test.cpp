@@ -309,6 +309,20 @@ TEST_CASE("what the router assigned counts against a node until a beat counts it
   CHECK(load_of(pool, "cloud-1").free_slots() == 4);
 }
 
+TEST_CASE("a slot that came back is not counted twice when a beat shows another client in it") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("edge-1", Tier::kEdge, 512, 4);
+  pool.submit(PoolFixture::chat("r1", 30));
+  node.beat.slots_free = 1;  // ours and two of the gateway's own
+  node.beat.running = 3;
+  pool.beat(node);
+  CHECK(load_of(pool, "edge-1").free_slots() == 1);
+  pool.serve(node, node.work[0]);
+  CHECK(load_of(pool, "edge-1").free_slots() == 2);
+  pool.beat(node);  // a third one of the gateway's own has taken it
+  CHECK(load_of(pool, "edge-1").free_slots() == 1);
+}
+
 TEST_CASE("a node that never reports assignments is believed after two seconds") {
   PoolFixture pool;
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);

@@ -140,6 +140,23 @@ TEST_CASE("tokens of another node or an older epoch are dropped") {
     CHECK(chunk.ids != std::vector<int32_t>{6, 6, 6});
 }
 
+TEST_CASE("what a node says of an earlier try at the same request is dropped") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.settle();
+  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
+  const Submit old = node.work[0];
+  pool.say(node, PoolFixture::rejected(old, ErrorCode::kRejectedBusy));
+  pool.beat(node);
+  REQUIRE(node.work.size() == 2);
+  pool.say(node, PoolFixture::accepted(old));
+  pool.say(node, PoolFixture::tokens(old, 0, {6, 6, 6}, true));
+  pool.say(node, PoolFixture::done(old));
+  CHECK(pool.events.at(client).empty());
+  pool.serve(node, node.work[1]);
+  CHECK(pool.finished(client));
+}
+
 TEST_CASE("a node that dies while it answers ends the stream with an error within three seconds") {
   TwoClouds pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));
@@ -338,6 +355,22 @@ TEST_CASE("a failure before the first token is tried elsewhere, the caller's mis
   pool.say(second, PoolFixture::failed(second.work[0], ErrorCode::kInvalidRequest));
   CHECK(pool.error(a).code == ErrorCode::kInvalidRequest);
   CHECK(total_work(pool) == 2);
+}
+
+TEST_CASE("a node that failed a request does not get it again, however fast it is") {
+  PoolFixture pool;
+  FakeNode& slow = pool.join("slow", Tier::kCloud, 4096, 4);
+  FakeNode& fast = pool.join("fast", Tier::kCloud, 4096, 4);
+  slow.beat.decode_tokens_per_s = 1;
+  fast.beat.decode_tokens_per_s = 1000;
+  pool.settle();
+  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
+  REQUIRE(fast.work.size() == 1);
+  pool.say(fast, PoolFixture::failed(fast.work[0], ErrorCode::kInternal));
+  CHECK(fast.work.size() == 1);
+  REQUIRE(slow.work.size() == 1);
+  pool.serve(slow, slow.work[0]);
+  CHECK(pool.finished(client));
 }
 
 TEST_CASE("when every node fails a request the client gets the node's own error") {
