@@ -386,7 +386,9 @@ void add_up(CLI::App& app, int& exit_status) {
   command->add_option("--edge-model", flags->edge_model, "model of the edge (default: the demo's, Q4_0, 512 tokens of context)");
   command->add_option("--cloud-model", flags->cloud_model, "model of the cloud (default: the demo's, Q8_0, 4096 tokens)");
   command->add_option("--name", flags->name, "model name that clients ask for");
-  command->add_option("--port", flags->port, "port of the endpoint; 0: any free one (default: up.toml's)")->check(CLI::Range(0, 65535));
+  command->add_option("--port", flags->port, "port of the endpoint; 0: any free one (default: up.toml's)")
+      ->check(CLI::Range(0, 65535))
+      ->default_str("");
   command->add_option("--configs", flags->configs, "folder with up.toml, router.toml, edge.toml, cloud.toml");
   command->add_option("--state", flags->state, "folder for keys and logs");
   command->add_flag("--smoke", flags->smoke, "check that short goes to the edge and long to the cloud, then stop");
