@@ -16,14 +16,6 @@ namespace {
 constexpr int64_t kTemplateTokens = 128;
 constexpr int64_t kTemplateTokensPerMessage = 16;
 
-RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_ms = 0) {
-  RequestError error;
-  error.code = code;
-  error.message = std::move(message);
-  error.retry_after_ms = retry_after_ms;
-  return error;
-}
-
 // An upper bound without the tokenizer: a token has at least one byte.
 int64_t prompt_tokens_at_most(const Request& request) {
   if (!request.prompt_ids.empty()) {

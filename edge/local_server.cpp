@@ -301,11 +301,8 @@ class LocalServerImpl final : public LocalServer {
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
     if (!submission.refused && session.in_flight.size() >= kRequestsPerSessionMax) {
-      RequestError busy;
-      busy.code = ErrorCode::kRateLimited;
-      busy.message = "this session has " + std::to_string(kRequestsPerSessionMax) + " requests in flight already";
-      busy.retry_after_ms = 100;
-      submission.refused = std::move(busy);
+      submission.refused = error_of(ErrorCode::kRateLimited,
+                                    "this session has " + std::to_string(kRequestsPerSessionMax) + " requests in flight already", 100);
     }
     const std::shared_ptr<std::atomic<bool>> lost = entry.lost;
     session.in_flight.emplace(ticket, std::move(entry));
@@ -364,11 +361,9 @@ class LocalServerImpl final : public LocalServer {
   }
 
   static RequestError slow_reader_error() {
-    RequestError error;
-    error.code = ErrorCode::kOverloaded;
-    error.message = "the client does not read its answers (" + std::to_string(LocalSession::kBacklogBytesMax) +
-                    " bytes may wait in a session), or its ring is too small for them";
-    return error;
+    return error_of(ErrorCode::kOverloaded,
+                    "the client does not read its answers (" + std::to_string(LocalSession::kBacklogBytesMax) +
+                        " bytes may wait in a session), or its ring is too small for them");
   }
 
   // --- the control channel ---

@@ -12,10 +12,7 @@ using namespace ipc;
 namespace {
 
 RequestError invalid(std::string message) {
-  RequestError error;
-  error.code = ErrorCode::kInvalidRequest;
-  error.message = std::move(message);
-  return error;
+  return error_of(ErrorCode::kInvalidRequest, std::move(message));
 }
 
 // Copies the bytes that a span names into the request. The copy is a snapshot: whatever the client writes there later

@@ -103,10 +103,10 @@ Result<std::unique_ptr<Partner>> connect_http(const ChatFlags& flags) {
   HttpClient client(*url, fields);
   ChatOptions options = flags.options;
   if (options.model.empty()) {
-    const Result<std::vector<std::string>> models = list_models(client);
+    const Result<std::vector<ServedModel>> models = list_models(client);
     if (!models) return fail(models.message() + " (start one with: updraft up)");
     if (models->empty()) return fail(flags.url + " serves no model at the moment");
-    options.model = models->front();
+    options.model = models->front().name;
   }
   std::fprintf(stderr, "model %s at %s\n", options.model.c_str(), flags.url.c_str());
   return std::unique_ptr<Partner>(std::make_unique<HttpPartner>(std::move(client), std::move(options)));

@@ -119,18 +119,20 @@ Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options, con
   return answer;
 }
 
-Result<std::vector<std::string>> list_models(const HttpClient& client) {
+Result<std::vector<ServedModel>> list_models(const HttpClient& client) {
   const Result<HttpResponse> response = client.get("/models");
   if (!response) return response.error();
   if (response->status != 200) return fail(error_message(*response));
   const auto body = read_json(response->body);
-  std::vector<std::string> names;
+  std::vector<ServedModel> models;
   if (const auto* value = std::get_if<json::value>(&body)) {
     if (const json::value* data = member(*value, "data"); data != nullptr && data->is_array()) {
-      for (const json::value& model : data->get_array()) names.push_back(text_of(model, "id"));
+      for (const json::value& model : data->get_array()) {
+        models.push_back({text_of(model, "id"), number_of(model, "max_model_len")});
+      }
     }
   }
-  return names;
+  return models;
 }
 
 }  // namespace updraft

@@ -41,7 +41,10 @@ std::string chat_body(const ChatOptions& options, const std::vector<ChatTurn>& t
 Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options, const std::vector<ChatTurn>& turns,
                        const std::function<bool(std::string_view)>& on_text);
 
-// Names of the models served.
-Result<std::vector<std::string>> list_models(const HttpClient& client);
+struct ServedModel {
+  std::string name;
+  int64_t context_tokens = 0;
+};
+Result<std::vector<ServedModel>> list_models(const HttpClient& client);
 
 }  // namespace updraft

@@ -29,9 +29,12 @@ namespace fs = std::filesystem;
 constexpr int kStartTimeoutMs = 600000;  // a large model takes its time to load
 constexpr int kStopGraceMs = 8000;
 
+constexpr int32_t kOwnEdgeContextTokens = 4096;  // a gateway's share of a model trained for much more
+
 struct UpFlags {
   std::string configs;       // folder; empty: found
   int32_t port = -1;         // -1: the file's
+  int32_t edge_context = 0;  // 0: the demo model's own, or kOwnEdgeContextTokens
   std::string name, edge_model, cloud_model, state;
   bool smoke = false;
 };
@@ -42,6 +45,7 @@ struct UpConfig {
   int32_t port = 8080;
   std::string name = "updraft-demo";
   std::string edge_model, cloud_model;
+  int32_t edge_context = 0;  // tokens; 0: the model's
   std::string state;         // folder for keys and logs
   bool demo = true;          // both models are the committed ones
 };
@@ -80,6 +84,7 @@ Result<UpConfig> load_up_config(const UpFlags& flags) {
   if (!flags.edge_model.empty()) config.edge_model = absolute(flags.edge_model);
   if (!flags.cloud_model.empty()) config.cloud_model = absolute(flags.cloud_model);
   config.demo = flags.edge_model.empty() && flags.cloud_model.empty();
+  config.edge_context = flags.edge_context > 0 || config.demo ? flags.edge_context : kOwnEdgeContextTokens;
   if (!flags.name.empty()) {
     config.name = flags.name;
   } else if (!config.demo) {
@@ -139,12 +144,13 @@ class Stack {
                                     "pool.key=" + key("router"), "pool.nodes=" + key("nodes")}); !up) return up;
     if (auto ready = wait_for("router", false); !ready) return ready;
     const std::string pool = facts_["router"]["pool"];
-    const auto node = [&](const char* name, const std::string& model) {
-      return launch(name, {"model.path=" + model, "model.name=" + config_.name, "http.port=0", "pool.routers=" + pool,
+    const auto node = [&](const char* name, const std::string& model, int32_t context) {
+      return launch(name, {"model.path=" + model, "model.name=" + config_.name, "model.context=" + std::to_string(context),
+                           "http.port=0", "pool.routers=" + pool,
                            "pool.router_key=" + key("router.pub"), "pool.key=" + key(name)});
     };
-    if (auto up = node("edge", config_.edge_model); !up) return up;
-    if (auto up = node("cloud", config_.cloud_model); !up) return up;
+    if (auto up = node("edge", config_.edge_model, config_.edge_context); !up) return up;
+    if (auto up = node("cloud", config_.cloud_model, 0); !up) return up;
     for (const char* name : {"edge", "cloud", "router"}) {
       if (auto ready = wait_for(name, true); !ready) return ready;
       std::printf("%-6s ready   http://127.0.0.1:%s   log %s\n", name, facts_[name]["http_port"].c_str(),
@@ -154,7 +160,7 @@ class Stack {
     return {};
   }
 
-  std::string url() const { return "http://127.0.0.1:" + facts_.at("router").at("http_port") + "/v1"; }
+  std::string url(const char* name = "router") const { return "http://127.0.0.1:" + facts_.at(name).at("http_port") + "/v1"; }
 
   // The first daemon that has ended, with its last words; empty while all run.
   std::string trouble() {
@@ -246,7 +252,8 @@ struct Sample {
   std::string prompt;
 };
 
-Result<std::vector<Sample>> make_samples(const UpConfig& config) {
+// The long prompt is a quarter longer than the edge's context, by a guess of 3 bytes a token.
+Result<std::vector<Sample>> make_samples(const UpConfig& config, const HttpClient& edge) {
   if (config.demo) {
     const std::string folder = fs::path(config.edge_model).parent_path().string();
     Result<std::string> short_prompt = read_file(folder + "/demo-short.txt");
@@ -255,7 +262,11 @@ Result<std::vector<Sample>> make_samples(const UpConfig& config) {
     if (!log_prompt) return log_prompt.error();
     return std::vector<Sample>{{"short", "edge", *short_prompt}, {"long", "cloud", *log_prompt}};
   }
-  return std::vector<Sample>{{"short", "edge", "Say hello in one short sentence."}, {"long", "cloud", long_prompt(24000)}};
+  const Result<std::vector<ServedModel>> served = list_models(edge);
+  if (!served) return served.error();
+  if (served->empty()) return fail("the edge serves no model");
+  const auto bytes = static_cast<size_t>(served->front().context_tokens) * 15 / 4;
+  return std::vector<Sample>{{"short", "edge", "Say hello in one short sentence."}, {"long", "cloud", long_prompt(bytes)}};
 }
 
 // First line and length of a prompt, for the terminal.
@@ -360,7 +371,9 @@ int run_up(UpFlags flags) {
   const Result<HttpUrl> url = HttpUrl::parse(stack.url());
   if (!url) return complain(url.message());
   const HttpClient client(*url);
-  const Result<std::vector<Sample>> samples = make_samples(*config);
+  const Result<HttpUrl> edge_url = HttpUrl::parse(stack.url("edge"));
+  if (!edge_url) return complain(edge_url.message());
+  const Result<std::vector<Sample>> samples = make_samples(*config, HttpClient(*edge_url));
   if (!samples) return complain(samples.message());
   std::string problem;
   for (const Sample& sample : *samples) {
@@ -385,6 +398,9 @@ void add_up(CLI::App& app, int& exit_status) {
   CLI::App* command = app.add_subcommand("up", "bring up router + edge + cloud on this machine and show that they answer");
   command->add_option("--edge-model", flags->edge_model, "model of the edge (default: the demo's, Q4_0, 512 tokens of context)");
   command->add_option("--cloud-model", flags->cloud_model, "model of the cloud (default: the demo's, Q8_0, 4096 tokens)");
+  command->add_option("--edge-context", flags->edge_context, "tokens of context at the edge (default: the demo's 512, 4096 for other models)")
+      ->check(CLI::Range(0, 1 << 24))
+      ->default_str("");
   command->add_option("--name", flags->name, "model name that clients ask for");
   command->add_option("--port", flags->port, "port of the endpoint; 0: any free one (default: up.toml's)")
       ->check(CLI::Range(0, 65535))

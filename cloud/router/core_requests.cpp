@@ -29,14 +29,6 @@ int64_t payload_bytes(const Request& request) {
   return bytes;
 }
 
-RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_ms = 0) {
-  RequestError error;
-  error.code = code;
-  error.message = std::move(message);
-  error.retry_after_ms = retry_after_ms;
-  return error;
-}
-
 size_t outcome_index(const Event& event) {
   const auto* error = std::get_if<RequestError>(&event);
   return error == nullptr ? 0 : 1 + static_cast<size_t>(error->code);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace updraft {
 
@@ -34,6 +35,14 @@ struct RequestError {
   int32_t prompt_tokens = 0;  // kContextLength, kRejectedTooLong: counted prompt (+ wanted) tokens
   int32_t limit_tokens = 0;   // and the limit it broke
 };
+
+inline RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_ms = 0) {
+  RequestError error;
+  error.code = code;
+  error.message = std::move(message);
+  error.retry_after_ms = retry_after_ms;
+  return error;
+}
 
 int http_status(ErrorCode code);
 // OpenAI's "type" and "code" strings; code may be empty (null in JSON).

@@ -20,14 +20,6 @@ constexpr size_t kMergedIdsMax = 1024;            // ids of one merged chunk
 constexpr int32_t kRetryAfterMs = 2000;
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
-RequestError error_of(ErrorCode code, std::string message, int32_t retry_after_ms = 0) {
-  RequestError error;
-  error.code = code;
-  error.message = std::move(message);
-  error.retry_after_ms = retry_after_ms;
-  return error;
-}
-
 // Joins what follows on directly; keeps chunks of different choices and past a finish apart.
 void append_chunk(std::vector<TokenChunk>& chunks, TokenChunk&& chunk) {
   for (auto last = chunks.rbegin(); last != chunks.rend(); ++last) {

@@ -47,13 +47,6 @@ uint64_t fresh_seed() {
   return seed;
 }
 
-RequestError error_of(ErrorCode code, std::string message) {
-  RequestError error;
-  error.code = code;
-  error.message = std::move(message);
-  return error;
-}
-
 // A request between submit() and its end.
 struct Job {
   Request request;

@@ -292,10 +292,8 @@ class MappedClient final : public LocalClient {
     gone_ = true;
     for (uint32_t index = 0; index < slots_.size(); ++index) {
       if (slots_[index].id.empty()) continue;
-      RequestError error;
-      error.code = ErrorCode::kNodeLost;
-      error.message = "the edge daemon went away before the answer was complete";
-      ready_.emplace_back(slots_[index].handle, std::move(error));
+      ready_.emplace_back(slots_[index].handle,
+                          error_of(ErrorCode::kNodeLost, "the edge daemon went away before the answer was complete"));
       free_slot(index);
     }
   }

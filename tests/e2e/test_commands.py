@@ -6,9 +6,10 @@ import pathlib
 import socket
 import subprocess
 import tempfile
+import time
 import unittest
 
-from harness import CLOUD_MODEL, EDGE_MODEL, PROGRAM, ROOT, SHARED_DATA, Stack, StackTest
+from harness import CLOUD_MODEL, EDGE_MODEL, PROGRAM, ROOT, SHARED_DATA, Stack, StackTest, wait_until
 
 
 def updraft(*arguments, **options):
@@ -151,6 +152,27 @@ class Chat(StackTest):
         self.assertEqual(self.stack.run("chat", "--local", "--socket", self.stack["edge"].facts["socket"],
                                         stdin=" ".join(log.split("\n")) + "\n/tier\n").stdout.count("cloud, node cloud"), 1)
 
+    def test_local_clients_killed_at_any_moment_leave_nothing_behind(self):
+        edge = self.stack["edge"]
+        prompt = "log 12:00 pump 7 bar\n" * 40000  # 840 KB in shared memory
+        for delay_ms in (0, 2, 5, 10, 20, 40):
+            client = subprocess.Popen([str(PROGRAM), "chat", "--local", "--socket", edge.facts["socket"]], stdin=subprocess.PIPE,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.stack.env)
+            try:
+                client.stdin.write((" ".join(prompt.split("\n")) + "\n").encode())
+                client.stdin.flush()
+            except BrokenPipeError:
+                pass
+            time.sleep(delay_ms / 1000)
+            client.kill()
+            client.stdin.close()
+            client.wait()
+        wait_until(lambda: edge.metric("updraft_local_sessions") == 0 and edge.metric("updraft_local_mapped_bytes") == 0
+                   and edge.metric_sum("updraft_edge_requests_in_flight") == 0 and edge.metric_sum("vllm:kv_cache_usage_perc") == 0,
+                   5, "no session, no mapped byte, no request, no page")
+        done = self.stack.run("chat", "--local", "--socket", edge.facts["socket"], "-p", "Swipe up please")
+        self.assertTrue(done.stdout.strip())
+
     def test_no_server_is_one_clear_line(self):
         done = updraft("chat", "--url", "http://127.0.0.1:1/v1", "-p", "x")
         self.assertEqual(done.returncode, 1)
@@ -160,6 +182,11 @@ class Chat(StackTest):
 class Up(unittest.TestCase):
     def test_smoke(self):
         done = updraft("up", "--smoke")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("smoke test passed", done.stdout)
+
+    def test_smoke_with_models_of_ones_own(self):
+        done = updraft("up", "--smoke", "--edge-model", EDGE_MODEL, "--cloud-model", CLOUD_MODEL)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertIn("smoke test passed", done.stdout)
 
@@ -178,7 +205,6 @@ class Up(unittest.TestCase):
     def test_it_stays_up_until_interrupted_and_leaves_nothing_running(self):
         import re
         import signal
-        from harness import wait_until
         with tempfile.TemporaryDirectory() as folder:
             output = open(os.path.join(folder, "out"), "w+b")
             process = subprocess.Popen([str(PROGRAM), "up", "--port", "0", "--state", folder + "/state"], stdout=output, stderr=output,
