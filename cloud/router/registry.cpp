@@ -494,13 +494,14 @@ void Registry::serve(NodeIndex index) {
     const auto [it, is_new] =
         model_by_id_.try_emplace(info.id, static_cast<ModelIndex>(models_.size()));
     if (is_new) models_.emplace_back();
+    const ModelIndex model_index = it->second;
     const bool listed =
         std::any_of(node.served.begin(), node.served.end(),
-                    [&](const Node::Served& served) { return served.model == it->second; });
+                    [&](const Node::Served& served) { return served.model == model_index; });
     if (listed) continue;  // announced twice in one hello
-    Model& model = models_[it->second];
+    Model& model = models_[model_index];
     model.info = info;
-    node.served.push_back({it->second, static_cast<uint32_t>(model.serving.size())});
+    node.served.push_back({model_index, static_cast<uint32_t>(model.serving.size())});
     model.serving.push_back({index, info.context_tokens, info.images});
   }
   ++models_version_;
