@@ -39,7 +39,7 @@ def build(vocab, merges):
 
 
 def training_text(seed):
-    """Pieces of generated text without any digit, and every listed word often enough to be whole."""
+    """Pieces of generated text without digits, and every listed word often enough to stay whole."""
     rng = random.Random(f"tokenizer/{seed}")
     texts = []
     for _ in range(6000):

@@ -213,7 +213,8 @@ def order_point(rng):
     action, forms = rng.choice((
         ("Tap", ("Tap at {},{}", "Tap the point {},{}", "Click at {},{}", "Touch {},{}")),
         ("Double Tap", ("Double tap at {},{}", "Double tap the point {},{}")),
-        ("Long Press", ("Long press at {},{}", "Press and hold {},{}", "Long press the point {},{}")),
+        ("Long Press", ("Long press at {},{}", "Press and hold {},{}",
+                        "Long press the point {},{}")),
     ))
     return politely(rng, rng.choice(forms).format(x, y)), do(action, element=(x, y))
 
@@ -268,8 +269,8 @@ def order_wait(rng):
 def order_take_over(rng):
     what = rng.choice(("log in", "enter the password", "enter the code", "solve the captcha",
                        "confirm the payment", "scan the badge", "unlock the cabinet"))
-    form = rng.choice(("Ask me to {}", "Let the operator {}", "Let me {}", "Hand over so that I can {}",
-                       "Ask the operator to {}"))
+    form = rng.choice(("Ask me to {}", "Let the operator {}", "Let me {}",
+                       "Hand over so that I can {}", "Ask the operator to {}"))
     return politely(rng, form.format(what)), do("Take_over", message=f"Please {what}")
 
 
@@ -344,8 +345,11 @@ def draw_instruction(rng, element_share):
     if rng.random() < element_share:
         elements = screen_list(rng)
         sentence, action, label = order_element(rng, [name for name, _ in elements])
-        return Turn(with_screen(rng, sentence, elements), do(action, element=dict(elements)[label]),
-                    "element", sentence)
+        x, y = dict(elements)[label]
+        # Open-AutoGLM clients expect a thought before the action. Here it quotes the element, and
+        # with that a small model copies coordinates instead of having to look up and aim at once.
+        answer = f"<think>{label} [{x},{y}]</think>" + do(action, element=(x, y))
+        return Turn(with_screen(rng, sentence, elements), answer, "element", sentence)
     kind, _, make = rng.choices(PLAIN_ORDERS, PLAIN_ORDER_WEIGHTS)[0]
     sentence, answer = make(rng)
     if kind in ("small_talk", "say"):
@@ -361,7 +365,7 @@ def instruction(rng, held_out):
     """One turn of task 1 from the asked split. Greetings have few forms and are always trained."""
     while True:
         # Finding a label in a list is the hard part: training sees more of it than a test does.
-        turn = draw_instruction(rng, 0.33 if held_out else 0.5)
+        turn = draw_instruction(rng, 0.33 if held_out else 0.6)
         if turn.kind == "small_talk":
             if not held_out:
                 return turn
@@ -449,25 +453,24 @@ def draw_log(rng, lines):
 
 
 QUESTIONS = {
-    "at_time": ("What did the {device} report at {time}?", "What was the reading of the {device} at {time}?",
+    "at_time": ("What did the {device} report at {time}?",
+                "What was the reading of the {device} at {time}?",
                 "What was logged at {time} for the {device}?"),
     "rare": ("What did the {device} report?", "What was the reading of the {device}?",
              "What does the log say about the {device}?"),
     "event": ("Which sensor raised the {event}?", "Which reading came with the {event}?",
               "What was read at the {event}?"),
-    "event_time": ("When was the {event}?", "At what time was the {event}?"),
     "absent": ("Which sensor raised the {event}?", "Which reading came with the {event}?",
-               "When was the {event}?"),
+               "What was read at the {event}?"),
 }
-KIND_WEIGHTS = {"at_time": 7, "rare": 6, "event": 4, "event_time": 1, "absent": 1}
+KIND_WEIGHTS = {"at_time": 7, "rare": 6, "event": 4, "absent": 2}
 
 
 def askable(log):
     """Every (kind, index of the reading or event word) that this log can be asked about."""
     out = [("at_time", i) for i, r in enumerate(log.readings) if not r.event]
     out += [("rare", i) for i in log.rare]
-    for i in log.events:
-        out += [("event", i), ("event_time", i)]
+    out += [("event", i) for i in log.events]
     present = {log.readings[i].event for i in log.events}
     out += [("absent", event) for event in EVENTS if event not in present]
     return out
@@ -484,9 +487,7 @@ def ask(rng, log, kind, subject):
         return question, finish(f"{reading.time} {reading.text}")
     if kind == "rare":
         return question, finish(reading.text)
-    if kind == "event":
-        return question, finish(f"{reading.event} {reading.text}")
-    return question, finish(f"{reading.event} at {reading.time}")
+    return question, finish(f"{reading.event} {reading.text}")
 
 
 def pick_questions(rng, log, count):

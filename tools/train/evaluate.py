@@ -23,7 +23,7 @@ TASKS = ("instructions", "logs")
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description="Exact-match scores through an endpoint.")
-    parser.add_argument("--url", required=True, help="base address, for example http://host:port/v1")
+    parser.add_argument("--url", required=True, help="base address, such as http://host:port/v1")
     parser.add_argument("--api-key", default="")
     parser.add_argument("--model", default="updraft-demo")
     parser.add_argument("--instructions", type=int, default=500, help="how many (default 500)")
@@ -78,7 +78,8 @@ def run_task(options, task, count, say):
                         "answered": error or answer}
             mismatches.append(mismatch)
             say(f"  mismatch {task} {number} ({test.kind}, {tier or 'no tier'}): "
-                f"{mismatch['asked']!r}\n    expected {test.answer}\n    answered {error or answer}")
+                f"{mismatch['asked']!r}\n    expected {test.answer}\n"
+                f"    answered {error or answer}")
         if number % 25 == 0 or number == count:
             say(f"{task}: {number}/{count} asked, {right} exact, "
                 f"{time.monotonic() - started:.1f} s")

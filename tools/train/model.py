@@ -146,7 +146,8 @@ def begin_with_lookups(model, tokens):
     it finds into slot j. Layer 1: heads compare slots of a key with slots of the query, in slow
     rotary pairs, which distance hardly turns, and copy the key's token: induction heads, one per
     context that a log line needs. Training sharpens and re-uses them; from noise they would take
-    most of the training to appear.
+    most of the training to appear. Layer 3: two heads look for the token the stream now holds two
+    places before a key, as a label stands before its coordinates.
 
     A word and the same word after a space start close together: to a byte-level BPE they are
     unrelated, but a name in a log (after a space) is the same name in an answer (after a quote).
@@ -195,6 +196,17 @@ def begin_with_lookups(model, tokens):
             source = 2.5 * read if back == 1 else slots[back - 2]
             queries[head, slow] += MATCH_SCALE * turn @ source
         values[head, :, 1:own] = orthonormal(s.head_dim, own - 1)
+        outputs[1:own, head] = values[head, :, 1:own].T
+
+    queries, keys, values, outputs = heads_of(model.blk[3])
+    for head in (0, 1):
+        turn = orthonormal(len(slow), slot_width)
+        queries[head], keys[head] = queries[head] * 0.05, keys[head] * 0.05
+        keys[head, slow] += 2 * turn @ slots[1]
+        queries[head, slow] += 2 * 2.5 * turn @ read
+        values[head] = 0
+        values[head, :, 1:own] = orthonormal(s.head_dim, own - 1)
+        outputs[:, head] = 0
         outputs[1:own, head] = values[head, :, 1:own].T
 
 

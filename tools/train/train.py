@@ -12,7 +12,7 @@ Each core runs a whole replica on its share of a batch, and the replicas meet on
 average gradients: threads that meet inside every matrix product stall as soon as something else
 wants a core.
 
-    python3 tools/train/train.py --out build/train            # about an hour on two cores
+    python3 tools/train/train.py --out build/train            # under half an hour on two cores
     python3 tools/train/train.py --out build/train --resume   # goes on from the last checkpoint
 """
 
@@ -54,11 +54,11 @@ class Phase:
 PHASES = (
     Phase("tiny", 300_000, (3, 12), 0.4, frozen=True, batch_tokens=2048),
     Phase("short", 600_000, (5, 40), 0.45, frozen=True, gaps=True, batch_tokens=2560),
-    Phase("middle", 900_000, (12, 110), 0.5, gaps=True, batch_tokens=3072),
-    Phase("long", 3_500_000, (20, 265), 0.5, batch_tokens=4608),
-    Phase("quantised", 1_000_000, (20, 60), 0.2, quantize=True, batch_tokens=3072),
+    Phase("middle", 1_000_000, (12, 110), 0.5, gaps=True, batch_tokens=3072),
+    Phase("long", 9_500_000, (20, 265), 0.4, batch_tokens=4608),
+    Phase("quantised", 3_000_000, (20, 60), 0.15, quantize=True, batch_tokens=3072),
 )
-FROZEN = ("token_embd", "blk.0.", "blk.1.attn_")
+FROZEN = ("token_embd", "blk.0.", "blk.1.attn_", "blk.3.attn_q", "blk.3.attn_k")
 WARM_UP_TOKENS = 60_000
 
 
@@ -144,10 +144,14 @@ def probe(model, tokenizer, phase, seed):
 
 
 def make_optimizers(model):
-    """Muon for the layers' matrices; AdamW for norms and, slowly, for the embeddings."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blk" in name]
+    """Muon for the layers' matrices, AdamW for the rest; slower for what starts as a circuit."""
+    matrices, circuit = [], []
+    for name, p in model.named_parameters():
+        if p.ndim == 2 and name.startswith("blk"):
+            (circuit if name.startswith(FROZEN) else matrices).append(p)
     norms = [p for p in model.parameters() if p.ndim != 2]
     return (torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.01),
+            torch.optim.Muon(circuit, lr=0.004, momentum=0.95, weight_decay=0.01),
             torch.optim.AdamW(norms, lr=0.002, betas=(0.9, 0.98), weight_decay=0.0),
             torch.optim.AdamW([model.token_embd.weight], lr=0.0004, betas=(0.9, 0.98),
                               weight_decay=0.0))
@@ -159,7 +163,8 @@ def rate(phase_index, phase_tokens):
         return 0.3 * max(0.05, 1 - phase_tokens / PHASES[phase_index].tokens)
     tokens = phase_tokens + sum(p.tokens for p in PHASES[:phase_index])
     total = sum(p.tokens for p in PHASES if not p.quantize)
-    return min(1.0, (tokens + 2000) / WARM_UP_TOKENS) * max(0.02, min(1, (1 - tokens / total) / 0.8))
+    warm_up = min(1.0, (tokens + 2000) / WARM_UP_TOKENS)
+    return warm_up * min(1.0, max(0.02, (1 - tokens / total) / 0.8))
 
 
 class Meeting:
