@@ -62,6 +62,8 @@ class Daemon:
         self.ready_file = stack.folder / f"{name}.ready"
         self.log_path = stack.folder / f"{name}.log"
         self.ready_file.unlink(missing_ok=True)
+        if name in stack.daemons:
+            stack.daemons[name].log.close()
         command = [str(PROGRAM), kind, "--config", str(stack.folder / f"{kind}.toml"), "--ready-file", str(self.ready_file)]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
