@@ -1,14 +1,16 @@
+// The thread that serves local clients: handshakes, rings, the control channel, the ends of
+// sessions.
 #include "edge/local_server.h"
-
-#include <atomic>
-#include <map>
-#include <thread>
-#include <utility>
 
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <atomic>
+#include <map>
+#include <thread>
+#include <utility>
 
 #include "common/base/clock.h"
 #include "common/base/mailbox.h"
@@ -27,14 +29,16 @@ namespace {
 using namespace ipc;
 
 constexpr int kRequestsPerSessionMax = 64;
-constexpr int kSubmissionsPerTurn = 32;      // fairness between sessions
+constexpr int kSubmissionsPerTurn = 32;  // fairness between sessions
 constexpr int kControlMessagesPerTurn = 64;
 constexpr size_t kPostedEventsMax = 1 << 16;
 constexpr int64_t kHandshakeNs = 3 * kNsPerSecond;
 
 // What an epoll entry stands for, packed into its 64 bits: session id << 3 | source.
 enum class Source : uint64_t { kListener, kPosted, kControl, kSocket, kDoorbell, kProcess };
-uint64_t tag(Source source, uint64_t session_id = 0) { return session_id << 3 | static_cast<uint64_t>(source); }
+uint64_t tag(Source source, uint64_t session_id = 0) {
+  return session_id << 3 | static_cast<uint64_t>(source);
+}
 
 // An event of the service on its way to the server's thread.
 struct Posted {
@@ -45,16 +49,22 @@ struct Posted {
 
 class LocalServerImpl final : public LocalServer {
  public:
-  // The doorbell is shared with the mailbox, which outlives the server in the hands of running sinks.
-  LocalServerImpl(LocalServerConfig config, InferenceService& service, std::shared_ptr<Doorbell> wake)
-      : config_(std::move(config)), service_(service), wake_(std::move(wake)),
-        posted_(std::make_shared<Mailbox<Posted>>(kPostedEventsMax, [bell = wake_] { bell->ring(); })) {}
+  // The doorbell is shared with the mailbox, which outlives the server in the hands of running
+  // sinks.
+  LocalServerImpl(LocalServerConfig config, InferenceService& service,
+                  std::shared_ptr<Doorbell> wake)
+      : config_(std::move(config)),
+        service_(service),
+        wake_(std::move(wake)),
+        posted_(std::make_shared<Mailbox<Posted>>(kPostedEventsMax,
+                                                  [bell = wake_] { bell->ring(); })) {}
 
   ~LocalServerImpl() override {
     stopping_ = true;
     wake_->ring();
     if (thread_.joinable()) thread_.join();
-    // Ends every session: what runs is cancelled, later events of the service fall into a closed mailbox.
+    // Ends every session: what runs is cancelled, later events of the service fall into a closed
+    // mailbox.
     while (!sessions_.empty()) end_session(sessions_.begin()->first, "the daemon stops");
     posted_->close();
     ::unlink(config_.socket_path.c_str());
@@ -74,7 +84,8 @@ class LocalServerImpl final : public LocalServer {
     watch(listener_.get(), tag(Source::kListener));
     watch(wake_->fd(), tag(Source::kPosted));
     watch(control_->poll_fd(), tag(Source::kControl));
-    boot_epoch_ = static_cast<uint64_t>(unix_seconds()) << 20 | (static_cast<uint64_t>(getpid()) & 0xFFFFF);
+    boot_epoch_ =
+        static_cast<uint64_t>(unix_seconds()) << 20 | (static_cast<uint64_t>(getpid()) & 0xFFFFF);
     thread_ = std::thread([this] { run(); });
     return {};
   }
@@ -97,7 +108,8 @@ class LocalServerImpl final : public LocalServer {
     UPDRAFT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
   }
 
-  // A descriptor whose file the client holds open too stays in the epoll set when it is only closed here.
+  // A descriptor whose file the client holds open too stays in the epoll set when it is only closed
+  // here.
   void unwatch(int fd) {
     if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
   }
@@ -109,7 +121,9 @@ class LocalServerImpl final : public LocalServer {
       const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
       for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
       // ZeroMQ's descriptor tells only of changes: look each time round.
-      while (control_->receive(kControlMessagesPerTurn, [this](ControlListener::Inbound&& in) { handle_control(std::move(in)); }) > 0) {
+      while (control_->receive(kControlMessagesPerTurn, [this](ControlListener::Inbound&& in) {
+        handle_control(std::move(in));
+      }) > 0) {
       }
       drop_late_handshakes();
     }
@@ -119,12 +133,23 @@ class LocalServerImpl final : public LocalServer {
     const auto source = static_cast<Source>(what & 7);
     const uint64_t id = what >> 3;
     switch (source) {
-      case Source::kListener: accept_clients(); return;
-      case Source::kPosted: deliver_posted(); return;
-      case Source::kControl: return;  // handled after every round
-      case Source::kSocket: handle_socket(id, events); return;
-      case Source::kDoorbell: handle_doorbell(id); return;
-      case Source::kProcess: end_session(id, "the client's process ended"); return;
+      case Source::kListener:
+        accept_clients();
+        return;
+      case Source::kPosted:
+        deliver_posted();
+        return;
+      case Source::kControl:
+        return;  // handled after every round
+      case Source::kSocket:
+        handle_socket(id, events);
+        return;
+      case Source::kDoorbell:
+        handle_doorbell(id);
+        return;
+      case Source::kProcess:
+        end_session(id, "the client's process ended");
+        return;
     }
   }
 
@@ -146,7 +171,8 @@ class LocalServerImpl final : public LocalServer {
   void drop_late_handshakes() {
     const int64_t now_ns = monotonic_ns();
     for (auto it = waiting_handshakes_.begin(); it != waiting_handshakes_.end();) {
-      it = now_ns - it->second.since_ns > kHandshakeNs ? waiting_handshakes_.erase(it) : std::next(it);
+      it = now_ns - it->second.since_ns > kHandshakeNs ? waiting_handshakes_.erase(it)
+                                                       : std::next(it);
     }
   }
 
@@ -179,13 +205,15 @@ class LocalServerImpl final : public LocalServer {
     const auto* hello = std::get_if<LocalHello>(&*decoded);
     if (hello == nullptr) return refuse(socket, "the first message must be a hello");
     if (hello->abi_version != kAbiVersion || hello->protocol_version != kLocalProtocolVersion) {
-      return refuse(socket, "the client speaks ABI " + std::to_string(hello->abi_version) + " and protocol " +
-                                std::to_string(hello->protocol_version) + ", this daemon " + std::to_string(kAbiVersion) + " and " +
+      return refuse(socket, "the client speaks ABI " + std::to_string(hello->abi_version) +
+                                " and protocol " + std::to_string(hello->protocol_version) +
+                                ", this daemon " + std::to_string(kAbiVersion) + " and " +
                                 std::to_string(kLocalProtocolVersion));
     }
     Result<PeerCredentials> peer = peer_credentials(socket);
     if (!peer) return refuse(socket, peer.message());
-    if (peer->uid != getuid() && peer->uid != 0) return refuse(socket, "user " + std::to_string(peer->uid) + " may not use this daemon");
+    if (peer->uid != getuid() && peer->uid != 0)
+      return refuse(socket, "user " + std::to_string(peer->uid) + " may not use this daemon");
     if (static_cast<int32_t>(sessions_.size()) >= config_.sessions_max) {
       return refuse(socket, "all " + std::to_string(config_.sessions_max) + " sessions are taken");
     }
@@ -195,22 +223,28 @@ class LocalServerImpl final : public LocalServer {
     session->client_name = hello->client_name;
     session->token = new_request_id();
     if (!message->fds.empty()) {
-      if (auto mapped = map_segment(*session, std::move(message->fds)); !mapped) return refuse(socket, mapped.message());
+      if (auto mapped = map_segment(*session, std::move(message->fds)); !mapped)
+        return refuse(socket, mapped.message());
     }
-    // A client in another pid namespace has no process here; the socket's hang-up still tells of its end.
-    if (Result<UniqueFd> pidfd = peer_pidfd(peer->pid); pidfd) session->pidfd = std::move(pidfd).value();
+    // A client in another pid namespace has no process here; the socket's hang-up still tells of
+    // its end.
+    if (Result<UniqueFd> pidfd = peer_pidfd(peer->pid); pidfd)
+      session->pidfd = std::move(pidfd).value();
     admit(std::move(session), std::move(socket));
   }
 
   Result<void> map_segment(LocalSession& session, std::vector<UniqueFd> fds) {
-    if (fds.size() != 3) return fail("the hello carries " + std::to_string(fds.size()) + " descriptors, 0 or 3 are expected");
+    if (fds.size() != 3)
+      return fail("the hello carries " + std::to_string(fds.size()) +
+                  " descriptors, 0 or 3 are expected");
     const int64_t left = config_.segment_bytes_per_uid_max - mapped_by_uid_[session.peer.uid];
     const int64_t allowed = std::min(config_.segment_bytes_max, left);
     if (allowed <= 0) {
       return fail("user " + std::to_string(session.peer.uid) + " has used up its " +
                   std::to_string(config_.segment_bytes_per_uid_max) + " bytes of segments");
     }
-    Result<std::unique_ptr<Segment>> segment = Segment::adopt(std::move(fds[0]), static_cast<uint64_t>(allowed));
+    Result<std::unique_ptr<Segment>> segment =
+        Segment::adopt(std::move(fds[0]), static_cast<uint64_t>(allowed));
     if (!segment) return segment.error();
     Result<Doorbell> client = Doorbell::adopt(std::move(fds[1]));
     if (!client) return client.error();
@@ -218,8 +252,9 @@ class LocalServerImpl final : public LocalServer {
     if (!daemon) return daemon.error();
     const RingMemory submit = (*segment)->submit_ring();
     const RingMemory complete = (*segment)->complete_ring();
-    session.mapped.emplace(LocalSession::Mapped{std::move(segment).value(), std::move(client).value(),
-                                                std::move(daemon).value(), RingConsumer(submit), RingProducer(complete)});
+    session.mapped.emplace(LocalSession::Mapped{
+        std::move(segment).value(), std::move(client).value(), std::move(daemon).value(),
+        RingConsumer(submit), RingProducer(complete)});
     return {};
   }
 
@@ -230,7 +265,8 @@ class LocalServerImpl final : public LocalServer {
     welcome.session_token = session->token;
     welcome.control_endpoint = control_endpoint_;
     welcome.requests_max = kRequestsPerSessionMax;
-    for (const ModelInfo& model : service_.models()) welcome.models.push_back({model.id, model.context_tokens});
+    for (const ModelInfo& model : service_.models())
+      welcome.models.push_back({model.id, model.context_tokens});
     if (auto sent = send_message(socket, encode_handshake(welcome)); !sent) return;
     session->socket = std::move(socket);
     if (session->pidfd) watch(session->pidfd.get(), tag(Source::kProcess, id));
@@ -240,11 +276,13 @@ class LocalServerImpl final : public LocalServer {
       mapped_bytes_.fetch_add(bytes, std::memory_order_relaxed);
       watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id));
     }
-    log_info("local session began", {{"session", id}, {"pid", session->peer.pid}, {"client", session->client_name}});
+    log_info("local session began",
+             {{"session", id}, {"pid", session->peer.pid}, {"client", session->client_name}});
     by_token_[session->token] = id;
     sessions_.emplace(id, std::move(session));
     session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
-    handle_doorbell(id);  // also puts the ring's consumer to sleep, so that the first submission rings
+    handle_doorbell(
+        id);  // also puts the ring's consumer to sleep, so that the first submission rings
   }
 
   void end_session(uint64_t id, const std::string& why) {
@@ -261,7 +299,8 @@ class LocalServerImpl final : public LocalServer {
     unwatch(session.socket.get());
     unwatch(session.pidfd.get());
     if (session.mapped) unwatch(session.mapped->daemon_bell.fd());
-    log_info("local session ended", {{"session", id}, {"in_flight", session.in_flight.size()}, {"why", why}});
+    log_info("local session ended",
+             {{"session", id}, {"in_flight", session.in_flight.size()}, {"why", why}});
     by_token_.erase(session.token);
     sessions_.erase(it);
     session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
@@ -278,7 +317,8 @@ class LocalServerImpl final : public LocalServer {
     if (it == sessions_.end() || !it->second->mapped) return;
     LocalSession& session = *it->second;
     session.mapped->daemon_bell.clear();
-    if (auto flushed = session.flush_backlog(); !flushed) return break_session(id, flushed.message());
+    if (auto flushed = session.flush_backlog(); !flushed)
+      return break_session(id, flushed.message());
     for (int taken = 0;;) {
       Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
       if (!submission) return break_session(id, submission.message());
@@ -296,13 +336,16 @@ class LocalServerImpl final : public LocalServer {
     Request& request = submission.request;
     LocalSession::InFlight entry;
     entry.service_id = new_request_id();
-    entry.client_id = request.id.empty() ? entry.service_id : request.id;  // empty: the frame could not be read
+    entry.client_id =
+        request.id.empty() ? entry.service_id : request.id;  // empty: the frame could not be read
     request.id = entry.service_id;
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
     if (!submission.refused && session.in_flight.size() >= kRequestsPerSessionMax) {
       submission.refused = error_of(ErrorCode::kRateLimited,
-                                    "this session has " + std::to_string(kRequestsPerSessionMax) + " requests in flight already", 100);
+                                    "this session has " + std::to_string(kRequestsPerSessionMax) +
+                                        " requests in flight already",
+                                    100);
     }
     const std::shared_ptr<std::atomic<bool>> lost = entry.lost;
     session.in_flight.emplace(ticket, std::move(entry));
@@ -311,22 +354,26 @@ class LocalServerImpl final : public LocalServer {
       deliver(session.id, ticket, std::move(*submission.refused));
       return;
     }
-    service_.submit(std::move(request), [posted = posted_, id = session.id, ticket, lost](Event event) {
+    service_.submit(std::move(request), [posted = posted_, id = session.id, ticket,
+                                         lost](Event event) {
       const bool end = is_end(event);
       Posted value{id, ticket, std::move(event)};
-      // One end per admitted request, so ends are bounded. A chunk that finds the mailbox full leaves a gap: the stream
-      // ends with an error then, never with a hole.
+      // One end per admitted request, so ends are bounded. A chunk that finds the mailbox full
+      // leaves a gap: the stream ends with an error then, never with a hole.
       if (end) {
         (void)posted->push_reserved(std::move(value));
       } else if (!posted->push(std::move(value))) {
-        lost->store(true, std::memory_order_relaxed);  // the mailbox's lock orders it before the end that follows
+        lost->store(
+            true,
+            std::memory_order_relaxed);  // the mailbox's lock orders it before the end that follows
       }
     });
   }
 
   void deliver_posted() {
     wake_->clear();
-    for (Posted& posted : posted_->drain()) deliver(posted.session_id, posted.ticket, std::move(posted.event));
+    for (Posted& posted : posted_->drain())
+      deliver(posted.session_id, posted.ticket, std::move(posted.event));
   }
 
   void deliver(uint64_t session_id, LocalTicket ticket, Event event) {
@@ -362,7 +409,8 @@ class LocalServerImpl final : public LocalServer {
 
   static RequestError slow_reader_error() {
     return error_of(ErrorCode::kOverloaded,
-                    "the client does not read its answers (" + std::to_string(LocalSession::kBacklogBytesMax) +
+                    "the client does not read its answers (" +
+                        std::to_string(LocalSession::kBacklogBytesMax) +
                         " bytes may wait in a session), or its ring is too small for them");
   }
 
@@ -372,12 +420,15 @@ class LocalServerImpl final : public LocalServer {
     if (it == by_token_.end()) return;  // a session that ended, or a stranger
     LocalSession& session = *sessions_.at(it->second);
     Result<PoolMessage> message = decode(in.frame);
-    if (!message) return log_warn("local control message refused", {{"session", session.id}, {"why", message.message()}});
+    if (!message)
+      return log_warn("local control message refused",
+                      {{"session", session.id}, {"why", message.message()}});
     if (const auto* cancel = std::get_if<Cancel>(&*message)) {
       for (const auto& [ticket, request] : session.in_flight) {
         if (request.client_id == cancel->id) service_.cancel(request.service_id);
       }
-    } else if (auto* submit = std::get_if<Submit>(&*message); submit != nullptr && !session.mapped) {
+    } else if (auto* submit = std::get_if<Submit>(&*message);
+               submit != nullptr && !session.mapped) {
       session.control_peer = in.peer;
       LocalSession::Submission submission;
       submission.ticket = {0, session.next_unmapped++};
@@ -420,10 +471,12 @@ class LocalServerImpl final : public LocalServer {
 
 }  // namespace
 
-Result<std::unique_ptr<LocalServer>> LocalServer::start(const LocalServerConfig& config, InferenceService& service) {
+Result<std::unique_ptr<LocalServer>> LocalServer::start(const LocalServerConfig& config,
+                                                        InferenceService& service) {
   Result<Doorbell> wake = Doorbell::create();
   if (!wake) return wake.error();
-  auto server = std::make_unique<LocalServerImpl>(config, service, std::make_shared<Doorbell>(std::move(wake).value()));
+  auto server = std::make_unique<LocalServerImpl>(
+      config, service, std::make_shared<Doorbell>(std::move(wake).value()));
   if (auto opened = server->open(); !opened) return opened.error();
   return std::unique_ptr<LocalServer>(std::move(server));
 }

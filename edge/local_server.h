@@ -1,8 +1,8 @@
-// The daemon's side of the local handoff: sessions of local clients, each with its segment, in front of an
-// InferenceService. A client, dead or hostile, can hurt only itself.
+// The daemon's side of the local handoff: sessions of local clients, each with its segment, in
+// front of an InferenceService. A client, dead or hostile, can hurt only itself.
 //
-// Threads: one of its own, which owns listener, sessions, rings and the control channel. Events of the service arrive on
-// other threads and are posted through a mailbox.
+// Threads: one of its own, which owns listener, sessions, rings and the control channel. Events of
+// the service arrive on other threads and are posted through a mailbox.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +26,15 @@ struct LocalServerStats {
   int64_t mapped_bytes = 0;
   int32_t requests_in_flight = 0;
   int64_t sessions_refused = 0;
-  int64_t sessions_broken = 0;   // ended because their memory made no sense
+  int64_t sessions_broken = 0;  // ended because their memory made no sense
 };
 
 class LocalServer {
  public:
   virtual ~LocalServer() = default;  // ends every session
   // Errors: the socket's path is taken or cannot be made.
-  static Result<std::unique_ptr<LocalServer>> start(const LocalServerConfig& config, InferenceService& service);
+  static Result<std::unique_ptr<LocalServer>> start(const LocalServerConfig& config,
+                                                    InferenceService& service);
   virtual LocalServerStats stats() const = 0;  // any thread
 };
 

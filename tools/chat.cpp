@@ -1,12 +1,11 @@
-// updraft chat: a conversation in the terminal, with any OpenAI-compatible endpoint, or with the edge daemon of this
-// machine through shared memory (--local).
-#include <cstdio>
-#include <iostream>
-#include <memory>
-
+// updraft chat: a conversation in the terminal, with any OpenAI-compatible endpoint, or with the
+// edge daemon of this machine through shared memory (--local).
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <memory>
 
 #include "common/base/clock.h"
 #include "edge/client/local_client.h"
@@ -36,8 +35,10 @@ class Partner {
 
 class HttpPartner final : public Partner {
  public:
-  HttpPartner(HttpClient client, ChatOptions options) : client_(std::move(client)), options_(std::move(options)) {}
-  Result<ChatAnswer> answer(const std::vector<ChatTurn>& turns, const std::function<bool(std::string_view)>& on_text) override {
+  HttpPartner(HttpClient client, ChatOptions options)
+      : client_(std::move(client)), options_(std::move(options)) {}
+  Result<ChatAnswer> answer(const std::vector<ChatTurn>& turns,
+                            const std::function<bool(std::string_view)>& on_text) override {
     return ask(client_, options_, turns, on_text);
   }
 
@@ -51,7 +52,8 @@ class LocalPartner final : public Partner {
   LocalPartner(std::unique_ptr<LocalClient> client, ChatOptions options)
       : client_(std::move(client)), options_(std::move(options)) {}
 
-  Result<ChatAnswer> answer(const std::vector<ChatTurn>& turns, const std::function<bool(std::string_view)>& on_text) override {
+  Result<ChatAnswer> answer(const std::vector<ChatTurn>& turns,
+                            const std::function<bool(std::string_view)>& on_text) override {
     Request request;
     request.model = options_.model;
     request.sampling.temperature = options_.temperature;
@@ -109,7 +111,8 @@ Result<std::unique_ptr<Partner>> connect_http(const ChatFlags& flags) {
     options.model = models->front().name;
   }
   std::fprintf(stderr, "model %s at %s\n", options.model.c_str(), flags.url.c_str());
-  return std::unique_ptr<Partner>(std::make_unique<HttpPartner>(std::move(client), std::move(options)));
+  return std::unique_ptr<Partner>(
+      std::make_unique<HttpPartner>(std::move(client), std::move(options)));
 }
 
 Result<std::unique_ptr<Partner>> connect_local(const ChatFlags& flags) {
@@ -120,11 +123,13 @@ Result<std::unique_ptr<Partner>> connect_local(const ChatFlags& flags) {
   if (!client) return client.error();
   ChatOptions options = flags.options;
   if (options.model.empty()) {
-    if ((*client)->welcome().models.empty()) return fail("the edge daemon serves no model at the moment");
+    if ((*client)->welcome().models.empty())
+      return fail("the edge daemon serves no model at the moment");
     options.model = (*client)->welcome().models.front().id;
   }
   std::fprintf(stderr, "model %s through shared memory\n", options.model.c_str());
-  return std::unique_ptr<Partner>(std::make_unique<LocalPartner>(std::move(client).value(), std::move(options)));
+  return std::unique_ptr<Partner>(
+      std::make_unique<LocalPartner>(std::move(client).value(), std::move(options)));
 }
 
 void print_tier(const ChatAnswer& answer) {
@@ -132,9 +137,9 @@ void print_tier(const ChatAnswer& answer) {
     std::printf("nothing has been answered yet\n");
     return;
   }
-  std::printf("%s, node %s (%s); %lld prompt tokens, first token after %.0f ms, %.1f tokens/s\n", answer.tier.c_str(),
-              answer.node.c_str(), answer.decision.c_str(), static_cast<long long>(answer.prompt_tokens), answer.ttft_ms,
-              answer.tokens_per_s());
+  std::printf("%s, node %s (%s); %lld prompt tokens, first token after %.0f ms, %.1f tokens/s\n",
+              answer.tier.c_str(), answer.node.c_str(), answer.decision.c_str(),
+              static_cast<long long>(answer.prompt_tokens), answer.ttft_ms, answer.tokens_per_s());
 }
 
 constexpr const char* kHelp =
@@ -145,7 +150,10 @@ constexpr const char* kHelp =
 
 class Conversation {
  public:
-  Conversation(Partner& partner, std::string system) : partner_(partner), system_(std::move(system)) { reset(); }
+  Conversation(Partner& partner, std::string system)
+      : partner_(partner), system_(std::move(system)) {
+    reset();
+  }
 
   // One line from the user. False: leave.
   bool take(const std::string& line) {
@@ -198,7 +206,8 @@ class Conversation {
 };
 
 int run_chat(const ChatFlags& flags) {
-  Result<std::unique_ptr<Partner>> partner = flags.local ? connect_local(flags) : connect_http(flags);
+  Result<std::unique_ptr<Partner>> partner =
+      flags.local ? connect_local(flags) : connect_http(flags);
   if (!partner) return complain(partner.message());
   Conversation conversation(**partner, flags.system);
   if (!flags.prompt.empty()) return conversation.say(flags.prompt) ? 0 : 1;
@@ -220,16 +229,25 @@ int run_chat(const ChatFlags& flags) {
 
 void add_chat(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<ChatFlags>();
-  CLI::App* command = app.add_subcommand("chat", "talk to an endpoint in the terminal (/tier shows who answered)");
-  CLI::Option* url = command->add_option("--url", flags->url, "OpenAI-compatible endpoint, with its /v1");
-  command->add_flag("--local", flags->local, "talk to this machine's edge daemon through shared memory")->excludes(url);
-  command->add_option("--socket", flags->socket, "the edge daemon's socket (default: where `updraft edge` makes it)");
+  CLI::App* command =
+      app.add_subcommand("chat", "talk to an endpoint in the terminal (/tier shows who answered)");
+  CLI::Option* url =
+      command->add_option("--url", flags->url, "OpenAI-compatible endpoint, with its /v1");
+  command
+      ->add_flag("--local", flags->local,
+                 "talk to this machine's edge daemon through shared memory")
+      ->excludes(url);
+  command->add_option("--socket", flags->socket,
+                      "the edge daemon's socket (default: where `updraft edge` makes it)");
   command->add_option("--api-key", flags->api_key, "API key")->envname("UPDRAFT_API_KEY");
-  command->add_option("-m,--model", flags->options.model, "model name (default: the first one served)");
+  command->add_option("-m,--model", flags->options.model,
+                      "model name (default: the first one served)");
   command->add_option("-s,--system", flags->system, "system message");
   command->add_option("-p,--prompt", flags->prompt, "ask this once and leave");
-  command->add_option("--temp,--temperature", flags->options.temperature, "0 is greedy")->check(CLI::Range(0.0, 2.0));
-  command->add_option("-n,--max-tokens", flags->options.max_tokens, "tokens to generate at most")->check(CLI::Range(1, 1 << 24));
+  command->add_option("--temp,--temperature", flags->options.temperature, "0 is greedy")
+      ->check(CLI::Range(0.0, 2.0));
+  command->add_option("-n,--max-tokens", flags->options.max_tokens, "tokens to generate at most")
+      ->check(CLI::Range(1, 1 << 24));
   command->callback([flags, &exit_status] { exit_status = run_chat(*flags); });
 }
 

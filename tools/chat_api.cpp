@@ -1,3 +1,4 @@
+// Chat requests as JSON, streamed answers back.
 #include "tools/chat_api.h"
 
 #include "common/base/clock.h"
@@ -53,7 +54,8 @@ std::string take_chunk(const json::value& chunk, ChatAnswer& answer, std::string
   const json::value* choices = member(chunk, "choices");
   if (choices == nullptr || !choices->is_array() || choices->get_array().empty()) return {};
   const json::value& choice = choices->get_array().front();
-  if (std::string reason = text_of(choice, "finish_reason"); !reason.empty()) answer.finish_reason = std::move(reason);
+  if (std::string reason = text_of(choice, "finish_reason"); !reason.empty())
+    answer.finish_reason = std::move(reason);
   const json::value* delta = member(choice, "delta");
   return delta == nullptr ? std::string() : text_of(*delta, "content");
 }
@@ -62,7 +64,9 @@ std::string take_chunk(const json::value& chunk, ChatAnswer& answer, std::string
 
 double ChatAnswer::tokens_per_s() const {
   const double decode_ms = total_ms - ttft_ms;
-  return completion_tokens > 1 && decode_ms > 0 ? static_cast<double>(completion_tokens - 1) * 1000.0 / decode_ms : 0.0;
+  return completion_tokens > 1 && decode_ms > 0
+             ? static_cast<double>(completion_tokens - 1) * 1000.0 / decode_ms
+             : 0.0;
 }
 
 std::string chat_body(const ChatOptions& options, const std::vector<ChatTurn>& turns, bool stream) {
@@ -73,12 +77,14 @@ std::string chat_body(const ChatOptions& options, const std::vector<ChatTurn>& t
   body += ",\"messages\":[";
   for (size_t i = 0; i < turns.size(); ++i) {
     if (i > 0) body += ',';
-    body += "{\"role\":" + json_string(turns[i].role) + ",\"content\":" + json_string(turns[i].text) + "}";
+    body += "{\"role\":" + json_string(turns[i].role) +
+            ",\"content\":" + json_string(turns[i].text) + "}";
   }
   return body + "]}";
 }
 
-Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options, const std::vector<ChatTurn>& turns,
+Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options,
+                       const std::vector<ChatTurn>& turns,
                        const std::function<bool(std::string_view)>& on_text) {
   ChatAnswer answer;
   std::string error;
@@ -104,7 +110,8 @@ Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options, con
     left = !on_text(piece);
     return !left;
   };
-  const Result<HttpResponse> response = client.post_events("/chat/completions", chat_body(options, turns, true), on_data);
+  const Result<HttpResponse> response =
+      client.post_events("/chat/completions", chat_body(options, turns, true), on_data);
   if (!error.empty()) return fail(error);
   if (left) return answer;
   if (!response) return response.error();

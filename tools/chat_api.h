@@ -23,7 +23,7 @@ struct ChatAnswer {
   std::string finish_reason;
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
-  double ttft_ms = 0;    // as this client saw it
+  double ttft_ms = 0;  // as this client saw it
   double total_ms = 0;
   double tokens_per_s() const;  // of the tokens after the first
 };
@@ -37,8 +37,10 @@ struct ChatOptions {
 // The JSON body of a chat request.
 std::string chat_body(const ChatOptions& options, const std::vector<ChatTurn>& turns, bool stream);
 
-// Asks and streams; on_text gets each piece and returns false to leave. Errors carry the server's own message.
-Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options, const std::vector<ChatTurn>& turns,
+// Asks and streams; on_text gets each piece and returns false to leave. Errors carry the server's
+// own message.
+Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options,
+                       const std::vector<ChatTurn>& turns,
                        const std::function<bool(std::string_view)>& on_text);
 
 struct ServedModel {

@@ -1,7 +1,6 @@
 // updraft cloud: a node of the central pool.
-#include <memory>
-
 #include <CLI/CLI.hpp>
+#include <memory>
 
 #include "cloud/node/cloud_node.h"
 #include "tools/command.h"
@@ -35,7 +34,8 @@ int run_cloud(const DaemonFlags& flags) {
 
 void add_cloud(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<DaemonFlags>();
-  CLI::App* command = app.add_subcommand("cloud", "run a cloud node: a model that serves what rises from the edges");
+  CLI::App* command = app.add_subcommand(
+      "cloud", "run a cloud node: a model that serves what rises from the edges");
   add_daemon_flags(*command, *flags, "configs/cloud.toml");
   command->callback([flags, &exit_status] { exit_status = run_cloud(*flags); });
 }

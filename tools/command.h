@@ -1,5 +1,6 @@
-// The subcommands of the one program. Each add_* declares its flags on the application and, when chosen, runs at parse
-// time and leaves its exit status: 0 done, 1 it failed (one line on standard error said why), 2 wrong usage.
+// The subcommands of the one program. Each add_* declares its flags on the application and, when
+// chosen, runs at parse time and leaves its exit status: 0 done, 1 it failed (one line on standard
+// error said why), 2 wrong usage.
 #pragma once
 
 #include <string>

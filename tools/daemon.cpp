@@ -1,15 +1,15 @@
+// Signals, the ready file and the progress bar of the daemon commands.
 #include "tools/daemon.h"
-
-#include <csignal>
-#include <cstdio>
-#include <ctime>
-#include <fstream>
-#include <memory>
 
 #include <pthread.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <fstream>
+#include <memory>
 
 #include "common/base/clock.h"
 #include "common/config/toml_file.h"
@@ -42,9 +42,12 @@ void add_daemon_flags(CLI::App& command, DaemonFlags& flags, const std::string& 
   flags.config_path = default_config;
   command.add_option("-c,--config", flags.config_path, "configuration file (TOML)");
   command.add_option("--set", flags.settings,
-                     "override one setting, section.key=value; repeatable (wins over UPDRAFT_SECTION_KEY and the file)");
-  command.add_flag("--check-config", flags.check_config, "read and check the configuration, then exit");
-  command.add_option("--ready-file", flags.ready_file, "write addresses to this file once requests are served");
+                     "override one setting, section.key=value; repeatable (wins over "
+                     "UPDRAFT_SECTION_KEY and the file)");
+  command.add_flag("--check-config", flags.check_config,
+                   "read and check the configuration, then exit");
+  command.add_option("--ready-file", flags.ready_file,
+                     "write addresses to this file once requests are served");
 }
 
 int run_daemon(const DaemonFlags& flags, const DaemonLife& life) {
@@ -62,7 +65,8 @@ int run_daemon(const DaemonFlags& flags, const DaemonLife& life) {
   const auto facts = life.start();
   if (!facts) return complain(facts.message());
   if (!flags.ready_file.empty()) {
-    if (const auto written = write_ready_file(flags.ready_file, *facts); !written) return complain(written.message());
+    if (const auto written = write_ready_file(flags.ready_file, *facts); !written)
+      return complain(written.message());
   }
   const int signal = wait_for_stop_signal();
   log_info("stopping", {{"signal", signal}});
@@ -117,11 +121,14 @@ Progress terminal_progress() {
     if (!finished && now_ns - *last_ns < 50 * kNsPerMs) return;
     *last_ns = now_ns;
     const int width = 30;
-    const int filled = total == 0 ? width : static_cast<int>(static_cast<double>(done) * width / static_cast<double>(total));
+    const int filled =
+        total == 0
+            ? width
+            : static_cast<int>(static_cast<double>(done) * width / static_cast<double>(total));
     std::string bar(static_cast<size_t>(filled), '=');
     bar.resize(width, ' ');
-    std::fprintf(stderr, "\r%.*s [%s] %3d %%%s", static_cast<int>(stage.size()), stage.data(), bar.c_str(),
-                 filled * 100 / width, finished ? "\n" : "");
+    std::fprintf(stderr, "\r%.*s [%s] %3d %%%s", static_cast<int>(stage.size()), stage.data(),
+                 bar.c_str(), filled * 100 / width, finished ? "\n" : "");
     std::fflush(stderr);
   };
 }

@@ -1,7 +1,6 @@
 // updraft edge: the gateway's daemon.
-#include <memory>
-
 #include <CLI/CLI.hpp>
+#include <memory>
 
 #include "edge/edge_daemon.h"
 #include "tools/command.h"
@@ -35,7 +34,9 @@ int run_edge(const DaemonFlags& flags) {
 
 void add_edge(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<DaemonFlags>();
-  CLI::App* command = app.add_subcommand("edge", "run the edge daemon: a small model on this gateway, local clients, a link to the pool");
+  CLI::App* command = app.add_subcommand(
+      "edge",
+      "run the edge daemon: a small model on this gateway, local clients, a link to the pool");
   add_daemon_flags(*command, *flags, "configs/edge.toml");
   command->callback([flags, &exit_status] { exit_status = run_edge(*flags); });
 }

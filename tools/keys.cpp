@@ -1,13 +1,12 @@
 // updraft keys: CURVE key pairs of routers and nodes, and API keys for clients.
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <memory>
-
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
 
 #include "common/base/bytes.h"
 #include "common/net/pool_socket.h"
@@ -22,8 +21,8 @@ int make_key_pair(const std::string& path, bool force) {
   if (!force && fs::exists(path)) return complain(path + " exists already; --force replaces it");
   const CurveKeys keys = new_curve_keys();
   if (const auto saved = save_curve_keys(keys, path); !saved) return complain(saved.message());
-  std::printf("wrote %s (secret, keep it on its machine) and %s.pub\npublic key %s\n", path.c_str(), path.c_str(),
-              keys.public_key.c_str());
+  std::printf("wrote %s (secret, keep it on its machine) and %s.pub\npublic key %s\n", path.c_str(),
+              path.c_str(), keys.public_key.c_str());
   return 0;
 }
 
@@ -44,7 +43,8 @@ int allow(const std::string& public_file, const std::string& folder, std::string
 int list(const std::string& folder) {
   const Result<std::vector<AllowedKey>> keys = load_allowed_keys(folder);
   if (!keys) return complain(keys.message());
-  for (const AllowedKey& key : *keys) std::printf("%-24s %s\n", key.name.c_str(), key.public_key.c_str());
+  for (const AllowedKey& key : *keys)
+    std::printf("%-24s %s\n", key.name.c_str(), key.public_key.c_str());
   std::printf("%zu node%s may join\n", keys->size(), keys->size() == 1 ? "" : "s");
   return 0;
 }
@@ -52,7 +52,8 @@ int list(const std::string& folder) {
 // A 256-bit key; only its SHA-256 digest is stored.
 int make_api_key(const std::string& file, const std::string& name) {
   unsigned char secret[32];
-  if (RAND_bytes(secret, sizeof secret) != 1) return complain("the system's random generator failed");
+  if (RAND_bytes(secret, sizeof secret) != 1)
+    return complain("the system's random generator failed");
   const std::string key = "updraft-" + to_hex(std::as_bytes(std::span(secret)));
   unsigned char digest[32];
   unsigned int digest_bytes = 0;
@@ -63,13 +64,14 @@ int make_api_key(const std::string& file, const std::string& name) {
   out << "sha256:" << to_hex(std::as_bytes(std::span(digest))) << ' ' << name << '\n';
   if (!out.flush()) return complain(file + ": cannot be written");
   fs::permissions(file, fs::perms::owner_read | fs::perms::owner_write);
-  std::printf("API key for %s (shown once, only its digest is in %s):\n%s\n", name.c_str(), file.c_str(), key.c_str());
+  std::printf("API key for %s (shown once, only its digest is in %s):\n%s\n", name.c_str(),
+              file.c_str(), key.c_str());
   return 0;
 }
 
 struct KeysFlags {
   std::string path, folder;
-  std::string node_name;               // empty: the file's
+  std::string node_name;  // empty: the file's
   std::string client_name = "client";
   bool force = false;
 };
@@ -78,28 +80,36 @@ struct KeysFlags {
 
 void add_keys(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<KeysFlags>();
-  CLI::App* keys = app.add_subcommand("keys", "make and list keys: nodes and routers (CURVE), clients (API keys)");
+  CLI::App* keys = app.add_subcommand(
+      "keys", "make and list keys: nodes and routers (CURVE), clients (API keys)");
   keys->require_subcommand(1);
 
-  CLI::App* make = keys->add_subcommand("new", "make a key pair for a router or a node: FILE and FILE.pub");
+  CLI::App* make =
+      keys->add_subcommand("new", "make a key pair for a router or a node: FILE and FILE.pub");
   make->add_option("file", flags->path, "where to write the secret key")->required();
   make->add_flag("--force", flags->force, "replace an existing pair");
   make->callback([flags, &exit_status] { exit_status = make_key_pair(flags->path, flags->force); });
 
-  CLI::App* permit = keys->add_subcommand("allow", "let a node join: copy its .pub file into the router's folder");
+  CLI::App* permit =
+      keys->add_subcommand("allow", "let a node join: copy its .pub file into the router's folder");
   permit->add_option("public_file", flags->path, "the node's .pub file")->required();
-  permit->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")->required();
+  permit->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")
+      ->required();
   permit->add_option("--name", flags->node_name, "the node's name (default: the file's)");
-  permit->callback([flags, &exit_status] { exit_status = allow(flags->path, flags->folder, flags->node_name); });
+  permit->callback(
+      [flags, &exit_status] { exit_status = allow(flags->path, flags->folder, flags->node_name); });
 
   CLI::App* show = keys->add_subcommand("list", "list the nodes that may join");
-  show->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")->required();
+  show->add_option("folder", flags->folder, "the folder named by [pool] nodes in router.toml")
+      ->required();
   show->callback([flags, &exit_status] { exit_status = list(flags->folder); });
 
-  CLI::App* api = keys->add_subcommand("api", "make an API key for a client and append its digest to FILE");
+  CLI::App* api =
+      keys->add_subcommand("api", "make an API key for a client and append its digest to FILE");
   api->add_option("file", flags->path, "the file named by [http] api_keys_file")->required();
   api->add_option("--name", flags->client_name, "whose key it is");
-  api->callback([flags, &exit_status] { exit_status = make_api_key(flags->path, flags->client_name); });
+  api->callback(
+      [flags, &exit_status] { exit_status = make_api_key(flags->path, flags->client_name); });
 }
 
 }  // namespace updraft

@@ -1,8 +1,7 @@
 // updraft: one program, one file per subcommand.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
-
-#include <CLI/CLI.hpp>
 
 #include "tools/command.h"
 
@@ -17,10 +16,12 @@ int complain(const std::string& message) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Updraft: language-model inference from the edge gateway to the GPU pool, behind one OpenAI-compatible endpoint.\n"
+      "Updraft: language-model inference from the edge gateway to the GPU pool, behind one "
+      "OpenAI-compatible endpoint.\n"
       "\n"
       "Start here:\n"
-      "  updraft up                                   router + edge + cloud on this machine, with the demo model\n"
+      "  updraft up                                   router + edge + cloud on this machine, with "
+      "the demo model\n"
       "  updraft chat                                 talk to it in the terminal\n"
       "  updraft run -m model.gguf -p \"Hello\"         run one model file, no daemon");
   app.set_version_flag("--version", "updraft " UPDRAFT_VERSION);

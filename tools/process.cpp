@@ -1,16 +1,17 @@
+// Starting, watching and ending the daemons of `updraft up`.
 #include "tools/process.h"
-
-#include <cerrno>
-#include <csignal>
-#include <cstring>
-#include <fstream>
-#include <thread>
 
 #include <fcntl.h>
 #include <limits.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <thread>
 
 #include "common/base/clock.h"
 
@@ -21,7 +22,8 @@ std::string program_path() {
   return readlink("/proc/self/exe", path, sizeof path - 1) > 0 ? path : "updraft";
 }
 
-Result<ChildProcess> ChildProcess::start(const std::string& name, const std::vector<std::string>& arguments,
+Result<ChildProcess> ChildProcess::start(const std::string& name,
+                                         const std::vector<std::string>& arguments,
                                          const std::string& log_path) {
   const int log = ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (log < 0) return fail(log_path + ": " + std::strerror(errno));

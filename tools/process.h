@@ -1,10 +1,10 @@
 // Child processes of this program: the daemons that `updraft up` runs. Owned by the main thread.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
-
-#include <sys/types.h>
 
 #include "common/base/result.h"
 
@@ -15,9 +15,10 @@ std::string program_path();
 
 class ChildProcess {
  public:
-  // Runs the program with these arguments; its output goes to log_path (truncated). The child gets SIGTERM when this process
-  // dies, however it dies.
-  static Result<ChildProcess> start(const std::string& name, const std::vector<std::string>& arguments,
+  // Runs the program with these arguments; its output goes to log_path (truncated). The child gets
+  // SIGTERM when this process dies, however it dies.
+  static Result<ChildProcess> start(const std::string& name,
+                                    const std::vector<std::string>& arguments,
                                     const std::string& log_path);
   ChildProcess(ChildProcess&& other) noexcept;
   ChildProcess& operator=(ChildProcess&& other) noexcept;
@@ -25,12 +26,12 @@ class ChildProcess {
 
   const std::string& name() const { return name_; }
   const std::string& log_path() const { return log_path_; }
-  bool running();                 // reaps it when it has ended
+  bool running();  // reaps it when it has ended
   // "exit status 1" or "signal 11", once it has ended.
   std::string how_it_ended() const;
   std::string last_log_line() const;
-  void terminate();               // SIGTERM
-  void stop(int grace_ms);        // SIGTERM, wait, then SIGKILL
+  void terminate();         // SIGTERM
+  void stop(int grace_ms);  // SIGTERM, wait, then SIGKILL
 
  private:
   ChildProcess() = default;

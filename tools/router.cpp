@@ -1,9 +1,9 @@
 // updraft router: the one endpoint.
-#include <memory>
+#include "cloud/router/router.h"
 
 #include <CLI/CLI.hpp>
+#include <memory>
 
-#include "cloud/router/router.h"
 #include "tools/command.h"
 #include "tools/daemon.h"
 
@@ -37,7 +37,8 @@ int run_router(const DaemonFlags& flags) {
 
 void add_router(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<DaemonFlags>();
-  CLI::App* command = app.add_subcommand("router", "run the router: one OpenAI-compatible endpoint in front of every node");
+  CLI::App* command = app.add_subcommand(
+      "router", "run the router: one OpenAI-compatible endpoint in front of every node");
   add_daemon_flags(*command, *flags, "configs/router.toml");
   command->callback([flags, &exit_status] { exit_status = run_router(*flags); });
 }

@@ -1,4 +1,7 @@
 // updraft run: one model file, one prompt, one process, no daemon.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
 #include <atomic>
 #include <condition_variable>
 #include <csignal>
@@ -8,10 +11,6 @@
 #include <memory>
 #include <mutex>
 #include <sstream>
-
-#include <unistd.h>
-
-#include <CLI/CLI.hpp>
 
 #include "common/base/clock.h"
 #include "common/serve/local_model.h"
@@ -34,7 +33,8 @@ struct RunFlags {
   bool no_thinking = false;
 };
 
-// Prints what comes and lets the main thread wait for the end. The sink runs on the model's threads.
+// Prints what comes and lets the main thread wait for the end. The sink runs on the model's
+// threads.
 class Printer {
  public:
   explicit Printer(bool print_ids) : print_ids_(print_ids) {}
@@ -79,7 +79,8 @@ Result<std::string> read_prompt(const RunFlags& flags) {
     if (!in) return fail(flags.prompt_file + ": cannot be read");
     return std::string(std::istreambuf_iterator<char>(in), {});
   }
-  if (isatty(STDIN_FILENO) != 0) return fail("no prompt: give -p TEXT, -f FILE, --prompt-ids or text on standard input");
+  if (isatty(STDIN_FILENO) != 0)
+    return fail("no prompt: give -p TEXT, -f FILE, --prompt-ids or text on standard input");
   std::string text;
   char buffer[4096];
   size_t got = 0;
@@ -87,7 +88,8 @@ Result<std::string> read_prompt(const RunFlags& flags) {
   return text;
 }
 
-Request make_request(const RunFlags& flags, const std::string& served_name, const std::string& prompt, bool chat) {
+Request make_request(const RunFlags& flags, const std::string& served_name,
+                     const std::string& prompt, bool chat) {
   Request request;
   request.id = new_request_id();
   request.model = served_name;
@@ -118,10 +120,11 @@ void print_timings(const Finished& finished) {
   const Timings& t = finished.timings;
   const double prefill_s = static_cast<double>(t.first_token_ns - t.queued_ns) / kNsPerSecond;
   const double decode_s = static_cast<double>(t.total_ns - t.first_token_ns) / kNsPerSecond;
-  std::fprintf(stderr, "\n%d prompt tokens in %.3f s (%.1f tokens/s), %d tokens in %.3f s (%.1f tokens/s)\n",
-               usage.prompt_tokens, prefill_s, prefill_s > 0 ? usage.prompt_tokens / prefill_s : 0.0,
-               usage.completion_tokens, decode_s,
-               decode_s > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / decode_s : 0.0);
+  std::fprintf(
+      stderr, "\n%d prompt tokens in %.3f s (%.1f tokens/s), %d tokens in %.3f s (%.1f tokens/s)\n",
+      usage.prompt_tokens, prefill_s, prefill_s > 0 ? usage.prompt_tokens / prefill_s : 0.0,
+      usage.completion_tokens, decode_s,
+      decode_s > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / decode_s : 0.0);
 }
 
 int run_model(RunFlags flags) {
@@ -150,7 +153,8 @@ int run_model(RunFlags flags) {
     }
   }
   std::printf("\n");
-  if (const auto* error = std::get_if<RequestError>(&printer->end())) return complain(error->message);
+  if (const auto* error = std::get_if<RequestError>(&printer->end()))
+    return complain(error->message);
   if (!flags.quiet) print_timings(std::get<Finished>(printer->end()));
   return 0;
 }
@@ -159,31 +163,51 @@ int run_model(RunFlags flags) {
 
 void add_run(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* command = app.add_subcommand("run", "run one model file in this process, without any daemon");
-  command->add_option("-m,--model", flags->model.model_path, "model: .gguf, .safetensors or a folder with config.json")->required();
+  CLI::App* command =
+      app.add_subcommand("run", "run one model file in this process, without any daemon");
+  command
+      ->add_option("-m,--model", flags->model.model_path,
+                   "model: .gguf, .safetensors or a folder with config.json")
+      ->required();
   command->add_option("-p,--prompt", flags->prompt, "what to say; default: standard input");
   command->add_option("-f,--file", flags->prompt_file, "read the prompt from a file");
-  command->add_option("--prompt-ids", flags->prompt_ids, "prompt as token ids, comma separated")->delimiter(',');
+  command->add_option("--prompt-ids", flags->prompt_ids, "prompt as token ids, comma separated")
+      ->delimiter(',');
   command->add_option("--system", flags->system, "system message");
-  command->add_option("-n,--max-tokens", flags->max_tokens, "tokens to generate at most (default: what the context leaves)")
+  command
+      ->add_option("-n,--max-tokens", flags->max_tokens,
+                   "tokens to generate at most (default: what the context leaves)")
       ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--temp,--temperature", flags->sampling.temperature, "0 is greedy")->default_val(0.8F)->check(CLI::Range(0.0, 2.0));
-  command->add_option("--top-p", flags->sampling.top_p, "nucleus sampling")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--temp,--temperature", flags->sampling.temperature, "0 is greedy")
+      ->default_val(0.8F)
+      ->check(CLI::Range(0.0, 2.0));
+  command->add_option("--top-p", flags->sampling.top_p, "nucleus sampling")
+      ->check(CLI::Range(0.0, 1.0));
   command->add_option("--top-k", flags->sampling.top_k, "0 is off")->check(CLI::Range(0, 1 << 20));
   command->add_option("--min-p", flags->sampling.min_p, "0 is off")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--repeat-penalty", flags->sampling.repetition_penalty, "1 is off")->check(CLI::Range(0.1, 10.0));
+  command->add_option("--repeat-penalty", flags->sampling.repetition_penalty, "1 is off")
+      ->check(CLI::Range(0.1, 10.0));
   command->add_option("--seed", flags->seed, "same seed, same answer");
-  command->add_option("--stop", flags->sampling.stop, "end the answer before this text; repeatable");
+  command->add_option("--stop", flags->sampling.stop,
+                      "end the answer before this text; repeatable");
   command->add_flag("--ignore-eos", flags->sampling.ignore_eos, "go on past the end token");
   command->add_flag("--raw", flags->raw, "continue the text as it is, without the chat template");
   command->add_flag("--no-thinking", flags->no_thinking, "ask a thinking model to answer at once");
-  command->add_option("--chat-template", flags->model.chat_template, "family, when the file's template is not known");
-  command->add_option("-c,--context", flags->model.context_tokens, "context in tokens (default: the model's)")->check(CLI::Range(0, 1 << 24));
-  command->add_option("-t,--threads", flags->model.threads, "threads (default: one per core)")->check(CLI::Range(0, 1024));
-  command->add_option("--cores", flags->model.cores, "pin threads to these cores, comma separated")->delimiter(',');
+  command->add_option("--chat-template", flags->model.chat_template,
+                      "family, when the file's template is not known");
+  command
+      ->add_option("-c,--context", flags->model.context_tokens,
+                   "context in tokens (default: the model's)")
+      ->check(CLI::Range(0, 1 << 24));
+  command->add_option("-t,--threads", flags->model.threads, "threads (default: one per core)")
+      ->check(CLI::Range(0, 1024));
+  command->add_option("--cores", flags->model.cores, "pin threads to these cores, comma separated")
+      ->delimiter(',');
   command->add_option("--kv-type", flags->model.kv_type, "f32, f16 or bf16");
-  command->add_option("--isa", flags->model.isa, "generic, avx2 or avx512 (default: the best here)");
-  command->add_flag("--exact", flags->model.exact, "f32 arithmetic for every format (slow, for comparisons)");
+  command->add_option("--isa", flags->model.isa,
+                      "generic, avx2 or avx512 (default: the best here)");
+  command->add_flag("--exact", flags->model.exact,
+                    "f32 arithmetic for every format (slow, for comparisons)");
   command->add_flag("--print-ids", flags->print_ids, "print token ids instead of text");
   command->add_flag("-q,--quiet", flags->quiet, "only the answer");
   command->callback([flags, &exit_status] { exit_status = run_model(*flags); });

@@ -1,11 +1,12 @@
+// UTF-8 and hex, byte by byte; see the header for the contracts.
 #include "common/base/bytes.h"
 
 namespace updraft {
 namespace {
 
 struct Utf8Step {
-  size_t bytes;   // length of the well-formed character, 0 when malformed
-  bool cut_off;   // the text ends inside a character that more bytes could complete
+  size_t bytes;  // length of the well-formed character, 0 when malformed
+  bool cut_off;  // the text ends inside a character that more bytes could complete
 };
 
 // One character at `at`, by the table of well-formed byte sequences in Unicode 15, section 3.9.

@@ -1,5 +1,5 @@
-// Bytes from outside: unaligned little-endian loads, checked arithmetic, UTF-8 and hex. Everything that parses a file, a
-// message or a segment uses these instead of casts of its own.
+// Bytes from outside: unaligned little-endian loads, checked arithmetic, UTF-8 and hex. Everything
+// that parses a file, a message or a segment uses these instead of casts of its own.
 #pragma once
 
 #include <bit>
@@ -21,8 +21,7 @@ using ByteView = std::span<const std::byte>;
 
 // Reads a T at `at`, whatever its alignment. The caller has checked that sizeof(T) bytes are there.
 template <typename T>
-  requires std::is_trivially_copyable_v<T>
-T load_le(const void* at) {
+requires std::is_trivially_copyable_v<T> T load_le(const void* at) {
   T value;
   std::memcpy(&value, at, sizeof value);
   return value;
@@ -47,13 +46,13 @@ inline ByteView as_bytes_view(std::string_view text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
 }
 
-// Index of the first byte that is not part of well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates, at most
-// U+10FFFF), or text.size() when all of it is.
+// Index of the first byte that is not part of well-formed UTF-8 (RFC 3629: no overlong forms, no
+// surrogates, at most U+10FFFF), or text.size() when all of it is.
 size_t utf8_valid_prefix_bytes(std::string_view text);
 inline bool is_utf8(std::string_view text) { return utf8_valid_prefix_bytes(text) == text.size(); }
 
-// Length of the longest prefix that does not end inside a multi-byte character which more bytes could still complete.
-// A streaming decoder emits that much and holds the rest back.
+// Length of the longest prefix that does not end inside a multi-byte character which more bytes
+// could still complete. A streaming decoder emits that much and holds the rest back.
 size_t utf8_complete_prefix_bytes(std::string_view text);
 
 // Replaces each malformed sequence by U+FFFD.
@@ -65,8 +64,8 @@ void append_utf8(std::string& out, char32_t code_point);
 // Lower-case hex of bytes.
 std::string to_hex(ByteView bytes);
 
-// Text made safe for a log line or an error message: control characters and invalid UTF-8 escaped as \xNN, cut after
-// `bytes_max` with "...".
+// Text made safe for a log line or an error message: control characters and invalid UTF-8 escaped
+// as \xNN, cut after `bytes_max` with "...".
 std::string printable(std::string_view text, size_t bytes_max = 80);
 
 }  // namespace updraft

@@ -1,5 +1,6 @@
-// Always-on checks for bugs in this program. A failed check aborts with file, line and the values given: a state that
-// cannot be is never served. Outside input is not checked here, it gets a Result (result.h).
+// Always-on checks for bugs in this program. A failed check aborts with file, line and the values
+// given: a state that cannot be is never served. Outside input is not checked here, it gets a
+// Result (result.h).
 #pragma once
 
 #include <cstdio>
@@ -18,9 +19,9 @@ namespace updraft {
 }  // namespace updraft
 
 // UPDRAFT_CHECK(condition) or UPDRAFT_CHECK(condition, "why it must hold").
-#define UPDRAFT_CHECK(condition, ...)                                                     \
-  do {                                                                                    \
-    if (!(condition)) [[unlikely]] {                                                      \
-      ::updraft::check_failed(__FILE__, __LINE__, #condition, "" __VA_ARGS__);            \
-    }                                                                                     \
+#define UPDRAFT_CHECK(condition, ...)                                          \
+  do {                                                                         \
+    if (!(condition)) [[unlikely]] {                                           \
+      ::updraft::check_failed(__FILE__, __LINE__, #condition, "" __VA_ARGS__); \
+    }                                                                          \
   } while (false)

@@ -1,3 +1,4 @@
+// The two clocks of the operating system that the program reads.
 #include "common/base/clock.h"
 
 #include <ctime>

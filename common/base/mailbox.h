@@ -1,7 +1,8 @@
-// Mailbox<T>: how one thread hands values to another. Bounded; any number of senders, one receiving thread.
-// A full mailbox refuses (push returns false and the value stays with the caller): the sender answers "busy", nothing is
-// lost silently. The receiver either blocks (wait_pop) or is woken through a callback set once before the first push
-// (for example to signal an eventfd that a poller waits on).
+// Mailbox<T>: how one thread hands values to another. Bounded; any number of senders, one receiving
+// thread. A full mailbox refuses (push returns false and the value stays with the caller): the
+// sender answers "busy", nothing is lost silently. The receiver either blocks (wait_pop) or is
+// woken through a callback set once before the first push (for example to signal an eventfd that a
+// poller waits on).
 #pragma once
 
 #include <chrono>
@@ -21,7 +22,8 @@ namespace updraft {
 template <typename T>
 class Mailbox {
  public:
-  // capacity: values held at most, > 0. on_push: called by the sender after each successful push, outside the lock.
+  // capacity: values held at most, > 0. on_push: called by the sender after each successful push,
+  // outside the lock.
   explicit Mailbox(size_t capacity, std::function<void()> on_push = {})
       : capacity_(capacity), on_push_(std::move(on_push)) {
     UPDRAFT_CHECK(capacity > 0);
@@ -45,8 +47,8 @@ class Mailbox {
     return push(std::move(copy));
   }
 
-  // Takes the value even when full (not when closed: then false). Only for values whose number the sender bounds by other
-  // means, such as the one end event of each admitted request.
+  // Takes the value even when full (not when closed: then false). Only for values whose number the
+  // sender bounds by other means, such as the one end event of each admitted request.
   bool push_reserved(T&& value) {
     {
       const std::lock_guard lock(mutex_);

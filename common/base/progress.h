@@ -1,4 +1,5 @@
-// Progress of a long job (loading, quantising): the library calls it, the program decides how to show it.
+// Progress of a long job (loading, quantising): the library calls it, the program decides how to
+// show it.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +8,8 @@
 
 namespace updraft {
 
-// stage: what is being done, e.g. "loading weights"; done/total in the stage's own unit (bytes, tensors); total > 0.
-// Called from the thread that does the job, at most about 20 times a second.
+// stage: what is being done, e.g. "loading weights"; done/total in the stage's own unit (bytes,
+// tensors); total > 0. Called from the thread that does the job, at most about 20 times a second.
 using Progress = std::function<void(std::string_view stage, uint64_t done, uint64_t total)>;
 
 }  // namespace updraft

@@ -1,6 +1,7 @@
-// Result<T>: the answer of an operation on which the world may fail (files, sockets, shared memory, devices).
-// Holds either a value or an Error whose message says what failed, where, and with which value. A caller's mistake has a
-// typed answer of its own (message/request_error.h), a bug in this program aborts (check.h).
+// Result<T>: the answer of an operation on which the world may fail (files, sockets, shared memory,
+// devices). Holds either a value or an Error whose message says what failed, where, and with which
+// value. A caller's mistake has a typed answer of its own (message/request_error.h), a bug in this
+// program aborts (check.h).
 #pragma once
 
 #include <optional>
@@ -21,8 +22,8 @@ struct Error {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                 // NOLINT: implicit on purpose
-  Result(Error error) : error_(std::move(error.message)) {}     // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}              // NOLINT: implicit on purpose
+  Result(Error error) : error_(std::move(error.message)) {}  // NOLINT: implicit on purpose
 
   explicit operator bool() const { return value_.has_value(); }
   bool ok() const { return value_.has_value(); }

@@ -1,6 +1,8 @@
 // TOML files through toml++ 3.3; see the header for the contract.
 #include "common/config/toml_file.h"
 
+#include <toml++/toml.h>
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -13,20 +15,25 @@
 #include <set>
 #include <sstream>
 
-#include <toml++/toml.h>
-
 namespace updraft {
 namespace {
 
 const char* type_name(const toml::node& node) {
   switch (node.type()) {
-    case toml::node_type::string: return "a text";
-    case toml::node_type::integer: return "an integer";
-    case toml::node_type::floating_point: return "a fraction";
-    case toml::node_type::boolean: return "a boolean";
-    case toml::node_type::array: return "a list";
-    case toml::node_type::table: return "a section";
-    default: return "a date or time";
+    case toml::node_type::string:
+      return "a text";
+    case toml::node_type::integer:
+      return "an integer";
+    case toml::node_type::floating_point:
+      return "a fraction";
+    case toml::node_type::boolean:
+      return "a boolean";
+    case toml::node_type::array:
+      return "a list";
+    case toml::node_type::table:
+      return "a section";
+    default:
+      return "a date or time";
   }
 }
 
@@ -66,11 +73,13 @@ std::string display_key(const std::string& key) {
 
 std::string environment_name(const std::string& key) {
   std::string name = "UPDRAFT_" + key;
-  for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  for (char& c : name)
+    c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return name;
 }
 
-// A value from outside the file, and what to call it in messages: "--set model.slots" or "UPDRAFT_MODEL_SLOTS".
+// A value from outside the file, and what to call it in messages: "--set model.slots" or
+// "UPDRAFT_MODEL_SLOTS".
 struct Override {
   std::string value;
   std::string origin;
@@ -83,7 +92,8 @@ std::map<std::string, std::string>& command_line_overrides() {
 
 std::optional<Override> find_override(const std::string& key) {
   const auto& flags = command_line_overrides();
-  if (const auto it = flags.find(key); it != flags.end()) return Override{it->second, "--set " + key};
+  if (const auto it = flags.find(key); it != flags.end())
+    return Override{it->second, "--set " + key};
   const std::string variable = environment_name(key);
   const char* value = std::getenv(variable.c_str());
   if (value == nullptr) return std::nullopt;
@@ -141,7 +151,8 @@ struct TomlFile::State {
     if (node == nullptr) return std::nullopt;
     const auto value = node->value_exact<int64_t>();
     if (!value) {
-      report_at(key, *node, std::string("is ") + type_name(*node) + ", an integer in " + range + " is wanted");
+      report_at(key, *node,
+                std::string("is ") + type_name(*node) + ", an integer in " + range + " is wanted");
       return std::nullopt;
     }
     if (*value < min || *value > max) {
@@ -185,7 +196,8 @@ Result<TomlFile> TomlFile::parse(const std::string& text, const std::string& nam
     state->table = toml::parse(text, name);
   } catch (const toml::parse_error& error) {
     return fail(name + ":" + std::to_string(error.source().begin.line) + ":" +
-                std::to_string(error.source().begin.column) + ": " + std::string(error.description()));
+                std::to_string(error.source().begin.column) + ": " +
+                std::string(error.description()));
   }
   return TomlFile(std::move(state));
 }
@@ -220,7 +232,8 @@ void TomlFile::get(const char* key, bool& out) {
   if (const auto value = node->value_exact<bool>()) {
     out = *value;
   } else {
-    state_->report_at(key, *node, std::string("is ") + type_name(*node) + ", true or false is wanted");
+    state_->report_at(key, *node,
+                      std::string("is ") + type_name(*node) + ", true or false is wanted");
   }
 }
 
@@ -246,14 +259,16 @@ void TomlFile::get(const char* key, std::vector<std::string>& out) {
   if (node == nullptr) return;
   const toml::array* list = node->as_array();
   if (list == nullptr) {
-    state_->report_at(key, *node, std::string("is ") + type_name(*node) + ", a list of texts is wanted");
+    state_->report_at(key, *node,
+                      std::string("is ") + type_name(*node) + ", a list of texts is wanted");
     return;
   }
   std::vector<std::string> values;
   for (const toml::node& item : *list) {
     const auto value = item.value_exact<std::string>();
     if (!value) {
-      state_->report_at(key, item, std::string("holds ") + type_name(item) + ", only texts are allowed");
+      state_->report_at(key, item,
+                        std::string("holds ") + type_name(item) + ", only texts are allowed");
       return;
     }
     values.push_back(*value);
@@ -280,7 +295,8 @@ void TomlFile::get(const char* key, std::vector<int32_t>& out, int64_t min, int6
   if (node == nullptr) return;
   const toml::array* list = node->as_array();
   if (list == nullptr) {
-    state_->report_at(key, *node, std::string("is ") + type_name(*node) + ", a list of integers is wanted");
+    state_->report_at(key, *node,
+                      std::string("is ") + type_name(*node) + ", a list of integers is wanted");
     return;
   }
   std::vector<int32_t> values;
@@ -295,7 +311,8 @@ void TomlFile::get(const char* key, std::vector<int32_t>& out, int64_t min, int6
   out = std::move(values);
 }
 
-void TomlFile::get_choice(const char* key, std::string& out, const std::vector<std::string>& choices) {
+void TomlFile::get_choice(const char* key, std::string& out,
+                          const std::vector<std::string>& choices) {
   std::string value = out;
   get(key, value);
   if (std::find(choices.begin(), choices.end(), value) != choices.end()) {
@@ -319,7 +336,9 @@ void TomlFile::get_bytes(const char* key, uint64_t& out) {
   } else if (const auto words = node->value_exact<std::string>()) {
     text = *words;
   } else {
-    state_->report_at(key, *node, std::string("is ") + type_name(*node) + ", bytes such as \"512 MiB\" are wanted");
+    state_->report_at(
+        key, *node,
+        std::string("is ") + type_name(*node) + ", bytes such as \"512 MiB\" are wanted");
     return;
   }
   const Result<uint64_t> bytes = parse_bytes(text);
@@ -370,10 +389,12 @@ Result<void> TomlFile::finish() {
         hint = " (did you mean " + display_key(known) + "?)";
       }
     }
-    return fail(state_->name + ":" + std::to_string(line) + ": " + display_key(key) + " is not a known key" + hint);
+    return fail(state_->name + ":" + std::to_string(line) + ": " + display_key(key) +
+                " is not a known key" + hint);
   }
   for (const auto& [key, value] : command_line_overrides()) {
-    if (state_->asked.count(key) == 0) return fail("--set " + key + ": not a known key of " + state_->name);
+    if (state_->asked.count(key) == 0)
+      return fail("--set " + key + ": not a known key of " + state_->name);
   }
   return {};
 }
@@ -390,11 +411,20 @@ Result<void> add_config_override(const std::string& assignment) {
 void clear_config_overrides() { command_line_overrides().clear(); }
 
 Result<uint64_t> parse_bytes(const std::string& text) {
-  static const std::pair<const char*, double> kUnits[] = {
-      {"", 1.0},  {"B", 1.0},     {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
-      {"TB", 1e12}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
+  static const std::pair<const char*, double> kUnits[] = {{"", 1.0},
+                                                          {"B", 1.0},
+                                                          {"KB", 1e3},
+                                                          {"MB", 1e6},
+                                                          {"GB", 1e9},
+                                                          {"TB", 1e12},
+                                                          {"KiB", 1024.0},
+                                                          {"MiB", 1048576.0},
+                                                          {"GiB", 1073741824.0},
+                                                          {"TiB", 1099511627776.0}};
   size_t at = 0;
-  while (at < text.size() && (std::isdigit(static_cast<unsigned char>(text[at])) != 0 || text[at] == '.')) ++at;
+  while (at < text.size() &&
+         (std::isdigit(static_cast<unsigned char>(text[at])) != 0 || text[at] == '.'))
+    ++at;
   double number = 0.0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + at, number);
   size_t unit_at = at;

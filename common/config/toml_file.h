@@ -1,9 +1,11 @@
-// Configuration files: TOML -> struct with defaults -> validated -> const. The only place that names toml++.
-// Every error names file, line and key: "configs/edge.toml:12: [model] slots = 0 is not in 1..256".
+// Configuration files: TOML -> struct with defaults -> validated -> const. The only place that
+// names toml++. Every error names file, line and key: "configs/edge.toml:12: [model] slots = 0 is
+// not in 1..256".
 //
 //   Result<TomlFile> file = TomlFile::open(path);
 //   file->get("model.slots", config.slots, 1, 256);   // absent: the default stays
-//   if (auto done = file->finish(); !done) return done.error();   // first problem, or an unknown key
+//   if (auto done = file->finish(); !done) return done.error();   // first problem, or an unknown
+//   key
 #pragma once
 
 #include <cstdint>
@@ -24,8 +26,8 @@ class TomlFile {
   TomlFile(TomlFile&&) noexcept;
   TomlFile& operator=(TomlFile&&) noexcept;
 
-  // Dotted key "section.key". An absent key leaves `out` as it is. A wrong type or a value out of range is remembered
-  // and reported by finish(). Bounds are inclusive.
+  // Dotted key "section.key". An absent key leaves `out` as it is. A wrong type or a value out of
+  // range is remembered and reported by finish(). Bounds are inclusive.
   void get(const char* key, std::string& out);
   void get(const char* key, bool& out);
   void get(const char* key, int32_t& out, int64_t min, int64_t max);
@@ -44,7 +46,8 @@ class TomlFile {
   // A problem found by the caller's own validation, reported at the key's line.
   void refuse(const char* key, const std::string& why);
 
-  // The first problem, or an error for the first key that nobody asked for (with the nearest known key as a hint).
+  // The first problem, or an error for the first key that nobody asked for (with the nearest known
+  // key as a hint).
   Result<void> finish();
   const std::string& name() const;
 
@@ -54,13 +57,14 @@ class TomlFile {
   std::unique_ptr<State> state_;
 };
 
-// A value given on the command line, "section.key=value": wins over the environment (UPDRAFT_SECTION_KEY), which wins over
-// the file. Call before the file is read, from the main thread. A key that the file's reader does not know is an error of
-// finish().
+// A value given on the command line, "section.key=value": wins over the environment
+// (UPDRAFT_SECTION_KEY), which wins over the file. Call before the file is read, from the main
+// thread. A key that the file's reader does not know is an error of finish().
 Result<void> add_config_override(const std::string& assignment);
 void clear_config_overrides();
 
-// "512 MiB" -> bytes; units B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024); plain numbers are bytes.
+// "512 MiB" -> bytes; units B, KB, MB, GB (powers of 1000), KiB, MiB, GiB (powers of 1024); plain
+// numbers are bytes.
 Result<uint64_t> parse_bytes(const std::string& text);
 
 }  // namespace updraft

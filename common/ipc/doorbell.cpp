@@ -1,13 +1,14 @@
+// Doorbells over eventfd.
 #include "common/ipc/doorbell.h"
-
-#include <cerrno>
-#include <cstring>
-#include <string>
 
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
 
 namespace updraft::ipc {
 
@@ -20,11 +21,14 @@ Result<Doorbell> Doorbell::create() {
 Result<Doorbell> Doorbell::adopt(UniqueFd fd) {
   char target[64] = {};
   const std::string link = "/proc/self/fd/" + std::to_string(fd.get());
-  if (readlink(link.c_str(), target, sizeof target - 1) < 0 || std::strcmp(target, "anon_inode:[eventfd]") != 0) {
+  if (readlink(link.c_str(), target, sizeof target - 1) < 0 ||
+      std::strcmp(target, "anon_inode:[eventfd]") != 0) {
     return fail("the doorbell's descriptor is no eventfd but " + std::string(target));
   }
-  // The peer shares the file description and its flags: a blocking one would let it stall this process.
-  if (fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return fail(std::string("doorbell: ") + std::strerror(errno));
+  // The peer shares the file description and its flags: a blocking one would let it stall this
+  // process.
+  if (fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0)
+    return fail(std::string("doorbell: ") + std::strerror(errno));
   return Doorbell(std::move(fd));
 }
 

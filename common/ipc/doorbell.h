@@ -1,5 +1,5 @@
-// A doorbell: an eventfd that wakes a process which sleeps on an empty ring. Rung only when the ring's waiter flag says
-// that somebody sleeps (ring.h), so a busy pair never makes a system call.
+// A doorbell: an eventfd that wakes a process which sleeps on an empty ring. Rung only when the
+// ring's waiter flag says that somebody sleeps (ring.h), so a busy pair never makes a system call.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@ namespace updraft::ipc {
 class Doorbell {
  public:
   static Result<Doorbell> create();
-  // Takes a descriptor that a peer sent; it must be an eventfd (checked by its link in /proc/self/fd).
+  // Takes a descriptor that a peer sent; it must be an eventfd (checked by its link in
+  // /proc/self/fd).
   static Result<Doorbell> adopt(UniqueFd fd);
 
   void ring() const;   // never blocks

@@ -1,11 +1,13 @@
-// The shared-memory ABI between a local client and the edge daemon: everything both sides must agree on, byte for byte.
-// The client creates the segment and owns it; the daemon maps it, copies what it needs and believes nothing twice.
+// The shared-memory ABI between a local client and the edge daemon: everything both sides must
+// agree on, byte for byte. The client creates the segment and owns it; the daemon maps it, copies
+// what it needs and believes nothing twice.
 //
-//   0          SegmentHeader            written by the client before the handshake, never changed after it
-//   submit     RingIndices + bytes      client -> daemon: SubmitRecord
-//   complete   RingIndices + bytes      daemon -> client: encoded pool messages (Accepted, Tokens, Done, Failed, Rejected)
-//   slots      SlotState[slot_count]    one per request in flight
-//   payload    client's own area        allocated by the client alone; the daemon only reads spans it was told of
+//   0          SegmentHeader            written by the client before the handshake, never changed
+//   after it submit     RingIndices + bytes      client -> daemon: SubmitRecord complete
+//   RingIndices + bytes      daemon -> client: encoded pool messages (Accepted, Tokens, Done,
+//   Failed, Rejected) slots      SlotState[slot_count]    one per request in flight payload
+//   client's own area        allocated by the client alone; the daemon only reads spans it was told
+//   of
 //
 // Fixed-width little-endian fields, offsets from the segment's start, no pointers, no locks.
 #pragma once
@@ -16,7 +18,8 @@
 
 namespace updraft::ipc {
 
-inline constexpr uint64_t kSegmentMagic = 0x3147455350550000ULL;  // "\0\0UPSEG1" as little-endian bytes
+inline constexpr uint64_t kSegmentMagic =
+    0x3147455350550000ULL;  // "\0\0UPSEG1" as little-endian bytes
 inline constexpr uint32_t kAbiVersion = 1;
 inline constexpr uint64_t kCacheLineBytes = 64;
 inline constexpr uint64_t kSegmentBytesMin = 256 * 1024;
@@ -32,8 +35,8 @@ struct SegmentHeader {
   uint32_t abi_version;
   uint32_t slot_count;
   uint64_t segment_bytes;
-  uint64_t submit_offset;      // of RingIndices; the ring's bytes follow it
-  uint64_t submit_bytes;       // capacity, a power of two
+  uint64_t submit_offset;  // of RingIndices; the ring's bytes follow it
+  uint64_t submit_bytes;   // capacity, a power of two
   uint64_t complete_offset;
   uint64_t complete_bytes;
   uint64_t slots_offset;
@@ -43,16 +46,19 @@ struct SegmentHeader {
 static_assert(sizeof(SegmentHeader) == 80);
 static_assert(offsetof(SegmentHeader, payload_bytes) == 72);
 
-// A single-producer single-consumer byte ring's shared positions. They count bytes since the start and only grow; the
-// position in the ring is the count modulo the capacity. Each side writes its own cache line.
+// A single-producer single-consumer byte ring's shared positions. They count bytes since the start
+// and only grow; the position in the ring is the count modulo the capacity. Each side writes its
+// own cache line.
 struct RingIndices {
-  alignas(kCacheLineBytes) std::atomic<uint64_t> tail;           // written by the producer
-  alignas(kCacheLineBytes) std::atomic<uint64_t> head;           // written by the consumer
-  alignas(kCacheLineBytes) std::atomic<uint32_t> consumer_waits; // 1: the consumer sleeps, ring the doorbell
-  alignas(kCacheLineBytes) std::atomic<uint32_t> producer_waits; // 1: the producer waits for room
+  alignas(kCacheLineBytes) std::atomic<uint64_t> tail;  // written by the producer
+  alignas(kCacheLineBytes) std::atomic<uint64_t> head;  // written by the consumer
+  alignas(kCacheLineBytes)
+      std::atomic<uint32_t> consumer_waits;  // 1: the consumer sleeps, ring the doorbell
+  alignas(kCacheLineBytes) std::atomic<uint32_t> producer_waits;  // 1: the producer waits for room
 };
 static_assert(sizeof(RingIndices) == 4 * kCacheLineBytes);
-static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
+static_assert(std::atomic<uint64_t>::is_always_lock_free &&
+              std::atomic<uint32_t>::is_always_lock_free);
 
 // Before each record in a ring; records begin at multiples of 8 and never wrap.
 struct RecordHeader {
@@ -64,7 +70,8 @@ inline constexpr uint32_t kPaddingRecord = 0;
 inline constexpr uint32_t kSubmitRecord = 1;
 inline constexpr uint32_t kEventRecord = 2;
 
-// State of one request slot. The generation grows each time the client fills the slot, so a stale descriptor is refused.
+// State of one request slot. The generation grows each time the client fills the slot, so a stale
+// descriptor is refused.
 //   FREE -> FILLED (client) -> ACCEPTED (daemon) -> DONE (daemon) -> FREE (client)
 enum class SlotPhase : uint32_t { kFree = 0, kFilled = 1, kAccepted = 2, kDone = 3 };
 struct SlotState {
@@ -75,7 +82,8 @@ inline constexpr uint64_t slot_word(uint32_t generation, SlotPhase phase) {
   return static_cast<uint64_t>(generation) << 2 | static_cast<uint64_t>(phase);
 }
 
-// kSubmitRecord: where an encoded Submit lies in the payload area, and which of its parts lie outside it.
+// kSubmitRecord: where an encoded Submit lies in the payload area, and which of its parts lie
+// outside it.
 struct SubmitRecord {
   uint32_t slot;
   uint32_t generation;
@@ -86,11 +94,11 @@ struct SubmitRecord {
 };
 static_assert(sizeof(SubmitRecord) == 32);
 
-// The bytes of one content part (text or image) that stay in the payload area instead of the frame. In the frame such a
-// part carries an empty text, or one byte in place of the image.
+// The bytes of one content part (text or image) that stay in the payload area instead of the frame.
+// In the frame such a part carries an empty text, or one byte in place of the image.
 struct PartSpan {
-  uint32_t message;       // index into Request::messages
-  uint32_t part;          // index into its parts
+  uint32_t message;  // index into Request::messages
+  uint32_t part;     // index into its parts
   uint64_t offset;
   uint64_t bytes;
 };

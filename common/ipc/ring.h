@@ -1,5 +1,6 @@
-// A single-producer single-consumer ring of byte records over shared memory (layout.h). The peer is not trusted: each side
-// keeps its own position in private memory and checks what the other side claims; a lie is an error, never a stray read.
+// A single-producer single-consumer ring of byte records over shared memory (layout.h). The peer is
+// not trusted: each side keeps its own position in private memory and checks what the other side
+// claims; a lie is an error, never a stray read.
 //
 // Threads: RingProducer and RingConsumer belong to one thread each, usually in different processes.
 #pragma once
@@ -29,10 +30,10 @@ struct RingMemory {
 };
 
 enum class PushOutcome : uint8_t {
-  kPushed,     // and the consumer is awake or will look
-  kPushedRing, // and the consumer sleeps: signal its doorbell
-  kFull,       // nothing was written
-  kBroken,     // the consumer's position is impossible: end the session
+  kPushed,      // and the consumer is awake or will look
+  kPushedRing,  // and the consumer sleeps: signal its doorbell
+  kFull,        // nothing was written
+  kBroken,      // the consumer's position is impossible: end the session
 };
 
 class RingProducer {
@@ -67,17 +68,18 @@ class RingProducer {
     if (!first.empty()) std::memcpy(to, first.data(), first.size());
     if (!second.empty()) std::memcpy(to + first.size(), second.data(), second.size());
     tail_ += needed;
-    // Pairs with the acquire in RingConsumer::pop(): whoever sees this tail sees the record's bytes.
+    // Pairs with the acquire in RingConsumer::pop(): whoever sees this tail sees the record's
+    // bytes.
     memory_.indices->tail.store(tail_, std::memory_order_release);
     return wake_consumer() ? PushOutcome::kPushedRing : PushOutcome::kPushed;
   }
 
-  // Announces that the producer will sleep until there is room for `content_bytes`. True: still full, sleep on the
-  // doorbell. False: there is room now, try again.
+  // Announces that the producer will sleep until there is room for `content_bytes`. True: still
+  // full, sleep on the doorbell. False: there is room now, try again.
   bool prepare_wait(uint64_t content_bytes) {
     memory_.indices->producer_waits.store(1, std::memory_order_seq_cst);
-    // The full fence on both sides (here and in RingConsumer::pop) orders "flag, then look at the position" against
-    // "position, then look at the flag": at least one side sees the other.
+    // The full fence on both sides (here and in RingConsumer::pop) orders "flag, then look at the
+    // position" against "position, then look at the flag": at least one side sees the other.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (has_room(2 * record_footprint_bytes(content_bytes)) || broken_) {
       memory_.indices->producer_waits.store(0, std::memory_order_relaxed);
@@ -89,7 +91,8 @@ class RingProducer {
  private:
   bool has_room(uint64_t needed) {
     if (tail_ + needed - known_head_ <= memory_.capacity_bytes) return true;
-    // Pairs with the release in RingConsumer::pop(): the consumer has finished reading what lies before this head.
+    // Pairs with the release in RingConsumer::pop(): the consumer has finished reading what lies
+    // before this head.
     const uint64_t head = memory_.indices->head.load(std::memory_order_acquire);
     if (head < known_head_ || head > tail_) {
       broken_ = true;
@@ -99,7 +102,9 @@ class RingProducer {
     return tail_ + needed - known_head_ <= memory_.capacity_bytes;
   }
 
-  void write_header(uint64_t at, RecordHeader header) { std::memcpy(memory_.bytes + at, &header, sizeof header); }
+  void write_header(uint64_t at, RecordHeader header) {
+    std::memcpy(memory_.bytes + at, &header, sizeof header);
+  }
 
   bool wake_consumer() {
     // Pairs with the fence in RingConsumer::prepare_wait().
@@ -124,8 +129,9 @@ class RingConsumer {
  public:
   explicit RingConsumer(RingMemory memory) : memory_(memory) {}
 
-  // Copies the oldest record into `out` (its buffer is reused). True: there was one. Error: the producer's memory makes no
-  // sense; the session must end. `ring_producer` becomes true when the producer waits for room: signal its doorbell.
+  // Copies the oldest record into `out` (its buffer is reused). True: there was one. Error: the
+  // producer's memory makes no sense; the session must end. `ring_producer` becomes true when the
+  // producer waits for room: signal its doorbell.
   Result<bool> pop(Record& out, bool& ring_producer) {
     for (;;) {
       // Pairs with the release in RingProducer::push().
@@ -133,7 +139,8 @@ class RingConsumer {
       if (tail == head_) return false;
       const uint64_t filled = tail - head_;
       if (filled > memory_.capacity_bytes || (tail & 7) != 0 || filled < sizeof(RecordHeader)) {
-        return fail("ring: tail " + std::to_string(tail) + " is impossible at head " + std::to_string(head_));
+        return fail("ring: tail " + std::to_string(tail) + " is impossible at head " +
+                    std::to_string(head_));
       }
       const uint64_t at = head_ & (memory_.capacity_bytes - 1);
       const uint64_t available = std::min(filled, memory_.capacity_bytes - at);
@@ -141,8 +148,8 @@ class RingConsumer {
       const auto header = load_le<RecordHeader>(memory_.bytes + at);
       const uint64_t footprint = record_footprint_bytes(header.bytes);
       if (footprint > available) {
-        return fail("ring: a record of " + std::to_string(header.bytes) + " bytes does not fit the " +
-                    std::to_string(available) + " bytes written");
+        return fail("ring: a record of " + std::to_string(header.bytes) +
+                    " bytes does not fit the " + std::to_string(available) + " bytes written");
       }
       const bool padding = header.kind == kPaddingRecord;
       if (!padding) {
@@ -163,7 +170,8 @@ class RingConsumer {
     }
   }
 
-  // Announces that the consumer will sleep. True: still empty, sleep on the doorbell. False: look again.
+  // Announces that the consumer will sleep. True: still empty, sleep on the doorbell. False: look
+  // again.
   bool prepare_wait() {
     memory_.indices->consumer_waits.store(1, std::memory_order_seq_cst);
     // Pairs with the fence in RingProducer::wake_consumer().

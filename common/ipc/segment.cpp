@@ -1,17 +1,17 @@
+// Making and adopting segments: what a peer sent is checked here before anything else is read.
 #include "common/ipc/segment.h"
-
-#include <bit>
-#include <cerrno>
-#include <cstring>
-#include <new>
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <bit>
 #include <boost/interprocess/exceptions.hpp>
 #include <boost/interprocess/mapped_region.hpp>
+#include <cerrno>
+#include <cstring>
+#include <new>
 
 namespace updraft::ipc {
 namespace {
@@ -27,47 +27,62 @@ uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * 
 // What boost::interprocess::mapped_region wants to know of a descriptor that it does not own.
 struct MemfdHandle {
   int fd;
-  bip::mapping_handle_t get_mapping_handle() const { return bip::ipcdetail::mapping_handle_from_file_handle(fd); }
+  bip::mapping_handle_t get_mapping_handle() const {
+    return bip::ipcdetail::mapping_handle_from_file_handle(fd);
+  }
 };
 
 bool is_ring_size(uint64_t bytes, uint64_t bytes_min) {
   return std::has_single_bit(bytes) && bytes >= bytes_min && bytes <= kRingBytesMax;
 }
 
-Result<void> check_area(const char* name, uint64_t offset, uint64_t bytes, uint64_t after, uint64_t segment_bytes) {
+Result<void> check_area(const char* name, uint64_t offset, uint64_t bytes, uint64_t after,
+                        uint64_t segment_bytes) {
   const auto end = checked_add(offset, bytes);
   if (offset % kCacheLineBytes != 0 || offset < after || !end || *end > segment_bytes) {
-    return fail(std::string("segment header: ") + name + " [" + std::to_string(offset) + ", +" + std::to_string(bytes) +
-                ") is not a 64-byte aligned area between " + std::to_string(after) + " and " + std::to_string(segment_bytes));
+    return fail(std::string("segment header: ") + name + " [" + std::to_string(offset) + ", +" +
+                std::to_string(bytes) + ") is not a 64-byte aligned area between " +
+                std::to_string(after) + " and " + std::to_string(segment_bytes));
   }
   return {};
 }
 
 Result<void> check_header(const SegmentHeader& h, uint64_t segment_bytes) {
-  if (h.magic != kSegmentMagic) return fail("segment header: wrong magic, this is no Updraft segment");
+  if (h.magic != kSegmentMagic)
+    return fail("segment header: wrong magic, this is no Updraft segment");
   if (h.abi_version != kAbiVersion) {
-    return fail("segment header: ABI version " + std::to_string(h.abi_version) + ", this daemon speaks " +
-                std::to_string(kAbiVersion));
+    return fail("segment header: ABI version " + std::to_string(h.abi_version) +
+                ", this daemon speaks " + std::to_string(kAbiVersion));
   }
   if (h.segment_bytes != segment_bytes) {
-    return fail("segment header: says " + std::to_string(h.segment_bytes) + " bytes, the descriptor has " +
-                std::to_string(segment_bytes));
+    return fail("segment header: says " + std::to_string(h.segment_bytes) +
+                " bytes, the descriptor has " + std::to_string(segment_bytes));
   }
   if (h.slot_count == 0 || h.slot_count > kSlotCountMax) {
-    return fail("segment header: slot_count " + std::to_string(h.slot_count) + " is not in 1.." + std::to_string(kSlotCountMax));
+    return fail("segment header: slot_count " + std::to_string(h.slot_count) + " is not in 1.." +
+                std::to_string(kSlotCountMax));
   }
-  if (!is_ring_size(h.submit_bytes, kSubmitRingBytesMin) || !is_ring_size(h.complete_bytes, kCompleteRingBytesMin)) {
-    return fail("segment header: ring sizes " + std::to_string(h.submit_bytes) + " and " + std::to_string(h.complete_bytes) +
+  if (!is_ring_size(h.submit_bytes, kSubmitRingBytesMin) ||
+      !is_ring_size(h.complete_bytes, kCompleteRingBytesMin)) {
+    return fail("segment header: ring sizes " + std::to_string(h.submit_bytes) + " and " +
+                std::to_string(h.complete_bytes) +
                 " must be powers of two, at least 4096 and 65536, at most 67108864");
   }
   // The areas stand in this order and do not overlap.
   uint64_t after = sizeof(SegmentHeader);
-  if (auto ok = check_area("submit ring", h.submit_offset, sizeof(RingIndices) + h.submit_bytes, after, segment_bytes); !ok) return ok;
+  if (auto ok = check_area("submit ring", h.submit_offset, sizeof(RingIndices) + h.submit_bytes,
+                           after, segment_bytes);
+      !ok)
+    return ok;
   after = h.submit_offset + sizeof(RingIndices) + h.submit_bytes;
-  if (auto ok = check_area("complete ring", h.complete_offset, sizeof(RingIndices) + h.complete_bytes, after, segment_bytes); !ok) return ok;
+  if (auto ok = check_area("complete ring", h.complete_offset,
+                           sizeof(RingIndices) + h.complete_bytes, after, segment_bytes);
+      !ok)
+    return ok;
   after = h.complete_offset + sizeof(RingIndices) + h.complete_bytes;
   const uint64_t slots_bytes = h.slot_count * sizeof(SlotState);
-  if (auto ok = check_area("slots", h.slots_offset, slots_bytes, after, segment_bytes); !ok) return ok;
+  if (auto ok = check_area("slots", h.slots_offset, slots_bytes, after, segment_bytes); !ok)
+    return ok;
   after = h.slots_offset + slots_bytes;
   return check_area("payload", h.payload_offset, h.payload_bytes, after, segment_bytes);
 }
@@ -121,12 +136,16 @@ Result<std::unique_ptr<Segment>> Segment::create(const SegmentShape& shape) {
   state->fd = UniqueFd(memfd_create("updraft-session", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!state->fd) return fail(system_error("memfd_create"));
   const auto bytes = static_cast<off_t>(header.segment_bytes);
-  if (ftruncate(state->fd.get(), bytes) != 0) return fail(system_error("sizing the segment to " + std::to_string(bytes) + " bytes"));
+  if (ftruncate(state->fd.get(), bytes) != 0)
+    return fail(system_error("sizing the segment to " + std::to_string(bytes) + " bytes"));
   // Faulting pages in later costs 0.6 ms per MiB in the middle of a request; do it once here.
-  if (fallocate(state->fd.get(), 0, 0, bytes) != 0) return fail(system_error("taking " + std::to_string(bytes) + " bytes for the segment"));
-  if (fcntl(state->fd.get(), F_ADD_SEALS, kSeals) != 0) return fail(system_error("sealing the segment"));
+  if (fallocate(state->fd.get(), 0, 0, bytes) != 0)
+    return fail(system_error("taking " + std::to_string(bytes) + " bytes for the segment"));
+  if (fcntl(state->fd.get(), F_ADD_SEALS, kSeals) != 0)
+    return fail(system_error("sealing the segment"));
   try {
-    bip::mapped_region(MemfdHandle{state->fd.get()}, bip::read_write, 0, header.segment_bytes, nullptr, MAP_POPULATE)
+    bip::mapped_region(MemfdHandle{state->fd.get()}, bip::read_write, 0, header.segment_bytes,
+                       nullptr, MAP_POPULATE)
         .swap(state->region);
   } catch (const bip::interprocess_exception& error) {
     return fail(std::string("mapping the segment: ") + error.what());
@@ -144,13 +163,14 @@ Result<std::unique_ptr<Segment>> Segment::create(const SegmentShape& shape) {
 Result<std::unique_ptr<Segment>> Segment::adopt(UniqueFd fd, uint64_t bytes_max) {
   const int seals = fcntl(fd.get(), F_GET_SEALS);
   if (seals < 0) return fail("the segment's descriptor is no memfd");
-  if ((seals & kSeals) != kSeals) return fail("the segment is not sealed against shrinking, growing and unsealing");
+  if ((seals & kSeals) != kSeals)
+    return fail("the segment is not sealed against shrinking, growing and unsealing");
   struct stat info {};
   if (fstat(fd.get(), &info) != 0) return fail(system_error("fstat of the segment"));
   const auto bytes = static_cast<uint64_t>(info.st_size);
   if (bytes < kSegmentBytesMin || bytes > bytes_max) {
-    return fail("the segment has " + std::to_string(bytes) + " bytes, allowed are " + std::to_string(kSegmentBytesMin) + " to " +
-                std::to_string(bytes_max));
+    return fail("the segment has " + std::to_string(bytes) + " bytes, allowed are " +
+                std::to_string(kSegmentBytesMin) + " to " + std::to_string(bytes_max));
   }
   auto state = std::make_unique<State>();
   state->fd = std::move(fd);
@@ -170,27 +190,32 @@ const SegmentHeader& Segment::header() const { return state_->header; }
 
 RingMemory Segment::submit_ring() const {
   std::byte* at = state_->base() + state_->header.submit_offset;
-  return {reinterpret_cast<RingIndices*>(at), at + sizeof(RingIndices), state_->header.submit_bytes};
+  return {reinterpret_cast<RingIndices*>(at), at + sizeof(RingIndices),
+          state_->header.submit_bytes};
 }
 
 RingMemory Segment::complete_ring() const {
   std::byte* at = state_->base() + state_->header.complete_offset;
-  return {reinterpret_cast<RingIndices*>(at), at + sizeof(RingIndices), state_->header.complete_bytes};
+  return {reinterpret_cast<RingIndices*>(at), at + sizeof(RingIndices),
+          state_->header.complete_bytes};
 }
 
 SlotState& Segment::slot(uint32_t index) const {
   UPDRAFT_CHECK(index < state_->header.slot_count);
-  return *reinterpret_cast<SlotState*>(state_->base() + state_->header.slots_offset + index * sizeof(SlotState));
+  return *reinterpret_cast<SlotState*>(state_->base() + state_->header.slots_offset +
+                                       index * sizeof(SlotState));
 }
 
 std::span<std::byte> Segment::payload() const {
   return {state_->base() + state_->header.payload_offset, state_->header.payload_bytes};
 }
 
-std::optional<std::span<const std::byte>> Segment::payload_span(uint64_t offset, uint64_t bytes) const {
+std::optional<std::span<const std::byte>> Segment::payload_span(uint64_t offset,
+                                                                uint64_t bytes) const {
   const auto end = checked_add(offset, bytes);
   const SegmentHeader& h = state_->header;
-  if (!end || offset < h.payload_offset || *end > h.payload_offset + h.payload_bytes) return std::nullopt;
+  if (!end || offset < h.payload_offset || *end > h.payload_offset + h.payload_bytes)
+    return std::nullopt;
   return std::span<const std::byte>{state_->base() + offset, bytes};
 }
 

@@ -1,8 +1,5 @@
+// The handshake's socket: SOCK_SEQPACKET, SCM_RIGHTS, SO_PEERCRED, pidfd.
 #include "common/ipc/unix_socket.h"
-
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -10,6 +7,10 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 
 namespace updraft::ipc {
 namespace {
@@ -20,7 +21,8 @@ Result<sockaddr_un> address_of(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
-    return fail("socket path \"" + path + "\" must have 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes");
+    return fail("socket path \"" + path + "\" must have 1 to " +
+                std::to_string(sizeof address.sun_path - 1) + " bytes");
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   return address;
@@ -44,17 +46,20 @@ Result<UniqueFd> listen_unix(const std::string& path) {
     if (!error) std::filesystem::permissions(folder, std::filesystem::perms::owner_all, error);
     if (error) return fail("socket folder " + folder.string() + ": " + error.message());
   }
-  if (connect_unix(path).ok()) return fail("socket " + path + ": another daemon is already listening there");
+  if (connect_unix(path).ok())
+    return fail("socket " + path + ": another daemon is already listening there");
   struct stat info {};
   if (lstat(path.c_str(), &info) == 0) {
-    if (!S_ISSOCK(info.st_mode)) return fail("socket " + path + ": something that is no socket is in the way");
+    if (!S_ISSOCK(info.st_mode))
+      return fail("socket " + path + ": something that is no socket is in the way");
     ::unlink(path.c_str());
   }
   Result<UniqueFd> fd = new_socket(SOCK_NONBLOCK);
   if (!fd) return fd;
   // The mask makes the socket 0600 from its first moment on.
   const mode_t before = ::umask(0177);
-  const int bound = ::bind(fd->get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un));
+  const int bound =
+      ::bind(fd->get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un));
   ::umask(before);
   if (bound != 0) return fail(system_error("socket " + path));
   if (::listen(fd->get(), 128) != 0) return fail(system_error("socket " + path));
@@ -66,7 +71,8 @@ Result<UniqueFd> connect_unix(const std::string& path) {
   if (!address) return address.error();
   Result<UniqueFd> fd = new_socket(0);
   if (!fd) return fd;
-  if (::connect(fd->get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un)) != 0) {
+  if (::connect(fd->get(), reinterpret_cast<const sockaddr*>(&*address), sizeof(sockaddr_un)) !=
+      0) {
     return fail(system_error("socket " + path));
   }
   return fd;
@@ -83,7 +89,8 @@ Result<UniqueFd> accept_unix(const UniqueFd& listener) {
 Result<PeerCredentials> peer_credentials(const UniqueFd& socket) {
   ucred credentials{};
   socklen_t bytes = sizeof credentials;
-  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0) return fail(system_error("SO_PEERCRED"));
+  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &bytes) != 0)
+    return fail(system_error("SO_PEERCRED"));
   return PeerCredentials{credentials.pid, credentials.uid};
 }
 
@@ -150,7 +157,8 @@ Result<SocketMessage> receive_message(const UniqueFd& socket, int timeout_ms) {
     }
     return fail(system_error("recvmsg"));
   }
-  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return fail("a handshake message is too large");
+  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
+    return fail("a handshake message is too large");
   out.bytes.resize(static_cast<size_t>(got));
   out.hung_up = got == 0;
   return out;

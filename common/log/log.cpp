@@ -1,11 +1,12 @@
+// Log lines as text or JSON, through spdlog.
 #include "common/log/log.h"
-
-#include <memory>
 
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+
+#include <memory>
 
 namespace updraft {
 namespace {
@@ -16,17 +17,22 @@ struct State {
 };
 
 State& state() {
-  static State instance{
-      std::make_shared<spdlog::logger>("updraft", std::make_shared<spdlog::sinks::stderr_sink_mt>()), {}};
+  static State instance{std::make_shared<spdlog::logger>(
+                            "updraft", std::make_shared<spdlog::sinks::stderr_sink_mt>()),
+                        {}};
   return instance;
 }
 
 spdlog::level::level_enum to_spdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarn: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarn:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -91,7 +97,8 @@ Result<void> configure_log(const LogConfig& config) {
   if (config.format == LogFormat::kJson) {
     std::string component;
     append_quoted(component, config.component);
-    logger->set_pattern("{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",\"component\":" + component + ",%v}");
+    logger->set_pattern("{\"time\":\"%Y-%m-%dT%H:%M:%S.%e%z\",\"level\":\"%l\",\"component\":" +
+                        component + ",%v}");
   } else {
     logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L " +
                         (config.component.empty() ? std::string() : config.component + " ") + "%v");

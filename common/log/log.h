@@ -1,5 +1,6 @@
-// Logging for daemons and tools (libraries return, daemons log): an event and its facts on one line,
-// `node lost id=edge-3 silent_ms=3050`. The only place that names spdlog. Nothing per token, no prompt text.
+// Logging for daemons and tools (libraries return, daemons log): an event and its facts on one
+// line, `node lost id=edge-3 silent_ms=3050`. The only place that names spdlog. Nothing per token,
+// no prompt text.
 #pragma once
 
 #include <cstdint>
@@ -36,16 +37,24 @@ struct LogFact {
   LogFact(std::string_view k, const char* v) : key(k), value(std::string_view(v)) {}
   LogFact(std::string_view k, bool v) : key(k), value(v) {}
   template <typename T>
-    requires std::is_integral_v<T>
-  LogFact(std::string_view k, T v) : key(k), value(static_cast<int64_t>(v)) {}
+  requires std::is_integral_v<T> LogFact(std::string_view k, T v)
+      : key(k), value(static_cast<int64_t>(v)) {}
   LogFact(std::string_view k, double v) : key(k), value(v) {}
 };
 
 // Any thread.
 void log(LogLevel level, std::string_view event, std::initializer_list<LogFact> facts = {});
-inline void log_info(std::string_view e, std::initializer_list<LogFact> f = {}) { log(LogLevel::kInfo, e, f); }
-inline void log_warn(std::string_view e, std::initializer_list<LogFact> f = {}) { log(LogLevel::kWarn, e, f); }
-inline void log_error(std::string_view e, std::initializer_list<LogFact> f = {}) { log(LogLevel::kError, e, f); }
-inline void log_debug(std::string_view e, std::initializer_list<LogFact> f = {}) { log(LogLevel::kDebug, e, f); }
+inline void log_info(std::string_view e, std::initializer_list<LogFact> f = {}) {
+  log(LogLevel::kInfo, e, f);
+}
+inline void log_warn(std::string_view e, std::initializer_list<LogFact> f = {}) {
+  log(LogLevel::kWarn, e, f);
+}
+inline void log_error(std::string_view e, std::initializer_list<LogFact> f = {}) {
+  log(LogLevel::kError, e, f);
+}
+inline void log_debug(std::string_view e, std::initializer_list<LogFact> f = {}) {
+  log(LogLevel::kDebug, e, f);
+}
 
 }  // namespace updraft

@@ -1,3 +1,4 @@
+// Events to messages and back.
 #include "common/message/event_message.h"
 
 #include <type_traits>
@@ -31,7 +32,8 @@ std::optional<RequestEvents> to_events(PoolMessage message) {
     for (TokenChunk& chunk : tokens->chunks) out.events.emplace_back(std::move(chunk));
     return out;
   }
-  if (auto* done = std::get_if<Done>(&message)) return RequestEvents{done->id, done->epoch, {done->finished}};
+  if (auto* done = std::get_if<Done>(&message))
+    return RequestEvents{done->id, done->epoch, {done->finished}};
   if (auto* failed = std::get_if<Failed>(&message)) {
     return RequestEvents{failed->id, failed->epoch, {std::move(failed->error)}};
   }

@@ -1,4 +1,5 @@
-// Events of a request as messages on the wire and back: the same on the pool's connections and in shared memory.
+// Events of a request as messages on the wire and back: the same on the pool's connections and in
+// shared memory.
 #pragma once
 
 #include <optional>
@@ -10,7 +11,8 @@ namespace updraft {
 // Started -> Accepted, TokenChunk -> Tokens, Finished -> Done, RequestError -> Failed.
 PoolMessage to_message(const RequestId& id, uint32_t epoch, Event event);
 
-// What a message says about a request: its id, epoch and the events in order; nothing for messages of another kind.
+// What a message says about a request: its id, epoch and the events in order; nothing for messages
+// of another kind.
 struct RequestEvents {
   RequestId id;
   uint32_t epoch = 1;

@@ -16,7 +16,7 @@ inline constexpr uint32_t kLocalProtocolVersion = 1;
 struct LocalHello {
   uint32_t abi_version = 0;
   uint32_t protocol_version = kLocalProtocolVersion;
-  std::string client_name;        // for the daemon's log, at most 64 bytes
+  std::string client_name;  // for the daemon's log, at most 64 bytes
 };
 struct LocalModelName {
   std::string id;

@@ -1,5 +1,5 @@
-// The pool protocol's messages as plain values (schemas/pool.fbs on the wire). Both directions between router and node.
-// FlatBuffers stays inside codec.cpp.
+// The pool protocol's messages as plain values (schemas/pool.fbs on the wire). Both directions
+// between router and node. FlatBuffers stays inside codec.cpp.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,9 @@
 
 namespace updraft {
 
-// A request for the other side. Router -> node: work. Edge node -> router: work that rises (answered by Tokens etc. from
-// the router). `epoch` fences generations of one request: answers that carry an older epoch are dropped.
+// A request for the other side. Router -> node: work. Edge node -> router: work that rises
+// (answered by Tokens etc. from the router). `epoch` fences generations of one request: answers
+// that carry an older epoch are dropped.
 struct Submit {
   Request request;
   uint32_t epoch = 1;
@@ -26,8 +27,8 @@ struct Submit {
 struct Accepted {
   RequestId id;
   uint32_t epoch = 1;
-  int32_t prompt_tokens = 0;    // counted with the node's tokenizer
-  Started started;              // towards an edge that asked upward: who serves it
+  int32_t prompt_tokens = 0;  // counted with the node's tokenizer
+  Started started;            // towards an edge that asked upward: who serves it
 };
 // Not taken; code is kRejectedTooLong, kRejectedBusy, kModelNotFound, kOverloaded (draining), ...
 struct Rejected {
@@ -40,12 +41,12 @@ struct Tokens {
   uint32_t epoch = 1;
   std::vector<TokenChunk> chunks;
 };
-struct Done {                    // the wire's Finished
+struct Done {  // the wire's Finished
   RequestId id;
   uint32_t epoch = 1;
   Finished finished;
 };
-struct Failed {                  // an accepted request ended with an error
+struct Failed {  // an accepted request ended with an error
   RequestId id;
   uint32_t epoch = 1;
   RequestError error;
@@ -54,17 +55,18 @@ struct Cancel {
   RequestId id;
   uint32_t epoch = 1;
 };
-struct Drain {                   // router -> node: take no new work; node -> router: I am draining
+struct Drain {  // router -> node: take no new work; node -> router: I am draining
   int32_t grace_ms = 30000;
 };
-// router -> node, answer to a hello: the id under which the router knows it, and the models the whole pool serves.
+// router -> node, answer to a hello: the id under which the router knows it, and the models the
+// whole pool serves.
 struct Welcome {
   std::string router_id;
-  uint64_t router_epoch = 0;     // changes when the router restarts: the node then says hello again
+  uint64_t router_epoch = 0;  // changes when the router restarts: the node then says hello again
   std::vector<ModelInfo> pool_models;
 };
-// A piece of a message too large to go in one frame (> kChunkBytes): the parts of `stream` in order make the encoded
-// message. Beats are sent between parts.
+// A piece of a message too large to go in one frame (> kChunkBytes): the parts of `stream` in order
+// make the encoded message. Beats are sent between parts.
 struct Blob {
   uint64_t stream = 0;
   uint32_t index = 0;
@@ -79,8 +81,8 @@ using PoolMessage = std::variant<NodeHello, NodeBeat, Submit, Accepted, Rejected
 
 // One frame as FlatBuffers (file identifier "UPPL").
 std::vector<std::byte> encode(const PoolMessage& message);
-// Verifies (depth 16, 1,000 tables... see codec.cpp) before any read, then range-checks every number and clamps nothing:
-// an absurd value is an error that names the field and the value.
+// Verifies (depth 16, 1,000 tables... see codec.cpp) before any read, then range-checks every
+// number and clamps nothing: an absurd value is an error that names the field and the value.
 Result<PoolMessage> decode(ByteView frame);
 
 }  // namespace updraft

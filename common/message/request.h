@@ -1,5 +1,6 @@
-// The nouns of a request: what a client asks, in OpenAI's meaning. Parsed once at the edge of the system (HTTP, shared
-// memory), validated there, and handed on unchanged through every process to the engine that answers.
+// The nouns of a request: what a client asks, in OpenAI's meaning. Parsed once at the edge of the
+// system (HTTP, shared memory), validated there, and handed on unchanged through every process to
+// the engine that answers.
 #pragma once
 
 #include <cstdint>
@@ -15,28 +16,30 @@ using RequestId = std::string;
 RequestId new_request_id();
 
 struct Sampling {
-  float temperature = 1.0F;         // 0: greedy
-  float top_p = 1.0F;               // (0, 1]
-  int32_t top_k = 0;                // 0: off
-  float min_p = 0.0F;               // [0, 1)
-  float repetition_penalty = 1.0F;  // > 0; 1: off. Divides positive and multiplies negative logits of seen tokens
-  float frequency_penalty = 0.0F;   // [-2, 2]: logit -= penalty * count in the generated tokens
-  float presence_penalty = 0.0F;    // [-2, 2]: logit -= penalty if generated before
+  float temperature = 1.0F;  // 0: greedy
+  float top_p = 1.0F;        // (0, 1]
+  int32_t top_k = 0;         // 0: off
+  float min_p = 0.0F;        // [0, 1)
+  float repetition_penalty =
+      1.0F;  // > 0; 1: off. Divides positive and multiplies negative logits of seen tokens
+  float frequency_penalty = 0.0F;  // [-2, 2]: logit -= penalty * count in the generated tokens
+  float presence_penalty = 0.0F;   // [-2, 2]: logit -= penalty if generated before
   std::vector<std::pair<int32_t, float>> logit_bias;  // token id, [-100, 100] added
-  std::optional<uint64_t> seed;     // deterministic per (seed, choice, position); absent: a fresh one is drawn
+  std::optional<uint64_t>
+      seed;  // deterministic per (seed, choice, position); absent: a fresh one is drawn
   std::optional<int32_t> max_tokens;  // > 0; absent: what the context leaves
-  std::vector<std::string> stop;    // at most 16 strings, none empty; never part of the answer
+  std::vector<std::string> stop;      // at most 16 strings, none empty; never part of the answer
   bool ignore_eos = false;
   bool logprobs = false;
-  int32_t top_logprobs = 0;         // 0..20 alternatives per position
+  int32_t top_logprobs = 0;  // 0..20 alternatives per position
 };
 
 struct ContentPart {
   enum class Kind : uint8_t { kText, kImage };
   Kind kind = Kind::kText;
-  std::string text;       // kText: UTF-8
-  std::string mime;       // kImage: "image/png", "image/jpeg"
-  std::string bytes;      // kImage: decoded from the data URL, still PNG or JPEG
+  std::string text;   // kText: UTF-8
+  std::string mime;   // kImage: "image/png", "image/jpeg"
+  std::string bytes;  // kImage: decoded from the data URL, still PNG or JPEG
 };
 
 struct ChatMessage {
@@ -52,10 +55,10 @@ enum class Priority : uint8_t { kSystem, kInteractive, kDefault, kBulk };
 // Wishes that narrow the placement (x-updraft-* headers).
 struct Hints {
   Tier tier = Tier::kAny;
-  bool local_only = false;          // x-updraft-residency: local-only; never leaves the gateway
+  bool local_only = false;  // x-updraft-residency: local-only; never leaves the gateway
   Priority priority = Priority::kDefault;
-  std::string session;              // sticky placement, may be empty
-  int64_t deadline_ms = 0;          // time left for the whole answer at the moment of sending; 0: none
+  std::string session;      // sticky placement, may be empty
+  int64_t deadline_ms = 0;  // time left for the whole answer at the moment of sending; 0: none
 };
 
 struct Request {
@@ -63,20 +66,21 @@ struct Request {
 
   RequestId id;
   Kind kind = Kind::kChat;
-  std::string model;                // as the client named it; may be an alias
-  std::vector<ChatMessage> messages;              // kChat, not empty
-  std::vector<std::string> prompts;               // kCompletion as text; one choice group each
-  std::vector<std::vector<int32_t>> prompt_ids;   // kCompletion as token ids; either this or prompts
-  int32_t choice_count = 1;         // `n` per prompt, 1..8
-  bool echo = false;                // kCompletion: the answer begins with the prompt
-  bool enable_thinking = true;      // chat_template_kwargs.enable_thinking (qwen3)
+  std::string model;                             // as the client named it; may be an alias
+  std::vector<ChatMessage> messages;             // kChat, not empty
+  std::vector<std::string> prompts;              // kCompletion as text; one choice group each
+  std::vector<std::vector<int32_t>> prompt_ids;  // kCompletion as token ids; either this or prompts
+  int32_t choice_count = 1;                      // `n` per prompt, 1..8
+  bool echo = false;                             // kCompletion: the answer begins with the prompt
+  bool enable_thinking = true;                   // chat_template_kwargs.enable_thinking (qwen3)
   Sampling sampling;
   Hints hints;
-  std::string tenant;               // from authentication; salts the prefix cache
-  std::string trace;                // W3C traceparent passed through, may be empty
+  std::string tenant;  // from authentication; salts the prefix cache
+  std::string trace;   // W3C traceparent passed through, may be empty
 };
 
-// Bytes of text (not images) in the prompt; the router's estimate of prompt tokens is derived from it.
+// Bytes of text (not images) in the prompt; the router's estimate of prompt tokens is derived from
+// it.
 int64_t prompt_text_bytes(const Request& request);
 // Choices in all: choice_count for each prompt.
 int32_t total_choices(const Request& request);

@@ -1,6 +1,7 @@
-// InferenceService: the one interface between whoever takes requests in (HTTP, shared memory, the pool connection) and
-// whoever answers (a local model, the edge's placement, the router). It makes the parts composable: the HTTP surface of
-// router and edge is the same code over different services.
+// InferenceService: the one interface between whoever takes requests in (HTTP, shared memory, the
+// pool connection) and whoever answers (a local model, the edge's placement, the router). It makes
+// the parts composable: the HTTP surface of router and edge is the same code over different
+// services.
 #pragma once
 
 #include <cstdint>
@@ -13,24 +14,25 @@
 namespace updraft {
 
 struct ModelInfo {
-  std::string id;               // name clients use
-  std::string digest;           // of the file, see Model::digest()
-  std::string quantization;     // "Q4_0"
-  int32_t context_tokens = 0;   // prompt + answer, as served
-  int64_t created = 0;          // unix seconds
-  bool images = false;          // accepts image parts
+  std::string id;              // name clients use
+  std::string digest;          // of the file, see Model::digest()
+  std::string quantization;    // "Q4_0"
+  int32_t context_tokens = 0;  // prompt + answer, as served
+  int64_t created = 0;         // unix seconds
+  bool images = false;         // accepts image parts
 };
 
 class InferenceService {
  public:
   virtual ~InferenceService() = default;
 
-  // Any thread. Takes the request; every submit is answered by exactly one end event through `sink` (Finished or
-  // RequestError), also when the service is full, draining or stopping. `sink` may run before submit() returns.
+  // Any thread. Takes the request; every submit is answered by exactly one end event through `sink`
+  // (Finished or RequestError), also when the service is full, draining or stopping. `sink` may run
+  // before submit() returns.
   virtual void submit(Request request, EventSink sink) = 0;
 
-  // Any thread. The client left: generation stops at the next step, the sink receives kCancelled (if it had no end yet).
-  // Unknown or ended ids are ignored.
+  // Any thread. The client left: generation stops at the next step, the sink receives kCancelled
+  // (if it had no end yet). Unknown or ended ids are ignored.
   virtual void cancel(const RequestId& id) = 0;
 
   // Any thread. Models that can be asked for now.

@@ -1,6 +1,7 @@
-// Metrics in Prometheus' text format, a thin wrapper: the only place that names prometheus-cpp. Thread-safe.
-// Names: engine nodes reuse what the ecosystem scrapes (vllm:num_requests_running, ...), everything else starts with
-// updraft_. Labels are bounded: never a request id, a user or free text.
+// Metrics in Prometheus' text format, a thin wrapper: the only place that names prometheus-cpp.
+// Thread-safe. Names: engine nodes reuse what the ecosystem scrapes (vllm:num_requests_running,
+// ...), everything else starts with updraft_. Labels are bounded: never a request id, a user or
+// free text.
 #pragma once
 
 #include <cstdint>
@@ -35,10 +36,14 @@ class Metrics {
   virtual ~Metrics() = default;
   static std::unique_ptr<Metrics> create();
 
-  // The same name and labels give the same object, valid as long as Metrics lives. help is taken from the first call.
-  virtual Counter& counter(const std::string& name, const std::string& help, const MetricLabels& labels = {}) = 0;
-  virtual Gauge& gauge(const std::string& name, const std::string& help, const MetricLabels& labels = {}) = 0;
-  virtual Histogram& histogram(const std::string& name, const std::string& help, const std::vector<double>& bounds,
+  // The same name and labels give the same object, valid as long as Metrics lives. help is taken
+  // from the first call.
+  virtual Counter& counter(const std::string& name, const std::string& help,
+                           const MetricLabels& labels = {}) = 0;
+  virtual Gauge& gauge(const std::string& name, const std::string& help,
+                       const MetricLabels& labels = {}) = 0;
+  virtual Histogram& histogram(const std::string& name, const std::string& help,
+                               const std::vector<double>& bounds,
                                const MetricLabels& labels = {}) = 0;
   // Runs before each exposition, to refresh gauges from snapshots.
   virtual void on_scrape(std::function<void()> refresh) = 0;

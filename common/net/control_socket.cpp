@@ -1,3 +1,4 @@
+// The control channel over ZeroMQ's ipc transport: ROUTER at the daemon, DEALER at the client.
 #include "common/net/control_socket.h"
 
 #include <cerrno>

@@ -1,13 +1,14 @@
+// The client's two ways in: a mapped segment with rings, or whole requests over the control
+// channel.
 #include "edge/client/local_client.h"
-
-#include <cstdlib>
-#include <deque>
-#include <map>
 
 #include <poll.h>
 #include <unistd.h>
 
 #include <boost/interprocess/managed_external_buffer.hpp>
+#include <cstdlib>
+#include <deque>
+#include <map>
 
 #include "common/base/clock.h"
 #include "common/ipc/doorbell.h"
@@ -33,24 +34,30 @@ struct Handshaken {
 };
 
 Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vector<int>& fds) {
-  const std::string path = options.socket_path.empty() ? default_local_socket() : options.socket_path;
+  const std::string path =
+      options.socket_path.empty() ? default_local_socket() : options.socket_path;
   Result<UniqueFd> socket = connect_unix(path);
   if (!socket) return fail(socket.message() + " (is `updraft edge` or `updraft up` running?)");
   const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name};
   if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent) return sent.error();
   Result<SocketMessage> answer = receive_message(*socket, kHandshakeTimeoutMs);
   if (!answer) return answer.error();
-  if (answer->bytes.empty()) return fail("the edge daemon at " + path + " did not answer the handshake");
+  if (answer->bytes.empty())
+    return fail("the edge daemon at " + path + " did not answer the handshake");
   Result<Handshake> decoded = decode_handshake(answer->bytes);
   if (!decoded) return decoded.error();
-  if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded)) return fail("the edge daemon refused: " + refusal->message);
+  if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded))
+    return fail("the edge daemon refused: " + refusal->message);
   auto* welcome = std::get_if<LocalWelcome>(&*decoded);
-  if (welcome == nullptr) return fail("the edge daemon answered the handshake with something else than a welcome");
+  if (welcome == nullptr)
+    return fail("the edge daemon answered the handshake with something else than a welcome");
   return Handshaken{std::move(*socket), std::move(*welcome)};
 }
 
 // A part's payload, wherever it lies.
-std::string& part_bytes(ContentPart& part) { return part.kind == ContentPart::Kind::kText ? part.text : part.bytes; }
+std::string& part_bytes(ContentPart& part) {
+  return part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+}
 
 class MappedClient final : public LocalClient {
  public:
@@ -67,8 +74,8 @@ class MappedClient final : public LocalClient {
     if (!theirs) return theirs.error();
     client->my_bell_.emplace(std::move(mine).value());
     client->daemon_bell_.emplace(std::move(theirs).value());
-    Result<Handshaken> shaken =
-        shake_hands(options, {client->segment_->fd(), client->my_bell_->fd(), client->daemon_bell_->fd()});
+    Result<Handshaken> shaken = shake_hands(
+        options, {client->segment_->fd(), client->my_bell_->fd(), client->daemon_bell_->fd()});
     if (!shaken) return shaken.error();
     client->socket_ = std::move(shaken->socket);
     client->welcome_ = std::move(shaken->welcome);
@@ -93,8 +100,9 @@ class MappedClient final : public LocalClient {
     if (bytes == 0) return fail("a buffer of 0 bytes was asked for");
     void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
     if (at == nullptr) {
-      return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" + std::to_string(heap_.get_free_memory()) +
-                  " of " + std::to_string(heap_.get_size()) + " bytes free)");
+      return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" +
+                  std::to_string(heap_.get_free_memory()) + " of " +
+                  std::to_string(heap_.get_size()) + " bytes free)");
     }
     return Buffer{{static_cast<std::byte*>(at), bytes}};
   }
@@ -103,7 +111,9 @@ class MappedClient final : public LocalClient {
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
     if (gone_) return fail("the edge daemon is gone");
-    if (free_slots_.empty()) return fail("too many requests in flight: the daemon allows " + std::to_string(slots_.size()));
+    if (free_slots_.empty())
+      return fail("too many requests in flight: the daemon allows " +
+                  std::to_string(slots_.size()));
     if (request.id.empty()) request.id = new_request_id();
     const size_t given = placed.size();
     Result<void> moved = place_large_parts(request, placed);
@@ -130,7 +140,8 @@ class MappedClient final : public LocalClient {
 
   void cancel(uint32_t handle) override {
     const uint32_t index = handle % kHandleSlots;
-    if (index >= slots_.size() || slots_[index].handle != handle || slots_[index].id.empty()) return;
+    if (index >= slots_.size() || slots_[index].handle != handle || slots_[index].id.empty())
+      return;
     (void)control_->send(encode(Cancel{slots_[index].id, 1}));
   }
 
@@ -138,7 +149,7 @@ class MappedClient final : public LocalClient {
   static constexpr uint32_t kHandleSlots = kSlotCountMax;
 
   struct Slot {
-    RequestId id;             // empty: free
+    RequestId id;  // empty: free
     uint32_t generation = 0;
     uint32_t handle = 0;
     std::vector<Buffer> buffers;
@@ -159,37 +170,41 @@ class MappedClient final : public LocalClient {
       }
     }
     for (const PlacedPart& part : placed) {
-      if (part.message >= request.messages.size() || part.part >= request.messages[part.message].parts.size()) {
-        return fail("messages[" + std::to_string(part.message) + "].parts[" + std::to_string(part.part) +
+      if (part.message >= request.messages.size() ||
+          part.part >= request.messages[part.message].parts.size()) {
+        return fail("messages[" + std::to_string(part.message) + "].parts[" +
+                    std::to_string(part.part) +
                     "] is placed in a buffer, but the request has no such part");
       }
       ContentPart& target = request.messages[part.message].parts[part.part];
       if (target.kind == ContentPart::Kind::kImage) target.bytes.assign(1, '\0');
     }
     if (placed.size() > kSpanCountMax) {
-      return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " + std::to_string(kSpanCountMax));
+      return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " +
+                  std::to_string(kSpanCountMax));
     }
     return {};
   }
 
   uint64_t offset_of(const std::byte* at) const {
-    return segment_->header().payload_offset + static_cast<uint64_t>(at - segment_->payload().data());
+    return segment_->header().payload_offset +
+           static_cast<uint64_t>(at - segment_->payload().data());
   }
 
   // Writes frame and spans into the payload area, fills a slot and rings.
   Result<uint32_t> post(const Request& request, const std::vector<PlacedPart>& placed) {
     const std::vector<std::byte> frame = encode(Submit{request, 1, 0});
     if (frame.size() > kFrameBytesMax) {
-      return fail("a request of " + std::to_string(frame.size()) + " bytes without its large parts, allowed are " +
-                  std::to_string(kFrameBytesMax));
+      return fail("a request of " + std::to_string(frame.size()) +
+                  " bytes without its large parts, allowed are " + std::to_string(kFrameBytesMax));
     }
     const uint64_t spans_at = (frame.size() + 7) & ~uint64_t{7};
     Result<Buffer> area = allocate(spans_at + placed.size() * sizeof(PartSpan));
     if (!area) return area.error();
     std::memcpy(area->bytes.data(), frame.data(), frame.size());
     for (size_t i = 0; i < placed.size(); ++i) {
-      const PartSpan span{placed[i].message, placed[i].part, offset_of(placed[i].buffer.bytes.data()),
-                          placed[i].buffer.bytes.size()};
+      const PartSpan span{placed[i].message, placed[i].part,
+                          offset_of(placed[i].buffer.bytes.data()), placed[i].buffer.bytes.size()};
       std::memcpy(area->bytes.data() + spans_at + i * sizeof(PartSpan), &span, sizeof span);
     }
     const uint32_t index = free_slots_.back();
@@ -203,13 +218,16 @@ class MappedClient final : public LocalClient {
     record.span_count = static_cast<uint32_t>(placed.size());
     record.spans_offset = record.frame_offset + spans_at;
     // The ring's release publishes this store and the payload before it.
-    segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFilled), std::memory_order_release);
+    segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFilled),
+                                     std::memory_order_release);
     const PushOutcome outcome = submit_->push(kSubmitRecord, std::as_bytes(std::span(&record, 1)));
     if (outcome == PushOutcome::kFull || outcome == PushOutcome::kBroken) {
-      segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFree), std::memory_order_release);
+      segment_->slot(index).word.store(slot_word(generation, SlotPhase::kFree),
+                                       std::memory_order_release);
       slot.generation = generation;
       release(*area);
-      return fail(outcome == PushOutcome::kFull ? "the submission ring is full" : "the submission ring is broken");
+      return fail(outcome == PushOutcome::kFull ? "the submission ring is full"
+                                                : "the submission ring is broken");
     }
     if (outcome == PushOutcome::kPushedRing) daemon_bell_->ring();
     free_slots_.pop_back();
@@ -228,7 +246,8 @@ class MappedClient final : public LocalClient {
       Result<bool> got = complete_->pop(record, ring_daemon);
       if (!got) return got.error();
       if (!*got) break;
-      if (record.kind == kEventRecord && record.content.size() >= sizeof(EventHeader)) take_event(record);
+      if (record.kind == kEventRecord && record.content.size() >= sizeof(EventHeader))
+        take_event(record);
     }
     if (ring_daemon) daemon_bell_->ring();
     return {};
@@ -259,7 +278,8 @@ class MappedClient final : public LocalClient {
     for (const Buffer& buffer : slot.buffers) release(buffer);
     slot.buffers.clear();
     slot.id.clear();
-    segment_->slot(index).word.store(slot_word(slot.generation, SlotPhase::kFree), std::memory_order_release);
+    segment_->slot(index).word.store(slot_word(slot.generation, SlotPhase::kFree),
+                                     std::memory_order_release);
     free_slots_.push_back(index);
   }
 
@@ -280,7 +300,8 @@ class MappedClient final : public LocalClient {
     if (!complete_->prepare_wait()) return;
     pollfd entries[2] = {{my_bell_->fd(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
     const int64_t left_ms = (deadline_ns - monotonic_ns()) / kNsPerMs + 1;
-    const int timeout_ms = deadline_ns == INT64_MAX ? -1 : static_cast<int>(std::clamp<int64_t>(left_ms, 0, 1 << 30));
+    const int timeout_ms =
+        deadline_ns == INT64_MAX ? -1 : static_cast<int>(std::clamp<int64_t>(left_ms, 0, 1 << 30));
     if (::poll(entries, 2, timeout_ms) <= 0) return;
     if (entries[0].revents != 0) my_bell_->clear();
     if (entries[1].revents != 0) lose_daemon();
@@ -293,7 +314,8 @@ class MappedClient final : public LocalClient {
     for (uint32_t index = 0; index < slots_.size(); ++index) {
       if (slots_[index].id.empty()) continue;
       ready_.emplace_back(slots_[index].handle,
-                          error_of(ErrorCode::kNodeLost, "the edge daemon went away before the answer was complete"));
+                          error_of(ErrorCode::kNodeLost,
+                                   "the edge daemon went away before the answer was complete"));
       free_slot(index);
     }
   }
@@ -322,7 +344,8 @@ class UnmappedClient final : public LocalClient {
     Result<std::unique_ptr<ControlDialer>> control =
         ControlDialer::connect(shaken->welcome.control_endpoint, shaken->welcome.session_token);
     if (!control) return control.error();
-    return std::unique_ptr<LocalClient>(new UnmappedClient(std::move(*shaken), std::move(control).value()));
+    return std::unique_ptr<LocalClient>(
+        new UnmappedClient(std::move(*shaken), std::move(control).value()));
   }
 
   const LocalWelcome& welcome() const override { return shaken_.welcome; }
@@ -334,7 +357,8 @@ class UnmappedClient final : public LocalClient {
     if (handles_.size() >= kUnmappedRequestsMax) return fail("too many requests in flight");
     if (request.id.empty()) request.id = new_request_id();
     const RequestId id = request.id;
-    if (!control_->send(encode(Submit{std::move(request), 1, 0}))) return fail("the control channel is full");
+    if (!control_->send(encode(Submit{std::move(request), 1, 0})))
+      return fail("the control channel is full");
     handles_[id] = ++last_handle_;
     return last_handle_;
   }
@@ -345,7 +369,8 @@ class UnmappedClient final : public LocalClient {
       const int64_t left_ms = (deadline_ns - monotonic_ns()) / kNsPerMs;
       if (left_ms < 0) return std::optional<std::pair<uint32_t, Event>>();
       // The daemon's death shows on the socket, not on the control channel.
-      const std::vector<std::byte> frame = control_->receive(static_cast<int>(std::clamp<int64_t>(left_ms, 0, 200)));
+      const std::vector<std::byte> frame =
+          control_->receive(static_cast<int>(std::clamp<int64_t>(left_ms, 0, 200)));
       if (!frame.empty()) {
         take_frame(frame);
         continue;
@@ -396,7 +421,8 @@ class UnmappedClient final : public LocalClient {
 }  // namespace
 
 std::string default_local_socket() {
-  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && runtime[0] == '/') {
+  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+      runtime != nullptr && runtime[0] == '/') {
     return std::string(runtime) + "/updraft/edge.sock";
   }
   return "/tmp/updraft-" + std::to_string(getuid()) + "/edge.sock";

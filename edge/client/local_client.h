@@ -1,9 +1,12 @@
-// The client library's core: hands requests to the edge daemon through shared memory and reads the answers from it.
+// The client library's core: hands requests to the edge daemon through shared memory and reads the
+// answers from it.
 //
-// One session = one sealed segment + one Unix socket kept open. Big texts and images lie in the payload area, where they
-// can be written in place (allocate) so that nothing is copied on the way in.
+// One session = one sealed segment + one Unix socket kept open. Big texts and images lie in the
+// payload area, where they can be written in place (allocate) so that nothing is copied on the way
+// in.
 //
-// Threads: a LocalClient belongs to one thread at a time. After fork() it belongs to the parent only.
+// Threads: a LocalClient belongs to one thread at a time. After fork() it belongs to the parent
+// only.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +25,10 @@
 namespace updraft {
 
 struct LocalClientOptions {
-  std::string socket_path;               // empty: default_local_socket()
-  uint64_t payload_bytes = 8 << 20;      // of the payload area
+  std::string socket_path;           // empty: default_local_socket()
+  uint64_t payload_bytes = 8 << 20;  // of the payload area
   std::string client_name = "client";
-  bool map_memory = true;                // false: whole requests over the control channel
+  bool map_memory = true;  // false: whole requests over the control channel
 };
 
 // $XDG_RUNTIME_DIR/updraft/edge.sock, or /tmp/updraft-<uid>/edge.sock without a runtime directory.
@@ -40,27 +43,28 @@ class LocalClient {
 
   virtual const LocalWelcome& welcome() const = 0;
 
-  // A piece of the payload area, most recently freed first. Freed by release(), or by the client itself when the request
-  // it was submitted with has ended.
+  // A piece of the payload area, most recently freed first. Freed by release(), or by the client
+  // itself when the request it was submitted with has ended.
   struct Buffer {
     std::span<std::byte> bytes;
   };
   virtual Result<Buffer> allocate(uint64_t bytes) = 0;
   virtual void release(Buffer buffer) = 0;
 
-  // Names the buffer that holds the bytes of messages[message].parts[part]; that part's own text/bytes stay empty.
+  // Names the buffer that holds the bytes of messages[message].parts[part]; that part's own
+  // text/bytes stay empty.
   struct PlacedPart {
     uint32_t message = 0;
     uint32_t part = 0;
     Buffer buffer;
   };
-  // Hands a request over. Parts over 4 KiB that are not placed are moved into the payload area. Returns the handle that
-  // events carry. Errors: too many requests in flight, no room in the payload area, the daemon is gone. On an error the
-  // buffers stay the caller's.
+  // Hands a request over. Parts over 4 KiB that are not placed are moved into the payload area.
+  // Returns the handle that events carry. Errors: too many requests in flight, no room in the
+  // payload area, the daemon is gone. On an error the buffers stay the caller's.
   virtual Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed = {}) = 0;
 
-  // The next event of any request, or nothing within timeout_ms (-1: wait for ever). An error: the daemon is gone; every
-  // request in flight has ended with it.
+  // The next event of any request, or nothing within timeout_ms (-1: wait for ever). An error: the
+  // daemon is gone; every request in flight has ended with it.
   virtual Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) = 0;
 
   // Generation stops; the request still ends with one last event.

@@ -1,19 +1,18 @@
-// The local handoff through real sockets and segments, with a service that echoes: what goes in comes out, and a client
-// that dies, lies or sleeps hurts only itself.
-#include <atomic>
-#include <condition_variable>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <thread>
-
+// The local handoff through real sockets and segments, with a service that echoes: what goes in
+// comes out, and a client that dies, lies or sleeps hurts only itself.
+#include <doctest/doctest.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <doctest/doctest.h>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <thread>
 
 #include "common/base/clock.h"
 #include "common/ipc/doorbell.h"
@@ -28,8 +27,8 @@ using namespace updraft;
 
 namespace {
 
-// Answers with the text of the request's parts (long ones and images as their byte count); holds requests whose model is "hold" until
-// they are cancelled; floods those whose model is "flood".
+// Answers with the text of the request's parts (long ones and images as their byte count); holds
+// requests whose model is "hold" until they are cancelled; floods those whose model is "flood".
 class EchoService final : public InferenceService {
  public:
   void submit(Request request, EventSink sink) override {
@@ -59,7 +58,9 @@ class EchoService final : public InferenceService {
     for (const ChatMessage& message : request.messages) {
       for (const ContentPart& part : message.parts) {
         const std::string& bytes = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
-        chunk.text += bytes.size() < 1000 ? bytes : "[" + std::to_string(bytes.size()) + " " + bytes.substr(1, 3) + "]";
+        chunk.text += bytes.size() < 1000
+                          ? bytes
+                          : "[" + std::to_string(bytes.size()) + " " + bytes.substr(1, 3) + "]";
       }
     }
     sink(std::move(chunk));
@@ -227,13 +228,15 @@ TEST_CASE("many requests in flight keep their answers apart, and one too many is
     REQUIRE(handle.ok());
     expected[*handle] = "request " + std::to_string(i);
   }
-  CHECK(client->submit(chat("one more")).message().find("too many requests in flight") != std::string::npos);
+  CHECK(client->submit(chat("one more")).message().find("too many requests in flight") !=
+        std::string::npos);
   std::map<uint32_t, std::string> got;
   for (size_t ended = 0; ended < 64;) {
     auto next = client->next(10000);
     REQUIRE(next.ok());
     REQUIRE(next->has_value());
-    if (const auto* chunk = std::get_if<TokenChunk>(&(*next)->second)) got[(*next)->first] += chunk->text;
+    if (const auto* chunk = std::get_if<TokenChunk>(&(*next)->second))
+      got[(*next)->first] += chunk->text;
     ended += is_end((*next)->second) ? 1 : 0;
   }
   CHECK(got == expected);
@@ -321,15 +324,18 @@ TEST_CASE("sessions and memory are limited, and the refusal says so") {
   CHECK(LocalClient::connect(options).message().find("allowed are") != std::string::npos);
   const auto first = daemon.client();
   options.payload_bytes = 2 << 20;
-  CHECK(LocalClient::connect(options).message().find("allowed are") != std::string::npos);  // the user's share is used up
+  CHECK(LocalClient::connect(options).message().find("allowed are") !=
+        std::string::npos);  // the user's share is used up
   const auto second = daemon.client(false);
-  CHECK(LocalClient::connect(options).message().find("all 2 sessions are taken") != std::string::npos);
+  CHECK(LocalClient::connect(options).message().find("all 2 sessions are taken") !=
+        std::string::npos);
 }
 
 TEST_CASE("no daemon at the path is one clear line") {
   LocalClientOptions options;
   options.socket_path = "/tmp/updraft-no-such-daemon.sock";
-  CHECK(LocalClient::connect(options).message().find("is `updraft edge` or `updraft up` running?") != std::string::npos);
+  CHECK(LocalClient::connect(options).message().find(
+            "is `updraft edge` or `updraft up` running?") != std::string::npos);
 }
 
 // --- a client that does not keep to the protocol ---
@@ -345,9 +351,12 @@ struct HostileClient {
     segment = std::move(Segment::create(SegmentShape{4096, 65536, 8, 1 << 20})).value();
     mine.emplace(std::move(Doorbell::create()).value());
     theirs.emplace(std::move(Doorbell::create()).value());
-    REQUIRE(send_message(socket, encode_handshake(LocalHello{abi, kLocalProtocolVersion, "hostile"}),
-                         {segment->fd(), mine->fd(), theirs->fd()}).ok());
-    answer = std::move(decode_handshake(std::move(receive_message(socket, 10000)).value().bytes)).value();
+    REQUIRE(send_message(socket,
+                         encode_handshake(LocalHello{abi, kLocalProtocolVersion, "hostile"}),
+                         {segment->fd(), mine->fd(), theirs->fd()})
+                .ok());
+    answer = std::move(decode_handshake(std::move(receive_message(socket, 10000)).value().bytes))
+                 .value();
   }
   void push(SubmitRecord record) {
     RingProducer producer(segment->submit_ring());
@@ -406,28 +415,34 @@ TEST_CASE("frames and spans outside the payload area get a typed answer, not a r
   RingConsumer consumer(client.segment->complete_ring());
   Record record;
   bool ring_producer = false;
-  REQUIRE(daemon.eventually([&] { return std::move(consumer.pop(record, ring_producer)).value(); }));
+  REQUIRE(
+      daemon.eventually([&] { return std::move(consumer.pop(record, ring_producer)).value(); }));
   const Result<PoolMessage> message = decode(ByteView(record.content).subspan(sizeof(EventHeader)));
   REQUIRE(message.ok());
   REQUIRE(std::holds_alternative<Failed>(*message));
-  CHECK(std::get<Failed>(*message).error.message.find("outside the payload area") != std::string::npos);
+  CHECK(std::get<Failed>(*message).error.message.find("outside the payload area") !=
+        std::string::npos);
 }
 
-TEST_CASE("a client that rewrites its request while the daemon reads it gets an answer or an error, never more") {
+TEST_CASE(
+    "a client that rewrites its request while the daemon reads it gets an answer or an error, "
+    "never more") {
   Daemon daemon;
   const std::string path = daemon.dir.file("edge.sock");
   HostileClient client(path);
   const std::vector<std::byte> frame = encode(Submit{[] {
-    Request request = chat("racing", "echo");
-    request.id = new_request_id();
-    return request;
-  }(), 1, 0});
+                                                       Request request = chat("racing", "echo");
+                                                       request.id = new_request_id();
+                                                       return request;
+                                                     }(),
+                                                     1, 0});
   std::span<std::byte> payload = client.segment->payload();
   std::memcpy(payload.data(), frame.data(), frame.size());
   std::atomic<bool> stop = false;
   std::thread mutator([&] {
     for (uint32_t i = 0; !stop; ++i) {
-      auto* byte = reinterpret_cast<volatile unsigned char*>(payload.data() + i * 7919 % frame.size());
+      auto* byte =
+          reinterpret_cast<volatile unsigned char*>(payload.data() + i * 7919 % frame.size());
       *byte = static_cast<unsigned char>(*byte + 1);
     }
   });
@@ -437,14 +452,17 @@ TEST_CASE("a client that rewrites its request while the daemon reads it gets an 
   int ended = 0;
   for (uint32_t generation = 1; generation <= 300; ++generation) {
     client.segment->slot(0).word.store(slot_word(generation, SlotPhase::kFilled));
-    const SubmitRecord record{0, generation, payload_offset, static_cast<uint32_t>(frame.size()), 0, payload_offset};
-    REQUIRE(producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1))) != PushOutcome::kBroken);
+    const SubmitRecord record{0, generation,    payload_offset, static_cast<uint32_t>(frame.size()),
+                              0, payload_offset};
+    REQUIRE(producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1))) !=
+            PushOutcome::kBroken);
     client.theirs->ring();
     REQUIRE(daemon.eventually([&] {
       Record event;
       bool ring_producer = false;
       while (std::move(consumer.pop(event, ring_producer)).value()) {
-        const Result<PoolMessage> message = decode(ByteView(event.content).subspan(sizeof(EventHeader)));
+        const Result<PoolMessage> message =
+            decode(ByteView(event.content).subspan(sizeof(EventHeader)));
         REQUIRE(message.ok());
         if (std::holds_alternative<Done>(*message) || std::holds_alternative<Failed>(*message)) {
           ++ended;

@@ -1,5 +1,5 @@
-// Reference data outside the tree: ../shared/data beside the checkout (or $UPDRAFT_SHARED_DATA). A test that needs a file
-// that is not there reports itself skipped; it never passes silently.
+// Reference data outside the tree: ../shared/data beside the checkout (or $UPDRAFT_SHARED_DATA). A
+// test that needs a file that is not there reports itself skipped; it never passes silently.
 #pragma once
 
 #include <optional>
@@ -7,8 +7,8 @@
 
 namespace updraft::testing {
 
-// Path of a file in the shared data, or nothing (then a line "skipped: <relative> is not there" has been printed and
-// counted; the test returns).
+// Path of a file in the shared data, or nothing (then a line "skipped: <relative> is not there" has
+// been printed and counted; the test returns).
 std::optional<std::string> shared_data(const std::string& relative);
 
 // Path of a file in the source tree, e.g. repo_file("configs/models/x.gguf").

@@ -1,5 +1,5 @@
-// Who may include whom: the table of ARCHITECTURE.md, checked against every #include "..." in the tree, and the libraries
-// that have one home, checked against every #include <...>.
+// Who may include whom: the table of ARCHITECTURE.md, checked against every #include "..." in the
+// tree, and the libraries that have one home, checked against every #include <...>.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -18,7 +18,8 @@ using updraft::testing::repo_file;
 
 namespace {
 
-// Folder -> folders it may include besides itself. A header given by name stands for that header alone.
+// Folder -> folders it may include besides itself. A header given by name stands for that header
+// alone.
 const std::map<std::string, std::set<std::string>> kAllowed = {
     {"common/base", {}},
     {"common/log", {"common/base"}},
@@ -34,21 +35,24 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"common/text", {"common/base", "common/model"}},
     {"common/http", {"common/base", "common/message", "common/metrics"}},
     {"common/pool", {"common/base", "common/message", "common/net", "common/log", "common/config"}},
-    {"common/engine", {"common/base", "common/message", "common/model", "kernels", "kernels/quant"}},
+    {"common/engine",
+     {"common/base", "common/message", "common/model", "kernels", "kernels/quant"}},
     {"common/serve",
-     {"common/base", "common/message", "common/model", "common/text", "common/engine", "kernels", "kernels/quant", "kernels/cpu"}},
+     {"common/base", "common/message", "common/model", "common/text", "common/engine", "kernels",
+      "kernels/quant", "kernels/cpu"}},
     {"common/daemon",
-     {"common/base", "common/log", "common/metrics", "common/config", "common/message", "common/net", "common/http", "common/pool",
-      "common/serve"}},
+     {"common/base", "common/log", "common/metrics", "common/config", "common/message",
+      "common/net", "common/http", "common/pool", "common/serve"}},
     {"edge/client", {"common/base", "common/message", "common/ipc", "common/net"}},
     {"edge",
-     {"common/base", "common/log", "common/metrics", "common/config", "common/message", "common/ipc", "common/net", "common/http",
-      "common/pool", "common/serve", "common/daemon"}},
+     {"common/base", "common/log", "common/metrics", "common/config", "common/message",
+      "common/ipc", "common/net", "common/http", "common/pool", "common/serve", "common/daemon"}},
     {"cloud/node",
-     {"common/base", "common/log", "common/metrics", "common/config", "common/message", "common/net", "common/http", "common/pool",
-      "common/serve", "common/daemon"}},
+     {"common/base", "common/log", "common/metrics", "common/config", "common/message",
+      "common/net", "common/http", "common/pool", "common/serve", "common/daemon"}},
     {"cloud/router",
-     {"common/base", "common/log", "common/metrics", "common/config", "common/message", "common/net", "common/http"}},
+     {"common/base", "common/log", "common/metrics", "common/config", "common/message",
+      "common/net", "common/http"}},
 };
 
 // Third-party headers and the folders that may name them.
@@ -60,13 +64,14 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^flatbuffers/.*"), {"common/message"}},
     {std::regex("^pcre2\\.h$"), {"common/text"}},
     {std::regex("^boost/interprocess/.*"), {"common/ipc", "edge/client"}},
-    {std::regex("^boost/(beast|asio|json).*"), {"common/http", "common/text", "tools"}},  // text: tool definitions as templates print them
+    {std::regex("^boost/(beast|asio|json).*"),
+     {"common/http", "common/text", "tools"}},  // text: tool definitions as templates print them
     {std::regex("^CLI/.*"), {"tools"}},
     {std::regex("^immintrin\\.h$"), {"kernels/cpu"}},
 };
 
 struct Include {
-  std::string file;    // relative to the root
+  std::string file;  // relative to the root
   std::string folder;
   std::string target;
   bool quoted = false;
@@ -86,7 +91,8 @@ std::vector<Include> read_includes() {
       std::smatch match;
       while (std::getline(in, line)) {
         if (std::regex_search(line, match, pattern)) {
-          out.push_back({relative.string(), relative.parent_path().string(), match[2], match[1] == "\""});
+          out.push_back(
+              {relative.string(), relative.parent_path().string(), match[2], match[1] == "\""});
         }
       }
     }
@@ -102,9 +108,11 @@ TEST_CASE("every folder includes only what stands below it in the table") {
   const std::vector<Include> includes = read_includes();
   CHECK(includes.size() > 200);
   for (const Include& include : includes) {
-    if (!include.quoted || include.folder.rfind("tools", 0) == 0) continue;  // tools stand on top of everything
+    if (!include.quoted || include.folder.rfind("tools", 0) == 0)
+      continue;  // tools stand on top of everything
     const auto row = kAllowed.find(include.folder);
-    CHECK_MESSAGE(row != kAllowed.end(), std::string(include.folder + " is not in the include table"));
+    CHECK_MESSAGE(row != kAllowed.end(),
+                  std::string(include.folder + " is not in the include table"));
     if (row == kAllowed.end()) continue;
     const std::string target = folder_of(include.target);
     const bool allowed = target == include.folder || row->second.count(target) != 0;
@@ -117,7 +125,9 @@ TEST_CASE("each third-party library is named only in its home") {
     if (include.quoted) continue;
     for (const auto& [pattern, homes] : kHomes) {
       if (!std::regex_match(include.target, pattern)) continue;
-      const bool home = std::any_of(homes.begin(), homes.end(), [&](const std::string& h) { return include.folder.rfind(h, 0) == 0; });
+      const bool home = std::any_of(homes.begin(), homes.end(), [&](const std::string& h) {
+        return include.folder.rfind(h, 0) == 0;
+      });
       CHECK_MESSAGE(home, std::string(include.file + " includes <" + include.target + ">"));
     }
   }
@@ -126,7 +136,8 @@ TEST_CASE("each third-party library is named only in its home") {
 TEST_CASE("generated FlatBuffers types never leave the codecs") {
   for (const Include& include : read_includes()) {
     if (include.target.rfind("schemas/", 0) != 0) continue;
-    CHECK_MESSAGE((include.folder == "common/message" && include.file.ends_with(".cpp")), std::string(include.file + " includes " + include.target));
+    CHECK_MESSAGE((include.folder == "common/message" && include.file.ends_with(".cpp")),
+                  std::string(include.file + " includes " + include.target));
   }
 }
 
@@ -134,7 +145,9 @@ TEST_CASE("no cycles: the table itself goes down only") {
   std::set<std::string> done;
   for (size_t round = 0; round <= kAllowed.size(); ++round) {
     for (const auto& [folder, below] : kAllowed) {
-      const bool ready = std::all_of(below.begin(), below.end(), [&](const std::string& b) { return b == "schemas" || done.count(b) != 0; });
+      const bool ready = std::all_of(below.begin(), below.end(), [&](const std::string& b) {
+        return b == "schemas" || done.count(b) != 0;
+      });
       if (ready) done.insert(folder);
     }
   }

@@ -1,4 +1,5 @@
-// Bytes and UTF-8: expected values from RFC 3629 and the Unicode standard's table of well-formed sequences.
+// Bytes and UTF-8: expected values from RFC 3629 and the Unicode standard's table of well-formed
+// sequences.
 #include "common/base/bytes.h"
 
 #include <doctest/doctest.h>
@@ -13,10 +14,10 @@ TEST_CASE("well-formed UTF-8 of every length is accepted") {
 }
 
 TEST_CASE("overlong forms, surrogates, stray and cut-off bytes are refused at their place") {
-  CHECK(utf8_valid_prefix_bytes("ab\xC0\x80") == 2);          // overlong NUL
-  CHECK(utf8_valid_prefix_bytes("\xE0\x80\x80") == 0);        // overlong
-  CHECK(utf8_valid_prefix_bytes("x\xED\xA0\x80") == 1);       // U+D800
-  CHECK(utf8_valid_prefix_bytes("\xF4\x90\x80\x80") == 0);    // above U+10FFFF
+  CHECK(utf8_valid_prefix_bytes("ab\xC0\x80") == 2);        // overlong NUL
+  CHECK(utf8_valid_prefix_bytes("\xE0\x80\x80") == 0);      // overlong
+  CHECK(utf8_valid_prefix_bytes("x\xED\xA0\x80") == 1);     // U+D800
+  CHECK(utf8_valid_prefix_bytes("\xF4\x90\x80\x80") == 0);  // above U+10FFFF
   CHECK(utf8_valid_prefix_bytes("abc\x80") == 3);
   CHECK(utf8_valid_prefix_bytes("abc\xE2\x82") == 3);
 }
@@ -32,7 +33,10 @@ TEST_CASE("a stream holds back only what more bytes could complete") {
 }
 
 TEST_CASE("malformed bytes become U+FFFD, the rest is kept") {
-  CHECK(utf8_sanitized("a\xFF" "b") == "a\xEF\xBF\xBD" "b");
+  CHECK(utf8_sanitized("a\xFF"
+                       "b") ==
+        "a\xEF\xBF\xBD"
+        "b");
   CHECK(utf8_sanitized("\xE2\x82\xAC") == "\xE2\x82\xAC");
 }
 

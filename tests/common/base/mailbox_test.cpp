@@ -1,12 +1,12 @@
 // The mailbox between threads: nothing lost, nothing doubled, full and closed are answers.
 #include "common/base/mailbox.h"
 
+#include <doctest/doctest.h>
+
 #include <atomic>
 #include <memory>
 #include <thread>
 #include <vector>
-
-#include <doctest/doctest.h>
 
 using namespace updraft;
 using namespace std::chrono_literals;

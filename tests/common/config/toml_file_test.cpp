@@ -1,10 +1,10 @@
 // Configuration files: what is wrong is named with file, line and key.
 #include "common/config/toml_file.h"
 
+#include <doctest/doctest.h>
+
 #include <cstdlib>
 #include <fstream>
-
-#include <doctest/doctest.h>
 
 #include "tests/support/shared_data.h"
 
@@ -21,7 +21,9 @@ TomlFile parsed(const std::string& text) {
 }  // namespace
 
 TEST_CASE("values are read and absent keys keep their defaults") {
-  TomlFile file = parsed("[model]\npath = \"a.gguf\"\nslots = 4\ncores = [0, 1]\nmax_memory = \"1.5 GiB\"\npin = true\n");
+  TomlFile file = parsed(
+      "[model]\npath = \"a.gguf\"\nslots = 4\ncores = [0, 1]\nmax_memory = \"1.5 GiB\"\npin = "
+      "true\n");
   std::string path;
   int32_t slots = 1;
   int32_t queue = 256;
@@ -56,14 +58,16 @@ TEST_CASE("a wrong type says what is there and what is wanted") {
   TomlFile file = parsed("[model]\nslots = \"four\"\n");
   int32_t slots = 1;
   file.get("model.slots", slots, 1, 256);
-  CHECK(file.finish().message() == "edge.toml:2: [model] slots is a text, an integer in 1..256 is wanted");
+  CHECK(file.finish().message() ==
+        "edge.toml:2: [model] slots is a text, an integer in 1..256 is wanted");
 }
 
 TEST_CASE("an unknown key is refused with its nearest relative") {
   TomlFile file = parsed("[model]\nslotz = 3\n");
   int32_t slots = 1;
   file.get("model.slots", slots, 1, 256);
-  CHECK(file.finish().message() == "edge.toml:2: [model] slotz is not a known key (did you mean [model] slots?)");
+  CHECK(file.finish().message() ==
+        "edge.toml:2: [model] slotz is not a known key (did you mean [model] slots?)");
 }
 
 TEST_CASE("a syntax error names line and column") {

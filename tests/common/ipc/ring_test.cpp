@@ -1,13 +1,13 @@
 // The ring between two parties of which neither trusts the other.
 #include "common/ipc/ring.h"
 
+#include <doctest/doctest.h>
+
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <random>
 #include <thread>
-
-#include <doctest/doctest.h>
 
 using namespace updraft;
 using namespace updraft::ipc;
@@ -86,7 +86,8 @@ TEST_CASE("records of random sizes cross two threads unharmed") {
       std::memcpy(content.data(), &i, 4);
       std::memset(content.data() + 4, static_cast<int>(i & 0xFF), size - 4);
       PushOutcome outcome{};
-      while ((outcome = producer.push(kEventRecord, {content.data(), size})) == PushOutcome::kFull) {
+      while ((outcome = producer.push(kEventRecord, {content.data(), size})) ==
+             PushOutcome::kFull) {
         std::this_thread::yield();
       }
       if (outcome == PushOutcome::kBroken) std::abort();
@@ -105,7 +106,8 @@ TEST_CASE("records of random sizes cross two threads unharmed") {
     }
     const size_t size = 4 + random() % 500;
     bool same = record.content.size() == size && load_le<uint32_t>(record.content.data()) == i;
-    for (size_t k = 4; k < record.content.size(); ++k) same = same && record.content[k] == static_cast<std::byte>(i & 0xFF);
+    for (size_t k = 4; k < record.content.size(); ++k)
+      same = same && record.content[k] == static_cast<std::byte>(i & 0xFF);
     REQUIRE(same);
     ++i;
   }

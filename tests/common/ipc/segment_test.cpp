@@ -1,16 +1,15 @@
 // Segments, doorbells and the handshake's socket: what a peer sends is checked before it is used.
 #include "common/ipc/segment.h"
 
-#include <cstring>
-#include <thread>
-
+#include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <doctest/doctest.h>
+#include <cstring>
+#include <thread>
 
 #include "common/ipc/doorbell.h"
 #include "common/ipc/unix_socket.h"
@@ -33,7 +32,8 @@ Result<std::unique_ptr<Segment>> adopted(const Segment& segment, uint64_t bytes_
 }
 
 SegmentHeader& raw_header(const Segment& segment) {
-  return *reinterpret_cast<SegmentHeader*>(segment.payload().data() - segment.header().payload_offset);
+  return *reinterpret_cast<SegmentHeader*>(segment.payload().data() -
+                                           segment.header().payload_offset);
 }
 
 }  // namespace
@@ -68,7 +68,9 @@ TEST_CASE("an unsealed memfd, a file and an oversized segment are refused") {
   CHECK(Segment::adopt(UniqueFd(open_fd), 1 << 30).message() ==
         "the segment is not sealed against shrinking, growing and unsealing");
   const testing::TempDir dir;
-  CHECK_FALSE(Segment::adopt(UniqueFd(::open(dir.file("f").c_str(), O_CREAT | O_RDWR, 0600)), 1 << 30).ok());
+  CHECK_FALSE(
+      Segment::adopt(UniqueFd(::open(dir.file("f").c_str(), O_CREAT | O_RDWR, 0600)), 1 << 30)
+          .ok());
   const auto client = made();
   const auto refused = adopted(*client, kSegmentBytesMin);
   REQUIRE_FALSE(refused.ok());
@@ -86,14 +88,24 @@ TEST_CASE("every lie in the header is named") {
     return result.message();
   };
   CHECK(refused([](SegmentHeader& h) { h.magic = 1; }).find("magic") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.abi_version = 9; }).find("ABI version 9") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.segment_bytes *= 2; }).find("the descriptor has") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.slot_count = 0xFFFFFFFF; }).find("slot_count 4294967295") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.submit_bytes = 5000; }).find("powers of two") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.submit_offset = ~0ULL - 63; }).find("submit ring") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.complete_offset = h.submit_offset; }).find("complete ring") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.slots_offset = h.segment_bytes; }).find("slots") != std::string::npos);
-  CHECK(refused([](SegmentHeader& h) { h.payload_bytes = ~0ULL; }).find("payload") != std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.abi_version = 9; }).find("ABI version 9") !=
+        std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.segment_bytes *= 2; }).find("the descriptor has") !=
+        std::string::npos);
+  CHECK(refused([](SegmentHeader& h) {
+          h.slot_count = 0xFFFFFFFF;
+        }).find("slot_count 4294967295") != std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.submit_bytes = 5000; }).find("powers of two") !=
+        std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.submit_offset = ~0ULL - 63; }).find("submit ring") !=
+        std::string::npos);
+  CHECK(refused([](SegmentHeader& h) {
+          h.complete_offset = h.submit_offset;
+        }).find("complete ring") != std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.slots_offset = h.segment_bytes; }).find("slots") !=
+        std::string::npos);
+  CHECK(refused([](SegmentHeader& h) { h.payload_bytes = ~0ULL; }).find("payload") !=
+        std::string::npos);
   raw_header(*client) = truth;
   CHECK(adopted(*client).ok());
 }
@@ -157,7 +169,8 @@ TEST_CASE("a second daemon on the same socket is told so, a dead one's socket is
     CHECK(listen_unix(path).message().find("already listening") != std::string::npos);
   }
   CHECK(listen_unix(path).ok());
-  CHECK(listen_unix(std::string(200, 'x')).message().find("must have 1 to 107 bytes") != std::string::npos);
+  CHECK(listen_unix(std::string(200, 'x')).message().find("must have 1 to 107 bytes") !=
+        std::string::npos);
 }
 
 TEST_CASE("the death of a peer makes its pidfd readable") {
