@@ -19,10 +19,8 @@ class HealthService : public InferenceService {
  public:
   HealthService(const LocalModel& model, const PoolLinks& links) : model_(model), links_(links) {}
   void submit(Request, EventSink sink) override {
-    RequestError error;
-    error.code = ErrorCode::kForbidden;
-    error.message = "this listener serves metrics and health only; send requests to the router";
-    sink(std::move(error));
+    sink(error_of(ErrorCode::kForbidden,
+                  "this listener serves metrics and health only; send requests to the router"));
   }
   void cancel(const RequestId&) override {}
   std::vector<ModelInfo> models() const override { return model_.models(); }

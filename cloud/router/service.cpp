@@ -9,11 +9,7 @@ namespace {
 constexpr int32_t kRetryAfterMs = 1000;
 
 RequestError overloaded(std::string message) {
-  RequestError error;
-  error.code = ErrorCode::kOverloaded;
-  error.message = std::move(message);
-  error.retry_after_ms = kRetryAfterMs;
-  return error;
+  return error_of(ErrorCode::kOverloaded, std::move(message), kRetryAfterMs);
 }
 
 }  // namespace

@@ -16,11 +16,8 @@ class PoolLinks::Upward : public InferenceService {
     for (const auto& link : links_) {
       if (link->connected()) return link->upward().submit(std::move(request), std::move(sink));
     }
-    RequestError error;
-    error.code = ErrorCode::kOverloaded;
-    error.message = links_.empty() ? "no router is configured" : "no router can be reached";
-    error.retry_after_ms = 2000;
-    sink(std::move(error));
+    sink(error_of(ErrorCode::kOverloaded,
+                  links_.empty() ? "no router is configured" : "no router can be reached", 2000));
   }
   // Links ignore what they do not know.
   void cancel(const RequestId& id) override {

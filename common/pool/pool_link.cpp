@@ -96,11 +96,7 @@ class Inbox {
 };
 
 RequestError link_closed() {
-  RequestError error;
-  error.code = ErrorCode::kOverloaded;
-  error.message = "the pool link is stopping";
-  error.retry_after_ms = 2000;
-  return error;
+  return error_of(ErrorCode::kOverloaded, "the pool link is stopping", 2000);
 }
 
 class Link : public PoolLink {
