@@ -23,13 +23,6 @@ constexpr size_t kRefusedPeersMax = 4096;
 constexpr size_t kChangesMax = 65536;
 constexpr int32_t kFirstIntervalMs = 250;  // until the first beat names one
 
-bool valid_node_id(const std::string& id) {
-  if (id.empty() || id.size() > 64) return false;
-  return std::all_of(id.begin(), id.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
-  });
-}
-
 Error absurd(const char* field, double value) {
   return fail(std::string(field) + " = " + std::to_string(value));
 }
@@ -123,7 +116,7 @@ Result<void> Registry::check_hello(const std::string& key, const std::string& na
     return fail("protocol version " + std::to_string(hello.protocol_version) +
                 ", this router speaks " + std::to_string(kPoolProtocolVersion));
   }
-  if (!valid_node_id(hello.node_id)) {
+  if (!is_node_id(hello.node_id)) {
     return fail("node id '" + printable(hello.node_id) + "' is not 1 to 64 of a-z, 0-9 and -");
   }
   if (hello.tier != Tier::kEdge && hello.tier != Tier::kCloud)
