@@ -20,6 +20,8 @@ constexpr int64_t kLearnTextBytesMin = 256;
 // A node that never reports last_assignment_seq: its beats count an assignment after this long.
 constexpr int64_t kCountedAfterNs = 2 * kNsPerSecond;
 constexpr size_t kRefusedPeersMax = 4096;
+// A node that sends nonsense sends it with every beat: one line of its log in ten seconds.
+constexpr int64_t kRefusalNotedEveryNs = 10 * kNsPerSecond;
 constexpr size_t kChangesMax = 65536;
 constexpr int32_t kFirstIntervalMs = 250;  // until the first beat names one
 
@@ -65,6 +67,8 @@ const char* node_change_name(NodeChange::Kind kind) {
       return "node lost";
     case NodeChange::Kind::kRefused:
       return "node refused";
+    case NodeChange::Kind::kAbsurdBeat:
+      return "beat refused";
   }
   return "node";
 }
@@ -285,9 +289,13 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
     ++beats_old_;
     return BeatOutcome::kOld;
   }
-  if (!check_beat(beat)) {
+  if (Result<void> good = check_beat(beat); !good) {
     ++beats_refused_;
     ++node.beats_refused;
+    if (node.refusal_noted_ns == 0 || now_ns - node.refusal_noted_ns >= kRefusalNotedEveryNs) {
+      node.refusal_noted_ns = now_ns;
+      note(NodeChange::Kind::kAbsurdBeat, index, 0, good.message());
+    }
     return BeatOutcome::kAbsurd;
   }
   node.beaten = true;
