@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -109,7 +110,11 @@ class LocalPartner final : public Partner {
       } else if (const auto* finished = std::get_if<Finished>(&event)) {
         answer.prompt_tokens = finished->usage.prompt_tokens;
         answer.completion_tokens = finished->usage.completion_tokens;
-        answer.total_ms = since_ms();
+        // A short answer is all there when its first piece is read: the node's own clock tells how
+        // long the rest of it took.
+        const int64_t decode_ns = finished->timings.total_ns - finished->timings.first_token_ns;
+        answer.total_ms =
+            std::max(since_ms(), answer.ttft_ms + static_cast<double>(decode_ns) / kNsPerMs);
         return answer;
       } else if (left) {
         answer.total_ms = since_ms();
