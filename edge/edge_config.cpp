@@ -56,15 +56,7 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   config.model.queue_max = 64;
   read_node_section(*file, "edge", config.node_id);
   read_model_section(*file, config.model);
-  PoolSection pool;
-  pool.beat_interval_ms = config.beat_interval_ms;
-  pool.lease_ttl_ms = config.lease_ttl_ms;
-  read_pool_section(*file, pool);
-  config.router_endpoints = pool.router_endpoints;
-  config.router_key_file = pool.router_key_file;
-  config.key_file = pool.key_file;
-  config.beat_interval_ms = pool.beat_interval_ms;
-  config.lease_ttl_ms = pool.lease_ttl_ms;
+  read_pool_section(*file, config.pool);
   config.http.port = 8081;
   read_listen_section(*file, config.http.bind_address, config.http.port,
                       config.http.api_keys_sha256);
@@ -73,8 +65,6 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();
-  config.model.tier = Tier::kEdge;
-  config.model.node_id = config.node_id;
   return config;
 }
 

@@ -9,6 +9,7 @@
 
 #include "common/base/clock.h"
 #include "common/daemon/node_metrics.h"
+#include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
 #include "edge/edge_service.h"
 #include "edge/local_server.h"
@@ -38,16 +39,11 @@ class Daemon : public EdgeDaemon {
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
-    PoolSection pool;
-    pool.router_endpoints = config_.router_endpoints;
-    pool.router_key_file = config_.router_key_file;
-    pool.key_file = config_.key_file;
-    pool.beat_interval_ms = config_.beat_interval_ms;
-    pool.lease_ttl_ms = config_.lease_ttl_ms;
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kEdge, *model_, config_.model.aliases);
     // Work of the router's goes to the model itself: it was placed already.
-    auto links = PoolLinks::start(pool, hello, *model_, [this] { return BeatFiller(*model_); });
+    auto links =
+        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
 
@@ -62,11 +58,13 @@ class Daemon : public EdgeDaemon {
     if (auto opened = open_local_door(); !opened) return opened;
     export_metrics();
     links_->set_state(NodeState::kReady);
-    log_info("edge serves", {{"id", config_.node_id},
-                             {"model", model_->description()},
-                             {"http_port", http_->port()},
-                             {"socket", config_.socket_path},
-                             {"routers", static_cast<int64_t>(config_.router_endpoints.size())}});
+    serves_ = true;
+    log_info("edge serves",
+             {{"id", config_.node_id},
+              {"model", model_->description()},
+              {"http_port", http_->port()},
+              {"socket", config_.socket_path},
+              {"routers", static_cast<int64_t>(config_.pool.router_endpoints.size())}});
     return {};
   }
 
@@ -95,6 +93,7 @@ class Daemon : public EdgeDaemon {
     if (links_) links_->drain(left_ms());
     model_->drain();
     if (service_) service_->close();
+    if (!serves_) return;
     log_info("edge stopped",
              {{"id", config_.node_id}, {"drain_ms", (monotonic_ns() - begin_ns) / kNsPerMs}});
   }
@@ -145,6 +144,7 @@ class Daemon : public EdgeDaemon {
   std::unique_ptr<LocalServer> local_;
   std::mutex stop_mutex_;
   bool stopped_ = false;
+  bool serves_ = false;  // open() has done all
 };
 
 }  // namespace
@@ -158,10 +158,8 @@ Result<std::unique_ptr<EdgeDaemon>> EdgeDaemon::start(const EdgeConfig& config,
 
 Result<std::unique_ptr<EdgeDaemon>> EdgeDaemon::start(const EdgeConfig& config,
                                                       const Progress& progress) {
-  LocalModelConfig model_config = config.model;
-  model_config.node_id = config.node_id;
-  model_config.tier = Tier::kEdge;
-  auto model = LocalModel::open(model_config, progress);
+  if (auto keys = check_pool_keys(config.pool); !keys) return keys.error();
+  auto model = open_node_model(config.model, config.node_id, Tier::kEdge, progress);
   if (!model) return model.error();
   return start(config, std::move(*model));
 }

@@ -10,6 +10,7 @@
 
 #include "common/base/progress.h"
 #include "common/base/result.h"
+#include "common/daemon/node_config.h"
 #include "common/http/server.h"
 #include "common/log/log.h"
 #include "common/serve/local_model.h"
@@ -17,14 +18,10 @@
 namespace updraft {
 
 struct EdgeConfig {
-  std::string node_id;                        // [node] id; empty: "edge-" + host name
-  LocalModelConfig model;                     // [model]
-  std::vector<std::string> router_endpoints;  // [pool] routers; empty: a gateway of its own
-  std::string router_key_file;
-  std::string key_file;
-  int32_t beat_interval_ms = 250;
-  int32_t lease_ttl_ms = 2000;
-  HttpServerConfig http;    // [http] loopback endpoint
+  std::string node_id;                  // [node] id; empty: "edge-" + host name
+  LocalModelConfig model;               // [model]
+  PoolSection pool = PoolSection(250);  // [pool]; no routers: a gateway of its own
+  HttpServerConfig http;                // [http] loopback endpoint
   std::string socket_path;  // [local] handoff socket; empty: $XDG_RUNTIME_DIR/updraft/edge.sock or
                             // /tmp/updraft-<uid>/edge.sock
   int32_t sessions_max = 256;

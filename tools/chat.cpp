@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -25,7 +27,28 @@ struct ChatFlags {
   ChatOptions options;
 };
 
-// Whoever answers a conversation.
+volatile std::sig_atomic_t interrupted = 0;  // set by the handler of InterruptsAnswer
+
+// While it lives, Ctrl-C sets `interrupted` instead of ending the program; a second one ends it.
+class InterruptsAnswer {
+ public:
+  InterruptsAnswer() {
+    interrupted = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted = 1; };
+    action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);
+    sigaction(SIGINT, &action, &before_);
+  }
+  ~InterruptsAnswer() { sigaction(SIGINT, &before_, nullptr); }
+  InterruptsAnswer(const InterruptsAnswer&) = delete;
+  InterruptsAnswer& operator=(const InterruptsAnswer&) = delete;
+
+ private:
+  struct sigaction before_ {};
+};
+
+// Whoever answers a conversation. on_text returns false to stop the answer, which is then whole as
+// far as it came.
 class Partner {
  public:
   virtual ~Partner() = default;
@@ -68,6 +91,7 @@ class LocalPartner final : public Partner {
     const Result<uint32_t> handle = client_->submit(std::move(request));
     if (!handle) return handle.error();
     ChatAnswer answer;
+    bool left = false;
     for (;;) {
       auto next = client_->next(-1);
       if (!next) return next.error();
@@ -80,10 +104,19 @@ class LocalPartner final : public Partner {
       } else if (const auto* chunk = std::get_if<TokenChunk>(&event)) {
         if (answer.text.empty() && !chunk->text.empty()) answer.ttft_ms = since_ms();
         answer.text += chunk->text;
-        if (!on_text(chunk->text)) client_->cancel(*handle);
+        if (left || on_text(chunk->text)) continue;
+        left = true;
+        client_->cancel(*handle);
       } else if (const auto* finished = std::get_if<Finished>(&event)) {
         answer.prompt_tokens = finished->usage.prompt_tokens;
         answer.completion_tokens = finished->usage.completion_tokens;
+        // A short answer is all there when its first piece is read: the node's own clock tells how
+        // long the rest of it took.
+        const int64_t decode_ns = finished->timings.total_ns - finished->timings.first_token_ns;
+        answer.total_ms =
+            std::max(since_ms(), answer.ttft_ms + static_cast<double>(decode_ns) / kNsPerMs);
+        return answer;
+      } else if (left) {
         answer.total_ms = since_ms();
         return answer;
       } else {
@@ -146,7 +179,8 @@ constexpr const char* kHelp =
     "/tier    who answered last, and how fast\n"
     "/reset   forget the conversation\n"
     "/system TEXT   set the system message and forget the conversation\n"
-    "/quit    leave (so does Ctrl-D)\n";
+    "/quit    leave (so does Ctrl-D)\n"
+    "Ctrl-C   stops an answer that is being written\n";
 
 class Conversation {
  public:
@@ -169,18 +203,21 @@ class Conversation {
     } else if (!line.empty() && line[0] == '/') {
       std::printf("%s", kHelp);
     } else if (!line.empty()) {
-      say(line);
+      failed_ = !say(line);
     }
     return true;
   }
+  // The last thing said got no answer.
+  bool failed() const { return failed_; }
 
   // False: it failed.
   bool say(const std::string& text) {
     turns_.push_back({"user", text});
+    const InterruptsAnswer guard;
     const Result<ChatAnswer> answer = partner_.answer(turns_, [](std::string_view piece) {
       std::fwrite(piece.data(), 1, piece.size(), stdout);
       std::fflush(stdout);
-      return true;
+      return interrupted == 0;
     });
     std::printf("\n");
     if (!answer) {
@@ -203,6 +240,7 @@ class Conversation {
   std::string system_;
   std::vector<ChatTurn> turns_;
   ChatAnswer last_;
+  bool failed_ = false;
 };
 
 int run_chat(const ChatFlags& flags) {
@@ -210,9 +248,10 @@ int run_chat(const ChatFlags& flags) {
       flags.local ? connect_local(flags) : connect_http(flags);
   if (!partner) return complain(partner.message());
   Conversation conversation(**partner, flags.system);
-  if (!flags.prompt.empty()) return conversation.say(flags.prompt) ? 0 : 1;
+  if (!flags.prompt.empty()) return conversation.say(flags.prompt) && interrupted == 0 ? 0 : 1;
   const bool terminal = isatty(STDIN_FILENO) != 0;
-  if (terminal) std::fprintf(stderr, "/help lists the commands, Ctrl-D leaves\n");
+  if (terminal)
+    std::fprintf(stderr, "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\n");
   std::string line;
   for (;;) {
     if (terminal) {
@@ -221,8 +260,11 @@ int run_chat(const ChatFlags& flags) {
     }
     if (!std::getline(std::cin, line) || !conversation.take(line)) break;
   }
-  if (terminal) std::printf("\n");
-  return 0;
+  if (terminal) {
+    std::printf("\n");
+    return 0;
+  }
+  return conversation.failed() ? 1 : 0;  // a script asks by its exit status
 }
 
 }  // namespace

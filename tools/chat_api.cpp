@@ -113,12 +113,11 @@ Result<ChatAnswer> ask(const HttpClient& client, const ChatOptions& options,
   const Result<HttpResponse> response =
       client.post_events("/chat/completions", chat_body(options, turns, true), on_data);
   if (!error.empty()) return fail(error);
-  if (left) return answer;
-  if (!response) return response.error();
-  if (response->status != 200) return fail(error_message(*response));
-  if (!done) return fail("the answer's stream ended early");
+  if (!left && !response) return response.error();
+  if (!left && response->status != 200) return fail(error_message(*response));
+  if (!left && !done) return fail("the answer's stream ended early");
   answer.total_ms = since_ms();
-  if (answer.node.empty()) {
+  if (answer.node.empty() && response) {
     answer.node = response->field("x-updraft-node");
     answer.tier = response->field("x-updraft-tier");
     answer.decision = response->field("x-updraft-decision");

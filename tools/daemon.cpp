@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 
@@ -54,6 +55,12 @@ int run_daemon(const DaemonFlags& flags, const DaemonLife& life) {
   block_stop_signals();
   for (const std::string& setting : flags.settings) {
     if (const auto added = add_config_override(setting); !added) return complain(added.message());
+  }
+  if (std::error_code error; !std::filesystem::exists(flags.config_path, error)) {
+    return complain(
+        flags.config_path +
+        ": no such file; name the configuration with --config (Updraft's configs folder "
+        "has one to start from)");
   }
   const Result<LogConfig> log_config = life.load();
   if (!log_config) return complain(log_config.message());

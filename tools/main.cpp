@@ -12,6 +12,34 @@ int complain(const std::string& message) {
   return 1;
 }
 
+namespace {
+
+// A newcomer who types the bare name gets the help; a wrong flag is named with its command.
+int explain_usage(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+  if (argc < 2) {
+    std::fprintf(stderr, "%s", app.help().c_str());
+    return 2;
+  }
+  std::string command = "updraft";
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    command += " " + at->get_name();
+  }
+  std::string what = error.what();
+  const std::string last = argv[argc - 1];
+  if (at == &app && argv[1][0] != '-') {
+    what = "there is no command '" + std::string(argv[1]) + "'";
+  } else if (!at->get_subcommands({}).empty() && last[0] != '-' && last != at->get_name()) {
+    what = "there is no command '" + last + "'";
+  }
+  std::fprintf(stderr, "%s: %s\nRun '%s --help' for what there is.\n", command.c_str(),
+               what.c_str(), command.c_str());
+  return 2;
+}
+
+}  // namespace
 }  // namespace updraft
 
 int main(int argc, char** argv) {
@@ -38,8 +66,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? 0 : 2;
+    return updraft::explain_usage(app, error, argc, argv);
   }
   return exit_status;
 }

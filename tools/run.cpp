@@ -61,7 +61,9 @@ class Printer {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return ended_; });
   }
+  // After wait() was true:
   const Event& end() const { return end_; }
+  bool printed() const { return first_ns_ != 0; }
 
  private:
   const bool print_ids_;
@@ -85,14 +87,13 @@ Result<std::string> read_prompt(const RunFlags& flags) {
   char buffer[4096];
   size_t got = 0;
   while ((got = std::fread(buffer, 1, sizeof buffer, stdin)) > 0) text.append(buffer, got);
+  if (text.empty()) return fail("no prompt: standard input is empty");
   return text;
 }
 
-Request make_request(const RunFlags& flags, const std::string& served_name,
-                     const std::string& prompt, bool chat) {
+Request make_request(const RunFlags& flags, const std::string& prompt, bool chat) {
   Request request;
   request.id = new_request_id();
-  request.model = served_name;
   request.sampling = flags.sampling;
   request.enable_thinking = !flags.no_thinking;
   if (flags.max_tokens > 0) request.sampling.max_tokens = flags.max_tokens;
@@ -136,14 +137,22 @@ int run_model(RunFlags flags) {
     prompt = std::move(text).value();
   }
   flags.model.slots = 1;
-  flags.model.served_name = "model";
+  flags.model.ids_suffice = !flags.prompt_ids.empty();
   Result<std::unique_ptr<LocalModel>> model = LocalModel::open(flags.model, terminal_progress());
   if (!model) return complain(model.message());
   if (!flags.quiet) std::fprintf(stderr, "%s\n", (*model)->description().c_str());
 
+  if (!(*model)->has_tokenizer()) {
+    if (!flags.sampling.stop.empty())
+      return complain(flags.model.model_path + " has no tokenizer: --stop cannot be found in ids");
+    if (!flags.print_ids && !flags.quiet)
+      std::fprintf(stderr, "%s has no tokenizer: the answer is printed as token ids\n",
+                   flags.model.model_path.c_str());
+    flags.print_ids = true;
+  }
   const bool chat = !flags.raw && (*model)->has_chat_template();
   auto printer = std::make_shared<Printer>(flags.print_ids);
-  const Request request = make_request(flags, "model", prompt, chat);
+  const Request request = make_request(flags, prompt, chat);
   (*model)->submit(request, [printer](Event event) { printer->take(std::move(event)); });
   while (!printer->wait(0)) {
     if (poll_stop_signal(50) != 0) {
@@ -152,7 +161,7 @@ int run_model(RunFlags flags) {
       }
     }
   }
-  std::printf("\n");
+  if (printer->printed()) std::printf("\n");
   if (const auto* error = std::get_if<RequestError>(&printer->end()))
     return complain(error->message);
   if (!flags.quiet) print_timings(std::get<Finished>(printer->end()));
@@ -169,10 +178,19 @@ void add_run(CLI::App& app, int& exit_status) {
       ->add_option("-m,--model", flags->model.model_path,
                    "model: .gguf, .safetensors or a folder with config.json")
       ->required();
-  command->add_option("-p,--prompt", flags->prompt, "what to say; default: standard input");
-  command->add_option("-f,--file", flags->prompt_file, "read the prompt from a file");
-  command->add_option("--prompt-ids", flags->prompt_ids, "prompt as token ids, comma separated")
-      ->delimiter(',');
+  CLI::Option* text =
+      command->add_option("-p,--prompt", flags->prompt, "what to say; default: standard input");
+  CLI::Option* file =
+      command->add_option("-f,--file", flags->prompt_file, "read the prompt from a file")
+          ->excludes(text);
+  command
+      ->add_option(
+          "--prompt-ids", flags->prompt_ids,
+          "prompt as token ids, comma separated (a model without a tokenizer takes nothing "
+          "else)")
+      ->delimiter(',')
+      ->excludes(text)
+      ->excludes(file);
   command->add_option("--system", flags->system, "system message");
   command
       ->add_option("-n,--max-tokens", flags->max_tokens,

@@ -8,6 +8,7 @@
 
 #include "common/base/clock.h"
 #include "common/daemon/node_metrics.h"
+#include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
 #include "common/http/server.h"
 
@@ -44,15 +45,10 @@ class Node : public CloudNode {
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
-    PoolSection pool;
-    pool.router_endpoints = config_.router_endpoints;
-    pool.router_key_file = config_.router_key_file;
-    pool.key_file = config_.key_file;
-    pool.beat_interval_ms = config_.beat_interval_ms;
-    pool.lease_ttl_ms = config_.lease_ttl_ms;
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
-    auto links = PoolLinks::start(pool, hello, *model_, [this] { return BeatFiller(*model_); });
+    auto links =
+        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
     health_ = std::make_unique<HealthService>(*model_, *links_);
@@ -68,6 +64,7 @@ class Node : public CloudNode {
     if (!server) return server.error();
     server_ = std::move(*server);
     links_->set_state(NodeState::kReady);
+    serves_ = true;
     log_info("cloud node serves", {{"id", config_.node_id},
                                    {"model", model_->description()},
                                    {"http_port", server_->port()}});
@@ -90,6 +87,7 @@ class Node : public CloudNode {
     }
     model_->drain();
     if (server_) server_->stop(0);
+    if (!serves_) return;
     log_info("cloud node stopped",
              {{"id", config_.node_id}, {"drain_ms", (monotonic_ns() - begin_ns) / kNsPerMs}});
   }
@@ -105,6 +103,7 @@ class Node : public CloudNode {
   std::unique_ptr<HttpServer> server_;
   std::mutex stop_mutex_;
   bool stopped_ = false;
+  bool serves_ = false;  // open() has done all
 };
 
 }  // namespace
@@ -118,10 +117,8 @@ Result<std::unique_ptr<CloudNode>> CloudNode::start(const CloudConfig& config,
 
 Result<std::unique_ptr<CloudNode>> CloudNode::start(const CloudConfig& config,
                                                     const Progress& progress) {
-  LocalModelConfig model_config = config.model;
-  model_config.node_id = config.node_id;
-  model_config.tier = Tier::kCloud;
-  auto model = LocalModel::open(model_config, progress);
+  if (auto keys = check_pool_keys(config.pool); !keys) return keys.error();
+  auto model = open_node_model(config.model, config.node_id, Tier::kCloud, progress);
   if (!model) return model.error();
   return start(config, std::move(*model));
 }

@@ -10,6 +10,7 @@
 
 #include "common/base/progress.h"
 #include "common/base/result.h"
+#include "common/daemon/node_config.h"
 #include "common/log/log.h"
 #include "common/serve/local_model.h"
 
@@ -17,13 +18,9 @@ namespace updraft {
 
 // configs/cloud.toml, section by section; defaults here, validated by load_cloud_config().
 struct CloudConfig {
-  std::string node_id;                        // [node] id; empty: "cloud-" + host name
-  LocalModelConfig model;                     // [model]
-  std::vector<std::string> router_endpoints;  // [pool] routers = ["tcp://..."]
-  std::string router_key_file;                // [pool] router_key
-  std::string key_file;                       // [pool] key
-  int32_t beat_interval_ms = 100;
-  int32_t lease_ttl_ms = 2000;
+  std::string node_id;                  // [node] id; empty: "cloud-" + host name
+  LocalModelConfig model;               // [model]
+  PoolSection pool = PoolSection(100);  // [pool]
   std::string http_bind = "127.0.0.1";  // [http] metrics and health only
   uint16_t http_port = 0;
   std::vector<std::string>

@@ -119,17 +119,21 @@ void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, A
 }
 
 // Messages may be lost when a connection breaks. A node that shows no work for long while it should
-// have some has lost it.
+// have some has lost it. Once that may be the connection's doing; a node that loses a request
+// twice, or beats on without ever taking it, does not get it again.
 void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out) {
   const int64_t idle_since_ns = registry_.load(node).idle_since_ns;
   for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
     Stream* stream = streams_.at(slot, generation);
-    if (stream == nullptr || stream->node != node || stream->assignment_seq > counted_seq) continue;
+    if (stream == nullptr || stream->node != node) continue;
+    const bool counted = stream->assignment_seq <= counted_seq;
+    const int64_t grace_ms = counted ? config_.orphan_grace_ms : config_.arrival_grace_ms;
     const int64_t since_ns = std::max(idle_since_ns, stream->dispatched_ns);
-    if (now_ns - since_ns < config_.orphan_grace_ms * kNsPerMs) continue;
+    if (now_ns - since_ns < grace_ms * kNsPerMs) continue;
     ++stats_.orphans;
     cancel_on_node(*stream, out);
-    lose(*stream, "no longer knows the request", Loss::kGone, now_ns, out);
+    lose(*stream, counted ? "no longer knows the request" : "never took the request",
+         counted && stream->retries == 0 ? Loss::kGone : Loss::kAtFault, now_ns, out);
   }
 }
 

@@ -65,6 +65,8 @@ struct RouterCoreConfig {
       3000;  // after the start an unknown model may still be announced: 503, not 404
   int32_t orphan_grace_ms =
       5000;  // a node shows no work for so long while a stream is assigned: the stream is lost
+  int32_t arrival_grace_ms =
+      60'000;  // the same while its beats do not count the stream: it may still be on its way
   uint64_t seed = 1;  // of the placement's tie-break
   Registry::Limits registry;
 };

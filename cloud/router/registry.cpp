@@ -20,15 +20,10 @@ constexpr int64_t kLearnTextBytesMin = 256;
 // A node that never reports last_assignment_seq: its beats count an assignment after this long.
 constexpr int64_t kCountedAfterNs = 2 * kNsPerSecond;
 constexpr size_t kRefusedPeersMax = 4096;
+// A node that sends nonsense sends it with every beat: one line of its log in ten seconds.
+constexpr int64_t kRefusalNotedEveryNs = 10 * kNsPerSecond;
 constexpr size_t kChangesMax = 65536;
 constexpr int32_t kFirstIntervalMs = 250;  // until the first beat names one
-
-bool valid_node_id(const std::string& id) {
-  if (id.empty() || id.size() > 64) return false;
-  return std::all_of(id.begin(), id.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
-  });
-}
 
 Error absurd(const char* field, double value) {
   return fail(std::string(field) + " = " + std::to_string(value));
@@ -72,6 +67,8 @@ const char* node_change_name(NodeChange::Kind kind) {
       return "node lost";
     case NodeChange::Kind::kRefused:
       return "node refused";
+    case NodeChange::Kind::kAbsurdBeat:
+      return "beat refused";
   }
   return "node";
 }
@@ -123,7 +120,7 @@ Result<void> Registry::check_hello(const std::string& key, const std::string& na
     return fail("protocol version " + std::to_string(hello.protocol_version) +
                 ", this router speaks " + std::to_string(kPoolProtocolVersion));
   }
-  if (!valid_node_id(hello.node_id)) {
+  if (!is_node_id(hello.node_id)) {
     return fail("node id '" + printable(hello.node_id) + "' is not 1 to 64 of a-z, 0-9 and -");
   }
   if (hello.tier != Tier::kEdge && hello.tier != Tier::kCloud)
@@ -292,9 +289,13 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
     ++beats_old_;
     return BeatOutcome::kOld;
   }
-  if (!check_beat(beat)) {
+  if (Result<void> good = check_beat(beat); !good) {
     ++beats_refused_;
     ++node.beats_refused;
+    if (node.refusal_noted_ns == 0 || now_ns - node.refusal_noted_ns >= kRefusalNotedEveryNs) {
+      node.refusal_noted_ns = now_ns;
+      note(NodeChange::Kind::kAbsurdBeat, index, 0, good.message());
+    }
     return BeatOutcome::kAbsurd;
   }
   node.beaten = true;

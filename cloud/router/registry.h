@@ -112,13 +112,14 @@ struct NodeChange {
     kFresh,
     kDraining,
     kLost,
-    kRefused
+    kRefused,
+    kAbsurdBeat
   };
   Kind kind = Kind::kJoined;
   std::string node_id;
   Tier tier = Tier::kAny;
   int64_t silent_ms = 0;  // kSuspect, kStale, kLost
-  std::string detail;     // kRefused: why; kJoined: device
+  std::string detail;     // kRefused, kAbsurdBeat: why; kJoined: device
 };
 const char* node_change_name(NodeChange::Kind kind);
 
@@ -143,6 +144,7 @@ class Registry {
     bool announced_ready = false;
     uint64_t assigned_seq = 0;  // last given out
     uint64_t beats_refused = 0;
+    int64_t refusal_noted_ns = 0;  // when a refused beat was reported last; 0: never
     struct Assignment {
       int64_t at_ns = 0;
       int64_t kv_tokens = 0;

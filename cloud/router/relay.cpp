@@ -74,6 +74,7 @@ void log_change(const NodeChange& change) {
       log_warn(event, {{"id", change.node_id}, {"tier", tier}, {"silent_ms", change.silent_ms}});
       break;
     case NodeChange::Kind::kRefused:
+    case NodeChange::Kind::kAbsurdBeat:
       log_warn(event, {{"id", change.node_id}, {"why", change.detail}});
       break;
     case NodeChange::Kind::kJoined:

@@ -8,20 +8,9 @@
 
 #include "common/base/bytes.h"
 #include "common/config/api_keys.h"
+#include "common/message/node_status.h"
 
 namespace updraft {
-namespace {
-
-constexpr size_t kNodeIdBytesMax = 64;
-
-bool is_node_id(const std::string& id) {
-  return !id.empty() && id.size() <= kNodeIdBytesMax &&
-         std::all_of(id.begin(), id.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
-         });
-}
-
-}  // namespace
 
 std::string default_node_id(const std::string& role) {
   char host[HOST_NAME_MAX + 1] = "";

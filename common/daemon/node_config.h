@@ -15,10 +15,12 @@ namespace updraft {
 
 // [pool]
 struct PoolSection {
+  explicit PoolSection(int32_t beat_ms = 100) : beat_interval_ms(beat_ms) {}
+
   std::vector<std::string> router_endpoints;  // routers; empty: a gateway of its own
   std::string router_key_file;                // router_key, the routers' public key
   std::string key_file;                       // key, this node's key pair
-  int32_t beat_interval_ms = 250;             // beat_ms
+  int32_t beat_interval_ms;                   // beat_ms; 100 in the cloud, 250 at the edge
   int32_t lease_ttl_ms = 2000;                // lease_ms, at least twice beat_ms
 };
 

@@ -88,6 +88,13 @@ void PoolLinks::drain(int grace_ms) {
   for (std::thread& thread : drains) thread.join();
 }
 
+Result<void> check_pool_keys(const PoolSection& pool) {
+  if (pool.router_endpoints.empty()) return {};
+  if (const auto keys = load_curve_keys(pool.key_file); !keys) return keys.error();
+  if (const auto key = load_public_key(pool.router_key_file); !key) return key.error();
+  return {};
+}
+
 NodeHello make_hello(const std::string& node_id, Tier tier, const LocalModel& model,
                      const std::vector<std::string>& aliases) {
   NodeHello hello;

@@ -38,6 +38,10 @@ class PoolLinks {
   std::unique_ptr<Upward> upward_;
 };
 
+// The key files that [pool] names can be read; nothing to check without routers. Errors name the
+// file. For daemons to ask before they load a model, which takes its time.
+Result<void> check_pool_keys(const PoolSection& pool);
+
 // What a node says of itself at the start. Aliases are announced as models of their own, so that a
 // router finds them.
 NodeHello make_hello(const std::string& node_id, Tier tier, const LocalModel& model,

@@ -515,10 +515,15 @@ void read_headers(const RequestHeaders& headers, Request& request, Complaint& co
 void read_model(const FieldReader& fields, Request& request, Complaint& complaint) {
   const auto model = fields.text("model");
   if (complaint.any()) return;
-  if (!model || model->empty() || model->size() > kModelNameBytesMax) {
+  if (!model || model->empty()) {
+    complaint.invalid("model",
+                      "'model' is missing: name one that is served, GET /v1/models lists them");
+    return;
+  }
+  if (model->size() > kModelNameBytesMax) {
     complaint.invalid("model", "'model' must be a string of 1 to " +
-                                   std::to_string(kModelNameBytesMax) + " bytes" +
-                                   (model ? ", got " + std::to_string(model->size()) : ""));
+                                   std::to_string(kModelNameBytesMax) + " bytes, got " +
+                                   std::to_string(model->size()));
     return;
   }
   request.model = *model;

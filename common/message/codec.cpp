@@ -275,12 +275,6 @@ std::vector<ModelInfo> read_models(Reader& in, const char* field,
   return out;
 }
 
-bool is_node_id(std::string_view id) {
-  return !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
-  });
-}
-
 PoolMessage read(Reader& in, const wire::Hello& w) {
   NodeHello h;
   h.protocol_version = in.number<uint32_t>("protocol_version", w.protocol_version(), 1, 1'000'000);

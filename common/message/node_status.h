@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/message/request.h"
@@ -12,9 +13,13 @@ namespace updraft {
 
 inline constexpr uint32_t kPoolProtocolVersion = 1;
 
+// The form of a node's id: [a-z0-9-]{1,64}, safe in file names, metrics and logs.
+inline constexpr size_t kNodeIdBytesMax = 64;
+bool is_node_id(std::string_view id);
+
 struct NodeHello {
   uint32_t protocol_version = kPoolProtocolVersion;
-  std::string node_id;            // unique in the pool, [a-z0-9-]{1,64}
+  std::string node_id;            // unique in the pool, is_node_id()
   uint64_t boot_epoch = 0;        // larger at each start of the node (unix ms at start)
   Tier tier = Tier::kCloud;
   std::vector<ModelInfo> models;

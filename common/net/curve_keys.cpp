@@ -47,12 +47,15 @@ std::string octal(mode_t mode) {
   return text;
 }
 
-// forbidden_mode: permission bits that must not be set. Looks at the opened file, not at the name,
-// so that it cannot be exchanged in between.
+// forbidden_mode: permission bits that must not be set; origin: where such a file comes from. Looks
+// at the opened file, not at the name, so that it cannot be exchanged in between.
 Result<std::string> read_key_file(const std::string& path, mode_t forbidden_mode,
-                                  const char* advice) {
+                                  const char* advice, const std::string& origin) {
   const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) return fail("key file " + path + ": " + system_error());
+  if (file.get() < 0) {
+    const bool absent = errno == ENOENT;
+    return fail("key file " + path + ": " + system_error() + (absent ? " (" + origin + ")" : ""));
+  }
   struct stat info {};
   if (fstat(file.get(), &info) != 0) return fail("key file " + path + ": " + system_error());
   if (!S_ISREG(info.st_mode)) return fail("key file " + path + ": not a regular file");
@@ -142,7 +145,8 @@ Result<void> save_curve_keys(const CurveKeys& keys, const std::string& path) {
 }
 
 Result<CurveKeys> load_curve_keys(const std::string& path) {
-  const auto text = read_key_file(path, 0077, "lets others at a secret key; chmod 0600 it");
+  const auto text = read_key_file(path, 0077, "lets others at a secret key; chmod 0600 it",
+                                  "make it with: updraft keys new " + path);
   if (!text) return text.error();
   const auto keys = parse_key_file(path, *text);
   if (!keys) return keys.error();
@@ -157,7 +161,9 @@ Result<CurveKeys> load_curve_keys(const std::string& path) {
 }
 
 Result<std::string> load_public_key(const std::string& path) {
-  const auto text = read_key_file(path, 0002, "lets anybody exchange the key; chmod o-w it");
+  const auto text = read_key_file(path, 0002, "lets anybody exchange the key; chmod o-w it",
+                                  "the .pub file that updraft keys new wrote on the machine whose "
+                                  "key it is");
   if (!text) return text.error();
   const auto keys = parse_key_file(path, *text);
   if (!keys) return keys.error();

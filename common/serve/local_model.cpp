@@ -97,6 +97,7 @@ class EngineModel final : public LocalModel {
   std::string description() const override { return parts_.description; }
   std::string device() const override { return parts_.device; }
   bool has_chat_template() const override { return parts_.has_chat_template; }
+  bool has_tokenizer() const override { return parts_.tokenizer->has_text(); }
   void drain() override { draining_.store(true, std::memory_order_relaxed); }
 
  private:
@@ -408,6 +409,14 @@ Result<std::shared_ptr<const ChatTemplate>> open_template(const LocalModelConfig
   return ChatTemplate::recognise(data.chat_template);
 }
 
+Result<std::shared_ptr<const Tokenizer>> open_tokenizer(const LocalModelConfig& config,
+                                                        const Model& model) {
+  const TokenizerData& data = model.tokenizer();
+  if (config.ids_suffice && data.model.empty())
+    return Tokenizer::of_ids(data, model.hyperparameters().vocab_count);
+  return Tokenizer::create(data);
+}
+
 // "494M", "7.6B".
 std::string format_parameters(uint64_t count) {
   std::array<char, 32> text{};
@@ -472,7 +481,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   const auto model = open_model(config.model_path);
   if (!model) return model.error();
   const std::string& path = config.model_path;
-  const auto tokenizer = Tokenizer::create((*model)->tokenizer());
+  const auto tokenizer = open_tokenizer(config, **model);
   if (!tokenizer) return tokenizer.error(path);
   const auto chat_template = open_template(config, (*model)->tokenizer());
   if (!chat_template) return chat_template.error(path);

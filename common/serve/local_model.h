@@ -37,6 +37,7 @@ struct LocalModelConfig {
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;
   bool exact = false;
+  bool ids_suffice = false;         // a file without a tokenizer is opened for prompts of token ids alone
   Tier tier = Tier::kAny;           // what Started says
   std::string node_id = "local";
 };
@@ -69,6 +70,8 @@ class LocalModel : public InferenceService {
   virtual std::string device() const = 0;           // the backend's description
   // True when chat requests can be rendered (a template was recognised or configured).
   virtual bool has_chat_template() const = 0;
+  // False: the file has no tokenizer (ids_suffice); text is refused, answers are ids without text.
+  virtual bool has_tokenizer() const { return true; }
   // New requests get kOverloaded; running ones go on. Any thread.
   virtual void drain() = 0;
 };

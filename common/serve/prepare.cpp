@@ -113,6 +113,11 @@ std::variant<PreparedPrompts, RequestError> Preparer::prepare(const Request& req
 }
 
 std::variant<PreparedPrompts, RequestError> Preparer::tokenize(const Request& request) const {
+  if (!tokenizer_->has_text() && request.prompt_ids.empty()) {
+    return with_code(ErrorCode::kUnsupported,
+                     request.kind == Request::Kind::kChat ? "messages" : "prompt",
+                     config_.model_name + " has no tokenizer: a prompt can only be token ids");
+  }
   auto outcome =
       request.kind == Request::Kind::kChat ? tokenize_chat(request) : tokenize_completion(request);
   auto* prompts = std::get_if<PreparedPrompts>(&outcome);

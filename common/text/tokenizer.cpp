@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "common/text/bpe_tokenizer.h"
+#include "common/text/id_tokenizer.h"
 #include "common/text/spm_tokenizer.h"
 
 namespace updraft {
@@ -46,9 +47,29 @@ Result<void> check_lengths(const TokenizerData& data) {
   return {};
 }
 
+Result<void> check_ids(const TokenizerData& data) {
+  const size_t count = data.tokens.size();
+  const std::pair<const char*, int32_t> ids[] = {
+      {"bos_token_id", data.bos_id},         {"eos_token_id", data.eos_id},
+      {"eot_token_id", data.eot_id},         {"eom_token_id", data.eom_id},
+      {"unknown_token_id", data.unknown_id}, {"padding_token_id", data.padding_id},
+  };
+  for (const auto& [key, id] : ids) {
+    if (const auto checked = check_id(key, id, count); !checked) return checked;
+  }
+  for (const int32_t id : data.extra_eos_ids) {
+    if (const auto checked = check_id("eos_token_id", id, count); !checked) return checked;
+  }
+  return {};
+}
+
 Result<void> check_data(const TokenizerData& data) {
-  if (data.model.empty())
-    return fail("tokenizer: the model file has none (tokenizer.ggml.model is missing)");
+  if (data.model.empty()) {
+    return fail(
+        "tokenizer: the model has none (a GGUF file names it in tokenizer.ggml.model, a folder of "
+        "safetensors has it in tokenizer.json); without it only updraft run --prompt-ids can use "
+        "the model");
+  }
   if (data.model != "gpt2" && data.model != "llama") {
     return fail("tokenizer: model '" + data.model + "' is not supported (known: gpt2, llama)");
   }
@@ -63,19 +84,7 @@ Result<void> check_data(const TokenizerData& data) {
     if (std::isnan(data.scores[i]))
       return fail("tokenizer: " + at_token("scores", i) + " is not a number");
   }
-  const size_t count = data.tokens.size();
-  const std::pair<const char*, int32_t> ids[] = {
-      {"bos_token_id", data.bos_id},         {"eos_token_id", data.eos_id},
-      {"eot_token_id", data.eot_id},         {"eom_token_id", data.eom_id},
-      {"unknown_token_id", data.unknown_id}, {"padding_token_id", data.padding_id},
-  };
-  for (const auto& [key, id] : ids) {
-    if (const auto checked = check_id(key, id, count); !checked) return checked;
-  }
-  for (const int32_t id : data.extra_eos_ids) {
-    if (const auto checked = check_id("eos_token_id", id, count); !checked) return checked;
-  }
-  return {};
+  return check_ids(data);
 }
 
 bool is_padding_name(const std::string& name) {
@@ -94,6 +103,18 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::create(const TokenizerData& 
   if (const auto checked = check_data(data); !checked) return checked.error();
   if (data.model == "llama") return SpmTokenizer::create(data);
   return BpeTokenizer::create(data);
+}
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::of_ids(const TokenizerData& data,
+                                                           int32_t vocab_count) {
+  TokenizerData ids = data;
+  ids.model.clear();
+  ids.scores.clear();
+  ids.types.clear();
+  ids.tokens.clear();
+  for (int32_t id = 0; id < vocab_count; ++id) ids.tokens.push_back("<" + std::to_string(id) + ">");
+  if (const auto checked = check_ids(ids); !checked) return checked.error();
+  return std::shared_ptr<const Tokenizer>(std::make_shared<IdTokenizer>(std::move(ids)));
 }
 
 Tokenizer::Tokenizer(TokenizerData data) : data_(std::move(data)) {

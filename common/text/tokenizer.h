@@ -38,6 +38,13 @@ class Tokenizer {
   // range, arrays of unequal length, a vocabulary that cannot spell every text.
   static Result<std::shared_ptr<const Tokenizer>> create(const TokenizerData& data);
 
+  // For a model file without a tokenizer: ids without text. Every id below vocab_count decodes to
+  // nothing; what begins and ends a text are the file's ids. Nothing can be encoded with it.
+  static Result<std::shared_ptr<const Tokenizer>> of_ids(const TokenizerData& data,
+                                                         int32_t vocab_count);
+  // False for of_ids(): no text may be encoded.
+  bool has_text() const { return !data_.model.empty(); }
+
   // Appends the ids of `text`; no BOS. `at_start`: the text begins the input or follows a special
   // token (SPM's space prefix).
   void encode(std::string_view text, SpecialText special, bool at_start,

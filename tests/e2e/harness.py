@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -21,6 +22,7 @@ PROGRAM = pathlib.Path(os.environ.get("UPDRAFT_PROGRAM", ROOT / "build/bin/updra
 MODELS = ROOT / "configs/models"
 EDGE_MODEL = MODELS / "updraft-demo-edge-q4_0.gguf"
 CLOUD_MODEL = MODELS / "updraft-demo-cloud-q8_0.gguf"
+ROGUE_NODE = PROGRAM.parent.parent / "tests/rogue_node"
 SHARED_DATA = pathlib.Path(os.environ.get("UPDRAFT_SHARED_DATA", ROOT.parent / "shared/data"))
 START_TIMEOUT_S = 60
 
@@ -170,6 +172,40 @@ class EventStream:
         self.connection.close()
 
 
+class Rogue:
+    """A running rogue_node (tests/e2e/rogue_node.cpp): steps in, lines out."""
+
+    def __init__(self, stack, key, *steps, router_key="router", endpoint=None):
+        keys = stack.folder / "keys"
+        self.process = subprocess.Popen(
+            [str(ROGUE_NODE), endpoint or stack["router"].facts["pool"], str(keys / f"{router_key}.pub"), str(keys / key), *steps],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True)
+        self.lines = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(line.rstrip("\n") for line in self.process.stdout))
+        self.reader.start()
+
+    def said(self, beginning):
+        return [line for line in list(self.lines) if line.startswith(beginning)]
+
+    def wait_for(self, beginning, timeout_s=10):
+        return wait_until(lambda: self.said(beginning), timeout_s, f"a line '{beginning}...' of the rogue (so far: {self.lines})")[0]
+
+    def finish(self, timeout_s=60):
+        """Waits until all steps are done; any other end fails."""
+        status = self.process.wait(timeout_s)
+        self.stop()
+        if status != 0:
+            raise AssertionError(f"rogue_node ended with {status}: {self.lines[-5:]}")
+        return self
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self.reader.join()
+        self.process.stdout.close()
+
+
 class Stack:
     """A folder with keys and configurations, and the daemons started in it."""
 
@@ -254,9 +290,11 @@ class Stack:
 class StackTest(unittest.TestCase):
     """One stack for all tests of the class."""
 
+    nodes = ("edge", "cloud")  # names whose keys are on the allow-list
+
     @classmethod
     def setUpClass(cls):
-        cls.stack = Stack()
+        cls.stack = Stack(cls.nodes)
         try:
             cls.stack.start_all()
         except BaseException:

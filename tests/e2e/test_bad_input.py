@@ -1,10 +1,11 @@
 """Bad input against the running daemons: each gets a clear answer, and the next request is served."""
 
+import http.client
 import json
 import socket
 import unittest
 
-from harness import StackTest, chat
+from harness import StackTest, chat, wait_until
 
 
 class BadInput(StackTest):
@@ -49,9 +50,23 @@ class BadInput(StackTest):
         self.assertEqual(error["code"], "model_not_found")
 
     def test_a_prompt_too_long_for_every_node_names_both_numbers(self):
-        error = self.refused(chat("log 12:00 pump 7 bar\n" * 3000), 400, "4096")
+        def lines(count, **more):
+            return chat("log 12:00 pump 7 bar\n" * count, **more)
+
+        # Every line has the same tokens, so two prompts that fit tell how many a longer one has.
+        few, more = (self.router.post("/v1/chat/completions", lines(count, max_tokens=1)).json()["usage"]["prompt_tokens"]
+                     for count in (50, 100))
+        self.assertEqual((more - few) % 50, 0)
+        per_line = (more - few) // 50
+        count = 4096 // per_line + 10
+        tokens = few + per_line * (count - 50)
+        error = self.refused(lines(count), 400, "4096", str(tokens))
         self.assertEqual(error["code"], "context_length_exceeded")
-        error = self.refused(chat("x", max_tokens=5000), 400, "4096", "50")
+        # So long that no tokenizer could make it fit: refused by the router itself, with its own least count.
+        error = self.refused(lines(20000), 400, "4096", "tokens")
+        self.assertEqual(error["code"], "context_length_exceeded")
+        prompt = self.router.post("/v1/chat/completions", chat("x", max_tokens=1)).json()["usage"]["prompt_tokens"]
+        error = self.refused(chat("x", max_tokens=5000), 400, "4096", str(prompt + 5000))
         self.assertEqual(error["code"], "context_length_exceeded")
 
     def test_a_body_over_the_limit(self):
@@ -84,6 +99,49 @@ class BadInput(StackTest):
                 connection.sendall(head)
                 answer = connection.recv(65536)
                 self.assertTrue(answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501")), answer[:100])
+
+
+class ClientsThatLeave(StackTest):
+    """Whoever hangs up gives slot and pages back, at each tier, behind each door, streaming or not."""
+
+    def idle(self, node):
+        daemon = self.stack[node]
+        return daemon.metric_sum("vllm:num_requests_running") == 0 and daemon.metric_sum("vllm:kv_cache_usage_perc") == 0
+
+    def leaves_nothing(self, door, node, leave):
+        self.assertTrue(wait_until(lambda: self.idle(node), what=f"an idle {node}"))
+        leave(self.stack[door], {"x-updraft-tier": node} if door == "router" else {})
+        wait_until(lambda: self.idle(node), 5, f"{node}'s slot and pages back")
+        answer = self.stack[door].post("/v1/chat/completions", chat("Go back.", max_tokens=20))
+        self.assertEqual(answer.status, 200)
+
+    def test_mid_stream(self):
+        def leave(daemon, headers):
+            stream = daemon.stream("/v1/chat/completions", chat("Hi", stream=True, max_tokens=450, ignore_eos=True, temperature=1.0), headers)
+            next(iter(stream))
+            stream.close()
+
+        for door, node in (("router", "edge"), ("router", "cloud"), ("edge", "edge")):
+            with self.subTest(door=door, node=node):
+                self.leaves_nothing(door, node, leave)
+
+    def test_while_waiting_for_a_whole_answer(self):
+        for door, node in (("router", "edge"), ("router", "cloud"), ("edge", "edge")):
+            def leave(daemon, headers, node=node):
+                body = json.dumps(chat("Hi", max_tokens=450, n=4, ignore_eos=True, temperature=1.0))
+                connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+                connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json", **headers})
+                wait_until(lambda: self.stack[node].metric_sum("vllm:num_requests_running") > 0, what="the request to run")
+                connection.close()
+
+            with self.subTest(door=door, node=node):
+                self.leaves_nothing(door, node, leave)
+
+    def test_half_way_through_the_body(self):
+        with socket.create_connection(("127.0.0.1", self.router.port), timeout=10) as connection:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                               b"Content-Length: 100000\r\n\r\n{\"model\":")
+        self.assertEqual(self.router.post("/v1/chat/completions", chat("Go back.", max_tokens=20)).status, 200)
 
 
 class Keys(StackTest):

@@ -22,6 +22,7 @@ class Faults(unittest.TestCase):
         router, cloud = self.stack["router"], self.stack["cloud"]
         stream = router.stream("/v1/chat/completions", chat("Hi", stream=True, max_tokens=3500, ignore_eos=True, temperature=1.0),
                                {"x-updraft-tier": "cloud"})
+        self.addCleanup(stream.close)
         events = iter(stream)
         for _ in range(3):
             next(events)
@@ -106,8 +107,32 @@ class Faults(unittest.TestCase):
         self.assertEqual(router.get("/livez").status, 200)
         self.assertEqual(router.get("/readyz").status, 503)
         answer = router.post("/v1/chat/completions", chat("x"))
-        self.assertIn(answer.status, (404, 503))
-        self.assertTrue(answer.error()["message"])
+        self.assertEqual(answer.status, 503)
+        self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+        self.assertIn("no node has joined", answer.error()["message"])
+
+    def test_an_unknown_model_is_503_while_the_pool_gathers_and_404_after_that(self):
+        started = time.monotonic()
+        router = self.stack.start_router()
+        self.stack.start_node("edge")
+        unknown = {**chat("x"), "model": "gpt-99"}
+
+        def ask_known():
+            return router.post("/v1/chat/completions", chat("Go back.", max_tokens=20)).status
+
+        wait_until(lambda: ask_known() == 200, what="the edge's model")
+        answer = router.post("/v1/chat/completions", unknown)
+        if time.monotonic() - started < 2.5:  # a slow machine may have used the seconds up
+            self.assertEqual(answer.status, 503)
+        while answer.status == 503:
+            self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+            self.assertIn("still gathering", answer.error()["message"])
+            self.assertLess(time.monotonic() - started, 10)
+            time.sleep(0.1)
+            answer = router.post("/v1/chat/completions", unknown)
+        self.assertGreaterEqual(time.monotonic() - started, 3)
+        self.assertEqual((answer.status, answer.error()["code"]), (404, "model_not_found"))
+        self.assertIn("updraft-demo", answer.error()["message"])  # says what is served
 
     def test_a_full_queue_is_429_with_retry_after_and_everything_admitted_is_answered(self):
         self.stack.start_router(queue__max=2)

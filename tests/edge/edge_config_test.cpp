@@ -30,9 +30,8 @@ TEST_CASE("the configuration that ships is valid") {
   REQUIRE_MESSAGE(config.ok(), config.message());
   CHECK(config->model.slots == 4);
   CHECK(config->http.port == 8081);
-  CHECK(config->beat_interval_ms == 250);
+  CHECK(config->pool.beat_interval_ms == 250);
   CHECK(config->segment_bytes_max == 64LL << 20);
-  CHECK(config->model.tier == Tier::kEdge);
   CHECK(config->node_id.rfind("edge-", 0) == 0);
   CHECK(config->socket_path.find("edge.sock") != std::string::npos);
 }
@@ -40,7 +39,7 @@ TEST_CASE("the configuration that ships is valid") {
 TEST_CASE("a gateway of its own needs a model and nothing else") {
   const auto config = load("[model]\npath = \"m.gguf\"\n");
   REQUIRE_MESSAGE(config.ok(), config.message());
-  CHECK(config->router_endpoints.empty());
+  CHECK(config->pool.router_endpoints.empty());
   CHECK(config->model.model_path.find("/m.gguf") != std::string::npos);
   CHECK(config->http.bind_address == "127.0.0.1");
 }
@@ -88,7 +87,6 @@ format = "json"
 )");
   REQUIRE_MESSAGE(config.ok(), config.message());
   CHECK(config->node_id == "edge-7");
-  CHECK(config->model.node_id == "edge-7");
   CHECK(config->model.served_name == "tiny");
   CHECK(config->model.aliases == std::vector<std::string>{"a", "b"});
   CHECK(config->model.chat_template == "chatml");
@@ -104,11 +102,11 @@ format = "json"
   CHECK(config->model.threads == 2);
   CHECK(config->model.cores == std::vector<int>{0, 1});
   CHECK(config->model.max_memory_bytes == 1ULL << 30);
-  CHECK(config->router_endpoints.size() == 2);
-  CHECK(config->router_key_file == "/k/router.pub");
-  CHECK(config->key_file == "/k/edge");
-  CHECK(config->beat_interval_ms == 300);
-  CHECK(config->lease_ttl_ms == 3000);
+  CHECK(config->pool.router_endpoints.size() == 2);
+  CHECK(config->pool.router_key_file == "/k/router.pub");
+  CHECK(config->pool.key_file == "/k/edge");
+  CHECK(config->pool.beat_interval_ms == 300);
+  CHECK(config->pool.lease_ttl_ms == 3000);
   CHECK(config->http.bind_address == "::1");
   CHECK(config->http.port == 0);
   CHECK(config->http.allowed_hosts == std::vector<std::string>{"x.example"});

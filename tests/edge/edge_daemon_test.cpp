@@ -29,15 +29,15 @@ struct Setup {
     config.node_id = "edge-1";
     config.http.port = 0;
     config.socket_path = dir.file("edge.sock");
-    config.beat_interval_ms = 20;
+    config.pool.beat_interval_ms = 20;
     config.drain_grace_ms = 5000;
     if (with_pool) {
       router.bind();
       REQUIRE(save_curve_keys(router.node_keys, dir.file("edge")).ok());
       REQUIRE(save_curve_keys(router.keys, dir.file("router")).ok());
-      config.router_endpoints = {router.listener->endpoint()};
-      config.router_key_file = dir.file("router.pub");
-      config.key_file = dir.file("edge");
+      config.pool.router_endpoints = {router.listener->endpoint()};
+      config.pool.router_key_file = dir.file("router.pub");
+      config.pool.key_file = dir.file("edge");
     }
     auto owned = std::make_unique<ScriptedModel>(1000);
     model = owned.get();

@@ -88,10 +88,10 @@ struct Pool {
   std::unique_ptr<CloudNode> add_cloud(const std::string& id, AnsweringModel*& model) {
     CloudConfig config;
     config.node_id = id;
-    config.router_endpoints = {router->pool_endpoint()};
-    config.router_key_file = dir.file("router-key.pub");
-    config.key_file = dir.file(id);
-    config.beat_interval_ms = 50;
+    config.pool.router_endpoints = {router->pool_endpoint()};
+    config.pool.router_key_file = dir.file("router-key.pub");
+    config.pool.key_file = dir.file(id);
+    config.pool.beat_interval_ms = 50;
     config.drain_grace_ms = 300;
     auto owned = std::make_unique<AnsweringModel>(1000);
     model = owned.get();

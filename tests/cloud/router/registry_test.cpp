@@ -141,6 +141,31 @@ TEST_CASE("a beat that cannot be is refused and counted, and the node keeps its 
   CHECK(check_beat(bad).message().find("slots_free = 9") == 0);
 }
 
+TEST_CASE("a refused beat is reported with its reason, once in ten seconds however many come") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.core.take_changes();
+  NodeBeat absurd = node.beat;
+  absurd.slots_free = 5;
+  const auto reports_of = [&](int beats) {
+    std::vector<std::string> reasons;
+    for (int i = 0; i < beats; ++i) {
+      absurd.seq = node.beat.seq + 1;
+      pool.say(node, absurd);
+      pool.advance_ms(100);  // its own beats go on, and are good
+      for (const NodeChange& change : pool.core.take_changes()) {
+        if (change.kind == NodeChange::Kind::kAbsurdBeat) reasons.push_back(change.detail);
+      }
+    }
+    return reasons;
+  };
+  const std::vector<std::string> first = reports_of(50);
+  REQUIRE(first.size() == 1);
+  CHECK(first[0].find("slots_free = 5") == 0);
+  CHECK(reports_of(60).size() == 1);  // 11 seconds in all
+  CHECK(pool.core.registry().beats_refused() == 110);
+}
+
 TEST_CASE("absurd beats alone do not keep a node alive") {
   PoolFixture pool;
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);

@@ -1,5 +1,4 @@
-// A request's way over its nodes: exactly one end, no gap and no repeat, lost nodes, work that
-// rises from an edge.
+// A request's way over its nodes: exactly one end, no gap and no repeat, lost nodes.
 #include "cloud/router/streams.h"
 
 #include <doctest/doctest.h>
@@ -36,6 +35,23 @@ struct TwoClouds : PoolFixture {
   }
 };
 
+// The request "a" of `client`, which `node` has accepted and, given token ids, begun to answer.
+struct Answering : TwoClouds {
+  explicit Answering(std::vector<int32_t> ids = {1})
+      : client(submit(chat("a", 30))), node(holder("a")), work(node.work[0]) {
+    say(node, accepted(work));
+    if (!ids.empty()) say(node, tokens(work, 0, std::move(ids)));
+  }
+  const ClientId client;
+  FakeNode& node;
+  const Submit work;
+};
+
+struct OneCloud : PoolFixture {
+  OneCloud() : node(join("cloud-1", Tier::kCloud, 4096, 4)) { settle(); }
+  FakeNode& node;
+};
+
 size_t total_work(const PoolFixture& pool) {
   size_t count = 0;
   for (const auto& [id, node] : pool.nodes) count += node.work.size();
@@ -63,29 +79,21 @@ TEST_CASE("an answer arrives as start, tokens in order and one end") {
 }
 
 TEST_CASE("a gap in the offsets ends the stream as a fault of the node, and cancels it there") {
-  TwoClouds pool;
-  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1, 2}));
-  pool.say(node, PoolFixture::tokens(node.work[0], 3, {4}));
-  CHECK(pool.error(client).code == ErrorCode::kNodeLost);
-  CHECK(pool.error(client).message.find("gap: offset 3 after 2 tokens") != std::string::npos);
-  CHECK(node.cancels.size() == 1);
+  Answering pool({1, 2});
+  pool.say(pool.node, PoolFixture::tokens(pool.node.work[0], 3, {4}));
+  CHECK(pool.error(pool.client).code == ErrorCode::kNodeLost);
+  CHECK(pool.error(pool.client).message.find("gap: offset 3 after 2 tokens") != std::string::npos);
+  CHECK(pool.node.cancels.size() == 1);
   CHECK(pool.core.stats().protocol_faults == 1);
 }
 
 TEST_CASE("a repeated chunk is dropped, one that repeats with other tokens is a fault") {
-  TwoClouds pool;
-  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1, 2}));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1, 2}));
-  CHECK(pool.seen<TokenChunk>(client).size() == 1);
-  CHECK(pool.ends(client) == 0);
-  pool.say(node, PoolFixture::tokens(node.work[0], 1, {9}));
-  CHECK(pool.error(client).code == ErrorCode::kNodeLost);
+  Answering pool({1, 2});
+  pool.say(pool.node, PoolFixture::tokens(pool.node.work[0], 0, {1, 2}));
+  CHECK(pool.seen<TokenChunk>(pool.client).size() == 1);
+  CHECK(pool.ends(pool.client) == 0);
+  pool.say(pool.node, PoolFixture::tokens(pool.node.work[0], 1, {9}));
+  CHECK(pool.error(pool.client).code == ErrorCode::kNodeLost);
 }
 
 TEST_CASE(
@@ -141,35 +149,30 @@ TEST_CASE("tokens of another node or an older epoch are dropped") {
 }
 
 TEST_CASE("what a node says of an earlier try at the same request is dropped") {
-  PoolFixture pool;
-  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
-  pool.settle();
+  OneCloud pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  const Submit old = node.work[0];
-  pool.say(node, PoolFixture::rejected(old, ErrorCode::kRejectedBusy));
-  pool.beat(node);
-  REQUIRE(node.work.size() == 2);
-  pool.say(node, PoolFixture::accepted(old));
-  pool.say(node, PoolFixture::tokens(old, 0, {6, 6, 6}, true));
-  pool.say(node, PoolFixture::done(old));
+  const Submit old = pool.node.work[0];
+  pool.say(pool.node, PoolFixture::rejected(old, ErrorCode::kRejectedBusy));
+  pool.beat(pool.node);
+  REQUIRE(pool.node.work.size() == 2);
+  pool.say(pool.node, PoolFixture::accepted(old));
+  pool.say(pool.node, PoolFixture::tokens(old, 0, {6, 6, 6}, true));
+  pool.say(pool.node, PoolFixture::done(old));
   CHECK(pool.events.at(client).empty());
-  pool.serve(node, node.work[1]);
+  pool.serve(pool.node, pool.node.work[1]);
   CHECK(pool.finished(client));
 }
 
 TEST_CASE("a node that dies while it answers ends the stream with an error within three seconds") {
-  TwoClouds pool;
-  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1, 2}));
-  node.beating = false;
+  Answering pool({1, 2});
+  pool.node.beating = false;
   const int64_t killed_ns = pool.now_ns;
-  while (pool.ends(client) == 0 && pool.now_ns - killed_ns < 10'000 * kNsPerMs) pool.advance_ms(10);
+  while (pool.ends(pool.client) == 0 && pool.now_ns - killed_ns < 10'000 * kNsPerMs)
+    pool.advance_ms(10);
   CHECK(pool.now_ns - killed_ns <= 3000 * kNsPerMs);
-  CHECK(pool.error(client).code == ErrorCode::kNodeLost);
-  CHECK(pool.error(client).message ==
-        "node '" + node.hello.node_id + "' was lost while it was answering");
+  CHECK(pool.error(pool.client).code == ErrorCode::kNodeLost);
+  CHECK(pool.error(pool.client).message ==
+        "node '" + pool.node.hello.node_id + "' was lost while it was answering");
   CHECK(total_work(pool) == 1);  // a stream that has begun is not begun anew
 }
 
@@ -208,19 +211,17 @@ TEST_CASE(
     "lets it") {
   for (const bool comes_back : {true, false}) {
     CAPTURE(comes_back);
-    PoolFixture pool;
-    FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
-    pool.settle();
+    OneCloud pool;
     const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-    node.beating = false;
+    pool.node.beating = false;
     pool.advance_ms(5000);
     CHECK(pool.ends(client) == 0);
     CHECK(pool.core.queued() == 1);
     if (comes_back) {
-      pool.beat(node);  // told to say hello, which it does
-      pool.beat(node);
-      REQUIRE(node.work.size() == 2);
-      pool.serve(node, node.work[1]);
+      pool.beat(pool.node);  // told to say hello, which it does
+      pool.beat(pool.node);
+      REQUIRE(pool.node.work.size() == 2);
+      pool.serve(pool.node, pool.node.work[1]);
       CHECK(pool.finished(client));
     } else {
       pool.advance_ms(30'000);
@@ -257,61 +258,53 @@ TEST_CASE("a new boot of a node loses what the old one had: streams end, unstart
 }
 
 TEST_CASE("a request whose only node restarts waits for it to be ready again") {
-  PoolFixture pool;
-  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
-  pool.settle();
+  OneCloud pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  node.hello.boot_epoch = node.beat.boot_epoch = 2;
-  node.beat.state = NodeState::kLoading;
-  pool.say(node, node.hello);
+  pool.node.hello.boot_epoch = pool.node.beat.boot_epoch = 2;
+  pool.node.beat.state = NodeState::kLoading;
+  pool.say(pool.node, pool.node.hello);
   pool.advance_ms(2000);
   CHECK(pool.ends(client) == 0);
-  node.beat.state = NodeState::kReady;
+  pool.node.beat.state = NodeState::kReady;
   pool.advance_ms(300);
-  REQUIRE(node.work.size() == 2);
-  pool.serve(node, node.work[1]);
+  REQUIRE(pool.node.work.size() == 2);
+  pool.serve(pool.node, pool.node.work[1]);
   CHECK(pool.finished(client));
 }
 
 TEST_CASE("on a new connection running streams end and unstarted requests are sent again") {
-  PoolFixture pool;
-  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
-  pool.settle();
+  OneCloud pool;
   const ClientId a = pool.submit(PoolFixture::chat("a", 30));
   const ClientId b = pool.submit(PoolFixture::chat("b", 30));
-  const Submit work = node.work[0];
-  pool.say(node, PoolFixture::accepted(work));
-  pool.say(node, PoolFixture::tokens(work, 0, {1}));
-  node.other.clear();
-  node.peer.peer = "second-connection";
-  pool.say(node, node.hello);
-  CHECK(node.other.size() == 1);  // welcome
+  const Submit work = pool.node.work[0];
+  pool.say(pool.node, PoolFixture::accepted(work));
+  pool.say(pool.node, PoolFixture::tokens(work, 0, {1}));
+  pool.node.other.clear();
+  pool.node.peer.peer = "second-connection";
+  pool.say(pool.node, pool.node.hello);
+  CHECK(pool.node.other.size() == 1);  // welcome
   CHECK(pool.error(a).code == ErrorCode::kNodeLost);
   CHECK(pool.error(a).message == "node 'cloud-1' lost its connection while it was answering");
-  REQUIRE(node.work.size() == 3);
-  CHECK(node.work[2].request.id == "b");
-  CHECK(node.work[2].epoch > node.work[1].epoch);
-  pool.serve(node, node.work[2]);
+  REQUIRE(pool.node.work.size() == 3);
+  CHECK(pool.node.work[2].request.id == "b");
+  CHECK(pool.node.work[2].epoch > pool.node.work[1].epoch);
+  pool.serve(pool.node, pool.node.work[2]);
   CHECK(pool.finished(b));
 }
 
 TEST_CASE("a connection found broken ends its streams at once and gets nothing until it is back") {
-  TwoClouds pool;
-  const ClientId a = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
+  Answering pool;
   Actions out;
-  pool.core.on_peer_gone(node.peer.peer, "takes no messages", pool.now_ns, out);
+  pool.core.on_peer_gone(pool.node.peer.peer, "takes no messages", pool.now_ns, out);
   pool.take(std::move(out));
-  CHECK(pool.error(a).message ==
-        "node '" + node.hello.node_id + "' takes no messages while it was answering");
+  CHECK(pool.error(pool.client).message ==
+        "node '" + pool.node.hello.node_id + "' takes no messages while it was answering");
   for (int i = 0; i < 4; ++i) pool.submit(PoolFixture::chat("r" + std::to_string(i), 30));
-  CHECK(node.work.size() == 1);
-  pool.beat(node);  // it does not know yet: it is told to begin a new session, and does
-  pool.beat(node);
+  CHECK(pool.node.work.size() == 1);
+  pool.beat(pool.node);  // it does not know yet: it is told to begin a new session, and does
+  pool.beat(pool.node);
   for (int i = 0; i < 4; ++i) pool.submit(PoolFixture::chat("s" + std::to_string(i), 30));
-  CHECK(node.work.size() == 5);
+  CHECK(pool.node.work.size() == 5);
 }
 
 TEST_CASE("a node that is back after its lease was over begins a new session") {
@@ -329,19 +322,49 @@ TEST_CASE("a node that is back after its lease was over begins a new session") {
 }
 
 TEST_CASE("a stream that its node no longer knows is not waited for for ever") {
-  PoolFixture pool;
-  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
-  pool.settle();
+  OneCloud pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
-  node.beat.running = 1;  // works on it
+  pool.say(pool.node, PoolFixture::accepted(pool.node.work[0]));
+  pool.say(pool.node, PoolFixture::tokens(pool.node.work[0], 0, {1}));
+  pool.node.beat.running = 1;  // works on it
   pool.advance_ms(20'000);
   CHECK(pool.ends(client) == 0);
-  node.beat.running = 0;  // its Done was lost with a connection
+  pool.node.beat.running = 0;  // its Done was lost with a connection
   pool.advance_ms(6000);
   CHECK(pool.error(client).code == ErrorCode::kNodeLost);
   CHECK(pool.core.stats().orphans == 1);
+}
+
+TEST_CASE("a node that loses a request twice does not get it a third time") {
+  TwoClouds pool;
+  FakeNode& forgetful = pool.nodes.at("cloud-1");
+  FakeNode& good = pool.nodes.at("cloud-2");
+  forgetful.beat.decode_tokens_per_s = 1000;  // so it is chosen as long as it may be
+  good.beat.decode_tokens_per_s = 1;
+  pool.advance_ms(500);
+  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
+  REQUIRE(forgetful.work.size() == 1);
+  pool.advance_ms(11'000);
+  CHECK(forgetful.work.size() == 2);
+  REQUIRE(good.work.size() == 1);
+  pool.serve(good, good.work[0]);
+  CHECK(pool.finished(client));
+}
+
+TEST_CASE("a node that beats on and never takes a request loses it within about a minute") {
+  TwoClouds pool;
+  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
+  FakeNode& deaf = pool.holder("a");
+  FakeNode& good = pool.other(deaf);
+  deaf.beat.last_assignment_seq = 0;
+  pool.advance_ms(55'000);  // a large prompt may take that long to arrive
+  CHECK(pool.ends(client) == 0);
+  CHECK(good.work.empty());
+  pool.advance_ms(6000);
+  REQUIRE(good.work.size() == 1);
+  CHECK(deaf.cancels.size() == 1);
+  pool.serve(good, good.work[0]);
+  CHECK(pool.finished(client));
 }
 
 TEST_CASE("a failure before the first token is tried elsewhere, the caller's mistake is not") {
@@ -398,30 +421,23 @@ TEST_CASE("retries of failures do not multiply the load when all nodes fail") {
 }
 
 TEST_CASE("codes between node and router never reach a client") {
-  TwoClouds pool;
-  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
-  pool.say(node, PoolFixture::failed(node.work[0], ErrorCode::kRejectedBusy));
-  CHECK(pool.error(client).code == ErrorCode::kNodeLost);
+  Answering pool;
+  pool.say(pool.node, PoolFixture::failed(pool.node.work[0], ErrorCode::kRejectedBusy));
+  CHECK(pool.error(pool.client).code == ErrorCode::kNodeLost);
 }
 
 TEST_CASE("when the client leaves its node is told and the client gets its one end") {
-  TwoClouds pool;
-  const ClientId client = pool.submit(PoolFixture::chat("a", 30));
-  FakeNode& node = pool.holder("a");
-  pool.say(node, PoolFixture::accepted(node.work[0]));
+  Answering pool(std::vector<int32_t>{});
   pool.cancel("a");
-  CHECK(pool.error(client).code == ErrorCode::kCancelled);
-  REQUIRE(node.cancels.size() == 1);
-  CHECK(node.cancels[0].epoch == node.work[0].epoch);
+  CHECK(pool.error(pool.client).code == ErrorCode::kCancelled);
+  REQUIRE(pool.node.cancels.size() == 1);
+  CHECK(pool.node.cancels[0].epoch == pool.node.work[0].epoch);
   pool.cancel("a");
   pool.cancel("never heard of");
-  CHECK(pool.ends(client) == 1);
+  CHECK(pool.ends(pool.client) == 1);
   // A node that goes on all the same is told again.
-  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
-  CHECK(node.cancels.size() == 2);
+  pool.say(pool.node, PoolFixture::tokens(pool.node.work[0], 0, {1}));
+  CHECK(pool.node.cancels.size() == 2);
 }
 
 TEST_CASE("the same request id twice at a time is refused") {
@@ -486,126 +502,4 @@ TEST_CASE("an operator's drain tells the node and keeps new work away from it") 
   pool.say(drained, drained.hello);
   pool.beat(drained);
   CHECK(!drained.work.empty());
-}
-
-// --- work that rises ---
-
-namespace {
-
-struct RisingPool : PoolFixture {
-  RisingPool() {
-    join("edge-1", Tier::kEdge, 512, 2);
-    join("cloud-1", Tier::kCloud, 4096, 4);
-    settle();
-  }
-  FakeNode& edge() { return nodes.at("edge-1"); }
-  FakeNode& cloud() { return nodes.at("cloud-1"); }
-  void rise(Request request, uint32_t epoch = 7) {
-    say(edge(), Submit{std::move(request), epoch, 0});
-  }
-  template <typename T>
-  std::vector<T> answers() const {
-    std::vector<T> out;
-    for (const PoolMessage& message : nodes.at("edge-1").other) {
-      if (const T* value = std::get_if<T>(&message)) out.push_back(*value);
-    }
-    return out;
-  }
-};
-
-}  // namespace
-
-TEST_CASE("work that rises from an edge is answered over its connection, under its own epoch") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 3000));
-  REQUIRE(pool.cloud().work.size() == 1);
-  pool.serve(pool.cloud(), pool.cloud().work[0]);
-  REQUIRE(pool.answers<Accepted>().size() == 1);
-  CHECK(pool.answers<Accepted>()[0].epoch == 7);
-  CHECK(pool.answers<Accepted>()[0].started.node_id == "cloud-1");
-  CHECK(pool.answers<Accepted>()[0].started.decision == "risen from an edge");
-  CHECK(pool.answers<Accepted>()[0].prompt_tokens == 10);
-  CHECK(pool.answers<Tokens>().size() == 2);
-  REQUIRE(pool.answers<Done>().size() == 1);
-  CHECK(pool.answers<Done>()[0].epoch == 7);
-  CHECK(pool.core.live() == 0);
-}
-
-TEST_CASE("risen work never goes back to the edge it came from") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 30));  // would fit there
-  CHECK(pool.edge().work.empty());
-  CHECK(pool.cloud().work.size() == 1);
-  pool.cloud().beating = false;
-  pool.advance_ms(3000);
-  CHECK(pool.edge().work.empty());
-  CHECK(pool.core.queued() == 1);
-  pool.advance_ms(30'000);
-  CHECK(pool.edge().work.empty());
-  CHECK(pool.answers<Rejected>().size() == 1);  // nothing had started
-}
-
-TEST_CASE("risen work that cannot be placed is rejected, one that has started fails") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("unknown", 30, "gpt-9"));
-  REQUIRE(pool.answers<Rejected>().size() == 1);
-  CHECK(pool.answers<Rejected>()[0].error.code == ErrorCode::kModelNotFound);
-  CHECK(pool.answers<Rejected>()[0].epoch == 7);
-  Request local = PoolFixture::chat("local", 30);
-  local.hints.local_only = true;
-  pool.rise(local);
-  CHECK(pool.answers<Rejected>().size() == 2);
-  CHECK(pool.cloud().work.empty());
-  pool.rise(PoolFixture::chat("up", 3000));
-  pool.say(pool.cloud(), PoolFixture::accepted(pool.cloud().work[0]));
-  pool.say(pool.cloud(), PoolFixture::tokens(pool.cloud().work[0], 0, {1}));
-  pool.cloud().beating = false;
-  pool.advance_ms(3000);
-  REQUIRE(pool.answers<Failed>().size() == 1);
-  CHECK(pool.answers<Failed>()[0].error.code == ErrorCode::kNodeLost);
-}
-
-TEST_CASE("an edge cancels what it sent up; another node cannot") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 3000));
-  pool.say(pool.cloud(), Cancel{"up", 7});
-  CHECK(pool.core.live() == 1);
-  pool.say(pool.edge(), Cancel{"up", 6});
-  CHECK(pool.core.live() == 1);
-  pool.say(pool.edge(), Cancel{"up", 7});
-  CHECK(pool.core.live() == 0);
-  REQUIRE(pool.cloud().cancels.size() == 1);
-  CHECK(pool.cloud().cancels[0].epoch == pool.cloud().work[0].epoch);
-}
-
-TEST_CASE("risen work ends with its edge, and is cancelled in the cloud") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 3000));
-  pool.edge().beating = false;
-  pool.advance_ms(3500);
-  CHECK(pool.core.live() == 0);
-  CHECK(pool.cloud().cancels.size() == 1);
-}
-
-TEST_CASE("the same work risen twice runs once; a newer epoch replaces it") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 3000), 7);
-  pool.rise(PoolFixture::chat("up", 3000), 7);
-  CHECK(pool.cloud().work.size() == 1);
-  pool.rise(PoolFixture::chat("up", 3000), 8);
-  CHECK(pool.cloud().work.size() == 2);
-  CHECK(pool.cloud().cancels.size() == 1);
-  pool.serve(pool.cloud(), pool.cloud().work[1]);
-  REQUIRE(pool.answers<Done>().size() == 1);
-  CHECK(pool.answers<Done>()[0].epoch == 8);
-}
-
-TEST_CASE("risen work ends with its edge's connection, and is cancelled in the cloud") {
-  RisingPool pool;
-  pool.rise(PoolFixture::chat("up", 3000));
-  Actions out;
-  pool.core.on_peer_gone(pool.edge().peer.peer, "test", pool.now_ns, out);
-  pool.take(std::move(out));
-  CHECK(pool.core.live() == 0);
-  CHECK(pool.cloud().cancels.size() == 1);
 }

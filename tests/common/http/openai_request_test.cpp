@@ -351,7 +351,9 @@ TEST_CASE("stop, logit_bias and switches are checked") {
   CHECK(refused_chat(R"("top_logprobs":2)").param == "top_logprobs");
   CHECK(refused_chat(R"("chat_template_kwargs":{"enable_thinking":"no"})").param ==
         "chat_template_kwargs.enable_thinking");
-  CHECK(refused(kChat, R"({"messages":[{"role":"user","content":"x"}]})").param == "model");
+  const RequestError none = refused(kChat, R"({"messages":[{"role":"user","content":"x"}]})");
+  CHECK(none.param == "model");
+  CHECK(none.message == "'model' is missing: name one that is served, GET /v1/models lists them");
   CHECK(refused(kChat, R"({"model":"","messages":[{"role":"user","content":"x"}]})").param ==
         "model");
   CHECK(refused(kChat, R"({"model":7,"messages":[{"role":"user","content":"x"}]})").param ==

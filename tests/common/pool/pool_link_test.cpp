@@ -5,17 +5,18 @@
 
 #include <atomic>
 #include <functional>
-#include <map>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "common/base/clock.h"
+#include "tests/support/scripted_model.h"
 #include "tests/support/scripted_router.h"
 
 using namespace updraft;
+using updraft::testing::Answer;
 using updraft::testing::ScriptedRouter;
+using updraft::testing::ScriptedService;
 
 namespace {
 
@@ -29,61 +30,6 @@ Request chat(const std::string& id, size_t image_bytes = 0) {
   }
   return r;
 }
-
-// Answers nothing by itself: the test says what happens to each request. Any thread.
-class ScriptedService : public InferenceService {
- public:
-  void submit(Request request, EventSink sink) override {
-    const std::lock_guard lock(mutex_);
-    requests_[request.id] = request;
-    sinks_[request.id] = std::move(sink);
-  }
-  void cancel(const RequestId& id) override {
-    EventSink sink;
-    {
-      const std::lock_guard lock(mutex_);
-      cancelled_.push_back(id);
-      const auto at = sinks_.find(id);
-      if (at == sinks_.end()) return;
-      sink = std::move(at->second);
-      sinks_.erase(at);
-    }
-    RequestError error;
-    error.code = ErrorCode::kCancelled;
-    sink(error);
-  }
-  std::vector<ModelInfo> models() const override { return {}; }
-  bool ready(std::string*) const override { return true; }
-
-  bool has(const RequestId& id) const {
-    const std::lock_guard lock(mutex_);
-    return sinks_.contains(id);
-  }
-  Request request(const RequestId& id) const {
-    const std::lock_guard lock(mutex_);
-    return requests_.at(id);
-  }
-  void emit(const RequestId& id, Event event) {
-    EventSink sink;
-    {
-      const std::lock_guard lock(mutex_);
-      REQUIRE(sinks_.contains(id));
-      sink = sinks_[id];
-      if (is_end(event)) sinks_.erase(id);
-    }
-    sink(std::move(event));
-  }
-  size_t cancelled_count() const {
-    const std::lock_guard lock(mutex_);
-    return cancelled_.size();
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::map<RequestId, Request> requests_;
-  std::map<RequestId, EventSink> sinks_;
-  std::vector<RequestId> cancelled_;
-};
 
 struct Setup {
   ScriptedRouter router;
@@ -113,42 +59,6 @@ struct Setup {
   void join() {
     REQUIRE(router.run_until([&] { return link->connected() && !router.beats.empty(); }));
   }
-};
-
-// The events of a risen request, from the link's thread.
-class Answer {
- public:
-  EventSink sink() {
-    return [this](Event event) {
-      const std::lock_guard lock(mutex_);
-      if (const auto* chunk = std::get_if<TokenChunk>(&event)) text_ += chunk->text;
-      if (is_end(event)) ++end_count_;
-      events_.push_back(std::move(event));
-    };
-  }
-  int end_count() const {
-    const std::lock_guard lock(mutex_);
-    return end_count_;
-  }
-  size_t event_count() const {
-    const std::lock_guard lock(mutex_);
-    return events_.size();
-  }
-  std::string text() const {
-    const std::lock_guard lock(mutex_);
-    return text_;
-  }
-  ErrorCode error() const {
-    const std::lock_guard lock(mutex_);
-    REQUIRE(std::holds_alternative<RequestError>(events_.back()));
-    return std::get<RequestError>(events_.back()).code;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::vector<Event> events_;
-  std::string text_;
-  int end_count_ = 0;
 };
 
 TokenChunk chunk(int32_t offset, const std::string& text) {
@@ -219,7 +129,7 @@ TEST_CASE("a large request rises in parts while beats go on, and streams back") 
   s.router.send("u1", Done{"u1", 1, {}});
   REQUIRE(s.router.run_until([&] { return answer.end_count() == 1; }));
   CHECK(answer.text() == "ab");
-  CHECK(answer.event_count() == 4);
+  CHECK(answer.events().size() == 4);
 }
 
 TEST_CASE(
@@ -243,8 +153,8 @@ TEST_CASE(
   s.router.listener.reset();
   REQUIRE(
       s.router.run_until([&] { return streaming.end_count() == 1 && waiting.end_count() == 1; }));
-  CHECK(streaming.error() == ErrorCode::kNodeLost);
-  CHECK(waiting.error() == ErrorCode::kOverloaded);
+  CHECK(streaming.error().code == ErrorCode::kNodeLost);
+  CHECK(waiting.error().code == ErrorCode::kOverloaded);
   CHECK_FALSE(s.link->connected());
   REQUIRE(s.router.run_until([&] { return s.service.cancelled_count() == 1; }));
   std::string why;
@@ -253,7 +163,7 @@ TEST_CASE(
   Answer away;
   s.link->upward().submit(chat("u3"), away.sink());
   REQUIRE(s.router.run_until([&] { return away.end_count() == 1; }));
-  CHECK(away.error() == ErrorCode::kOverloaded);
+  CHECK(away.error().code == ErrorCode::kOverloaded);
 
   s.router.epoch = 2;
   s.router.got.clear();
@@ -274,7 +184,7 @@ TEST_CASE("a node that starts before its router joins when the router comes") {
   Answer answer;
   s.link->upward().submit(chat("early"), answer.sink());
   REQUIRE(s.router.run_until([&] { return answer.end_count() == 1; }));
-  CHECK(answer.error() == ErrorCode::kOverloaded);
+  CHECK(answer.error().code == ErrorCode::kOverloaded);
 }
 
 TEST_CASE("draining waits for running work and says so to the router") {

@@ -239,6 +239,23 @@ TEST_CASE("BOS: the splitter's default, the file's word, and nothing without an 
   CHECK(refusal(data) == "tokenizer: add_bos_token is true but the file names no bos_token_id");
 }
 
+TEST_CASE("ids without text: all decode to nothing, the file's ends still end") {
+  TokenizerData data;
+  data.bos_id = 1;
+  data.eos_id = 2;
+  data.extra_eos_ids = {7};
+  const auto ids = Tokenizer::of_ids(data, 8);
+  REQUIRE_MESSAGE(ids.ok(), ids.message());
+  CHECK_FALSE((*ids)->has_text());
+  CHECK((*ids)->vocab_count() == 8);
+  CHECK((*ids)->decode(std::vector<int32_t>{0, 3, 7}, true).empty());
+  CHECK((*ids)->stop_ids() == std::vector<int32_t>{2, 7});
+  CHECK((*ids)->banned_ids().empty());
+  data.eos_id = 8;
+  CHECK(Tokenizer::of_ids(data, 8).message() ==
+        "tokenizer: eos_token_id 8 is not an id of a vocabulary of 8 tokens");
+}
+
 TEST_CASE("broken tokenizer data is refused with the thing, the place and the value") {
   const TokenizerData good = byte_vocabulary({"a b"}, {"<|end|>"});
   const auto with = [&](auto change) {
@@ -247,7 +264,9 @@ TEST_CASE("broken tokenizer data is refused with the thing, the place and the va
     return refusal(data);
   };
   CHECK(with([](auto& d) { d.model = ""; }) ==
-        "tokenizer: the model file has none (tokenizer.ggml.model is missing)");
+        "tokenizer: the model has none (a GGUF file names it in tokenizer.ggml.model, a folder of "
+        "safetensors has it in tokenizer.json); without it only updraft run --prompt-ids can use "
+        "the model");
   CHECK(with([](auto& d) { d.model = "bert"; }) ==
         "tokenizer: model 'bert' is not supported (known: gpt2, llama)");
   CHECK(with([](auto& d) { d.pre = "viking"; })
