@@ -45,7 +45,7 @@ class ThreadedEngine final : public Engine {
         description_(std::move(description)),
         mailbox_(2 * live_max_),  // each live sequence sends itself and at most one cancel
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
-                config.slots + kPromptLogitRows},
+                config.slots + kPromptLogitRows, config.prefix_cache},
                plan.context_tokens,
                vocab_count,
                config.mixed_step_ms},

@@ -42,13 +42,15 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
   scheduled.deadline_ns = request.deadline_ns;
   // The last prompt token's logits are the first sample's.
   scheduled.logit_tokens = request.prompt_logprobs ? prompt_count - 1 : 0;
+  scheduled.salt = request.tenant;
   Sampler sampler(request.sampling, request.prompt, request.banned_ids, request.seed);
   std::vector<int32_t> tokens = std::move(request.prompt);
   tokens.reserve(static_cast<size_t>(scheduled.token_limit));
   const uint64_t id = request.id;
-  sequences_.emplace(id,
-                     Sequence{std::move(request), std::move(sink), std::move(tokens), prompt_count,
-                              scheduled.token_limit, 0, false, std::move(sampler)});
+  const auto added = sequences_.emplace(
+      id, Sequence{std::move(request), std::move(sink), std::move(tokens), prompt_count,
+                   scheduled.token_limit, 0, false, std::move(sampler)});
+  scheduled.ids = &added.first->second.tokens;
   scheduler_.add(scheduled, now_ns);
 }
 
@@ -57,7 +59,7 @@ void EngineCore::plan(int64_t now_ns, std::vector<uint64_t>& ended) {
   preemptions_ += static_cast<int64_t>(plan_.preempted.size());
   for (const StepPlan::Ended& over : plan_.ended) {
     auto node = sequences_.extract(over.id);
-    node.mapped().sink->on_end(over.end, 0);
+    node.mapped().sink->on_end(over.end, over.found_count);
     ended.push_back(over.id);
   }
 }
@@ -183,9 +185,10 @@ void EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
 }
 
 void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended) {
+  const int32_t cached_tokens = scheduler_.found_count(id);
   scheduler_.finish(id);
   auto node = sequences_.extract(id);
-  node.mapped().sink->on_end(how, 0);
+  node.mapped().sink->on_end(how, cached_tokens);
   ended.push_back(id);
 }
 
@@ -214,12 +217,14 @@ EngineLoad EngineCore::load() const {
   load.waiting = scheduler_.waiting_count();
   load.kv_pages_total = scheduler_.page_count();
   load.kv_pages_free = scheduler_.pages_free();
+  load.kv_pages_cached = scheduler_.pages_cached();
   load.prefill_tokens_queued = scheduler_.prefill_tokens_queued();
   load.decode_tokens_reserved = scheduler_.decode_tokens_reserved();
   load.prefill_tokens_per_s = prefill_tokens_per_s_;
   load.decode_tokens_per_s = decode_tokens_per_s_;
   load.steps = steps_;
   load.preemptions = preemptions_;
+  load.prefix_cache = scheduler_.prefix_stats();
   return load;
 }
 
