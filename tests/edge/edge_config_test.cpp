@@ -60,6 +60,7 @@ page_tokens = 64
 kv_type = "f32"
 kv_tokens = 8192
 step_tokens_max = 128
+prefix_cache = false
 backend = "cpu"
 isa = "avx2"
 threads = 2
@@ -99,6 +100,7 @@ format = "json"
   CHECK(config->model.kv_type == "f32");
   CHECK(config->model.kv_tokens == 8192);
   CHECK(config->model.step_tokens_max == 128);
+  CHECK_FALSE(config->model.prefix_cache);
   CHECK(config->model.backend == "cpu");
   CHECK(config->model.isa == "avx2");
   CHECK(config->model.threads == 2);
