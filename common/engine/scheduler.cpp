@@ -53,17 +53,42 @@ void Scheduler::commit(const StepPlan& plan) {
     Sequence& sequence = at(slice.id);
     UPDRAFT_CHECK(sequence.cached_count == slice.first,
                   "a plan was committed twice or out of order");
-    sequence.cached_count += slice.count;
+    sequence.cached_count += slice.count - slice.drafts;
     sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
   }
 }
 
-void Scheduler::append(uint64_t id) {
+int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) {
+  Sequence& sequence = at(slice.id);
+  UPDRAFT_CHECK(slice.samples && slice.count == 1 && sequence.pending() == 1,
+                "only what decodes can be guessed on");
+  const int32_t tokens = sequence.info.token_count;
+  // The row of the last draft gives one more token.
+  int32_t drafts = std::min({wanted, plan.draft_rows_max, sequence.info.token_limit - tokens - 1});
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(tokens + drafts)) {
+    const auto page = pages_.take();
+    if (!page) break;
+    sequence.pages.push_back(*page);
+  }
+  const auto room = static_cast<int32_t>(sequence.pages.size()) * config_.page_tokens;
+  drafts = std::max(0, std::min(drafts, room - tokens));
+  slice.drafts = drafts;
+  slice.count += drafts;
+  plan.draft_rows_max -= drafts;
+  return drafts;
+}
+
+void Scheduler::append(uint64_t id, int32_t count) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.pending() == 0,
                 "a token was appended before the one before it was computed");
-  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
-  ++sequence.info.token_count;
+  UPDRAFT_CHECK(count > 0 && count <= sequence.info.token_limit - sequence.info.token_count);
+  sequence.info.token_count += count;
+  sequence.cached_count += count - 1;
+  sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
+  UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
+                "more tokens than drafts ran");
+  release_pages(sequence, pages_for(sequence.info.token_count));
 }
 
 void Scheduler::finish(uint64_t id) { forget(id); }
@@ -105,17 +130,19 @@ int32_t Scheduler::pages_for(int32_t token_count) const {
   return (token_count + config_.page_tokens - 1) / config_.page_tokens;
 }
 
-void Scheduler::release_pages(Sequence& sequence) {
-  // Last first, so that the pool's stack hands them out again in order.
-  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
-    pages_.release(*page);
-  sequence.pages.clear();
-  sequence.cached_count = 0;
+// All but the first `keep` pages. Last first, so that the pool's stack hands them out again in
+// order.
+void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
+  while (static_cast<int32_t>(sequence.pages.size()) > keep) {
+    pages_.release(sequence.pages.back());
+    sequence.pages.pop_back();
+  }
+  sequence.cached_count = std::min(sequence.cached_count, keep * config_.page_tokens);
 }
 
 void Scheduler::forget(uint64_t id) {
   Sequence& sequence = at(id);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
   sequences_.erase(id);
 }
@@ -125,7 +152,7 @@ void Scheduler::forget(uint64_t id) {
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});
   waiting_.emplace(sequence.rank, id);
@@ -174,9 +201,9 @@ bool Scheduler::fits(const Sequence& sequence, int32_t free_pages, int32_t runni
   return running < config_.slots && pages_for(sequence.info.token_count) + running <= free_pages;
 }
 
-// Preempts running sequences of worse rank, worst first, until `sequence`, the best that waits, fits.
-// Touches nothing when even all of them would not do. Within one class the running ones came first,
-// so only a better class displaces anybody.
+// Preempts running sequences of worse rank, worst first, until `sequence`, the best that waits,
+// fits. Touches nothing when even all of them would not do. Within one class the running ones came
+// first, so only a better class displaces anybody.
 bool Scheduler::make_room(const Sequence& sequence, StepPlan& plan) {
   int32_t free_pages = pages_.free_count();
   int32_t running = running_count();
@@ -235,11 +262,12 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
   // beyond that.
   int32_t logit_rows_spare = logit_rows;
   for (const auto& [rank, id] : running_) logit_rows_spare -= at(id).pending() > 1 ? 1 : 0;
-  rows = std::min(rows, prefill_budget);
+  const int32_t prefill_rows = std::min(rows, prefill_budget);
+  int32_t rows_left = prefill_rows;
   for (const auto& [rank, id] : running_) {
     const Sequence& sequence = at(id);
     if (sequence.pending() <= 1) continue;
-    int32_t count = std::min(sequence.pending(), rows);
+    int32_t count = std::min(sequence.pending(), rows_left);
     const int32_t logits_from = std::max(sequence.cached_count, sequence.computed_max);
     if (sequence.info.logit_tokens > logits_from && count > 0) {
       // One of the chunk's rows with logits is counted already.
@@ -249,8 +277,9 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
     }
     if (count <= 0) break;
     plan.slices.push_back({id, sequence.cached_count, count, count == sequence.pending()});
-    rows -= count;
+    rows_left -= count;
   }
+  plan.draft_rows_max = std::min(rows - (prefill_rows - rows_left), logit_rows_spare);
 }
 
 }  // namespace updraft
