@@ -32,6 +32,9 @@ struct EngineConfig {
   int32_t mixed_step_ms = 200;
   // Full KV pages are kept and found again by prompts of the same tenant that begin the same.
   bool prefix_cache = true;
+  // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
+  // prompt_lookup.h guesses, draft_control.h decides how many are worth their time.
+  int32_t draft_tokens_max = 16;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
@@ -92,6 +95,7 @@ struct EngineLoad {
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
   int64_t steps = 0, preemptions = 0;
   PrefixCacheStats prefix_cache;
+  int64_t draft_tokens = 0, draft_tokens_accepted = 0;  // guesses that ran, and those that became tokens
 };
 
 class Engine {

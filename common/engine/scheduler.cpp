@@ -56,18 +56,43 @@ void Scheduler::commit(const StepPlan& plan) {
     Sequence& sequence = at(slice.id);
     UPDRAFT_CHECK(sequence.cached_count == slice.first,
                   "a plan was committed twice or out of order");
-    sequence.cached_count += slice.count;
+    sequence.cached_count += slice.count - slice.drafts;
     sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
     index_full_pages(sequence);
   }
 }
 
-void Scheduler::append(uint64_t id) {
+int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) {
+  Sequence& sequence = at(slice.id);
+  UPDRAFT_CHECK(slice.samples && slice.count == 1 && sequence.pending() == 1,
+                "only what decodes can be guessed on");
+  const int32_t tokens = sequence.info.token_count;
+  // The row of the last draft gives one more token.
+  int32_t drafts = std::min({wanted, plan.draft_rows_max, sequence.info.token_limit - tokens - 1});
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(tokens + drafts)) {
+    const auto page = pages_.take();
+    if (!page) break;
+    sequence.pages.push_back(*page);
+  }
+  const auto room = static_cast<int32_t>(sequence.pages.size()) * config_.page_tokens;
+  drafts = std::max(0, std::min(drafts, room - tokens));
+  slice.drafts = drafts;
+  slice.count += drafts;
+  plan.draft_rows_max -= drafts;
+  return drafts;
+}
+
+void Scheduler::append(uint64_t id, int32_t count) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.pending() == 0,
                 "a token was appended before the one before it was computed");
-  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
-  ++sequence.info.token_count;
+  UPDRAFT_CHECK(count > 0 && count <= sequence.info.token_limit - sequence.info.token_count);
+  sequence.info.token_count += count;
+  sequence.cached_count += count - 1;
+  sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
+  UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
+                "more tokens than drafts ran");
+  release_pages(sequence, pages_for(sequence.info.token_count));
 }
 
 void Scheduler::finish(uint64_t id) { forget(id); }
@@ -109,19 +134,21 @@ int32_t Scheduler::pages_for(int32_t token_count) const {
   return (token_count + config_.page_tokens - 1) / config_.page_tokens;
 }
 
-void Scheduler::release_pages(Sequence& sequence) {
+// All but the first `keep` pages. Last first: free ones are handed out again in order, cached ones
+// evicted children first.
+void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
   index_full_pages(sequence);
-  // Last first: free ones are handed out again in order, cached ones evicted children first.
-  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
-    pages_.release(*page);
-  sequence.pages.clear();
-  sequence.cached_count = 0;
-  sequence.indexed_pages = 0;
+  while (static_cast<int32_t>(sequence.pages.size()) > keep) {
+    pages_.release(sequence.pages.back());
+    sequence.pages.pop_back();
+  }
+  sequence.cached_count = std::min(sequence.cached_count, keep * config_.page_tokens);
+  sequence.indexed_pages = std::min(sequence.indexed_pages, keep);
 }
 
 void Scheduler::forget(uint64_t id) {
   Sequence& sequence = at(id);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
   sequences_.erase(id);
 }
@@ -131,7 +158,7 @@ void Scheduler::forget(uint64_t id) {
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});
   waiting_.emplace(sequence.rank, id);
@@ -249,11 +276,12 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
   // beyond that.
   int32_t logit_rows_spare = logit_rows;
   for (const auto& [rank, id] : running_) logit_rows_spare -= at(id).pending() > 1 ? 1 : 0;
-  rows = std::min(rows, prefill_budget);
+  const int32_t prefill_rows = std::min(rows, prefill_budget);
+  int32_t rows_left = prefill_rows;
   for (const auto& [rank, id] : running_) {
     const Sequence& sequence = at(id);
     if (sequence.pending() <= 1 || computed_beside(sequence, plan)) continue;
-    int32_t count = std::min(sequence.pending(), rows);
+    int32_t count = std::min(sequence.pending(), rows_left);
     const int32_t logits_from = std::max(sequence.cached_count, sequence.computed_max);
     if (sequence.info.logit_tokens > logits_from && count > 0) {
       // One of the chunk's rows with logits is counted already.
@@ -263,8 +291,9 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
     }
     if (count <= 0) break;
     plan.slices.push_back({id, sequence.cached_count, count, count == sequence.pending()});
-    rows -= count;
+    rows_left -= count;
   }
+  plan.draft_rows_max = std::min(rows - (prefill_rows - rows_left), logit_rows_spare);
 }
 
 }  // namespace updraft

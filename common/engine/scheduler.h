@@ -64,6 +64,9 @@ struct StepSlice {
   int32_t first = 0;
   int32_t count = 0;
   bool samples = false;  // reaches the newest token: its last row's logits give the next one
+  // The last `drafts` rows hold guesses of the tokens after the newest one: each of them and the
+  // row before them gives a token, as long as the guesses turn out right.
+  int32_t drafts = 0;
   friend bool operator==(const StepSlice&, const StepSlice&) = default;
 };
 
@@ -75,7 +78,8 @@ struct StepPlan {
     SequenceEnd end = SequenceEnd::kCancelled;
     int32_t found_count = 0;
   };
-  std::vector<Ended> ended;  // cancelled or past their deadline: gone, pages freed
+  std::vector<Ended> ended;    // cancelled or past their deadline: gone, pages freed
+  int32_t draft_rows_max = 0;  // rows with logits that the step still has room for
 };
 
 class Scheduler {
@@ -91,10 +95,16 @@ class Scheduler {
   // most this many rows of sequences that are not decoding, so that a long prompt does not stall
   // the others' next tokens.
   StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
-  // The plan's slices have run: their positions are in KV memory.
+  // Lets up to `wanted` drafts follow the newest token of a slice that decodes; called before the
+  // plan runs, at most once per slice. Gives fewer, or none, at the end of the step's rows, of the
+  // sequence's limit or of the free pages: nobody gives up a page for a guess.
+  int32_t add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted);
+  // The plan's slices have run: their positions, but for the drafts', are in KV memory.
   void commit(const StepPlan& plan);
-  // A token was sampled for a sequence whose slice said `samples`, after commit().
-  void append(uint64_t id);
+  // Tokens were sampled for a sequence whose slice said `samples`, after commit(): one, and one
+  // more for each draft that was right. All but the last stand in KV memory as drafts; pages that
+  // only wrong drafts needed are free again.
+  void append(uint64_t id, int32_t count = 1);
   // The sequence is over: pages freed, id forgotten.
   void finish(uint64_t id);
 
@@ -146,7 +156,7 @@ class Scheduler {
   const Sequence& at(uint64_t id) const;
   int32_t pages_for(int32_t token_count) const;
   void forget(uint64_t id);
-  void release_pages(Sequence& sequence);
+  void release_pages(Sequence& sequence, int32_t keep);
   void preempt(uint64_t id, StepPlan& plan);
   bool grow(Sequence& sequence, StepPlan& plan);
   bool make_room(const Sequence& sequence, const std::vector<int32_t>& found, StepPlan& plan);

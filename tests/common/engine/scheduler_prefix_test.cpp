@@ -266,6 +266,7 @@ TEST_CASE(
     "back") {
   int64_t preemptions = 0;
   int64_t shared = 0;
+  int64_t drafted = 0;
   PrefixCacheStats sum;
   for (uint32_t seed = 1; seed <= 250; ++seed) {
     CAPTURE(seed);
@@ -337,13 +338,19 @@ TEST_CASE(
         scheduler.cancel(victim->first);
       }
 
-      const StepPlan plan = scheduler.plan(now_ns, pick(0, 1) == 0 ? 0 : pick(1, 10));
+      StepPlan plan = scheduler.plan(now_ns, pick(0, 1) == 0 ? 0 : pick(1, 10));
       preemptions += static_cast<int64_t>(plan.preempted.size());
       for (const StepPlan::Ended& ended : plan.ended) {
         REQUIRE(live.at(ended.id).cancelled);
         live.erase(ended.id);
       }
       REQUIRE((!plan.slices.empty() || live.empty()));
+      std::map<uint64_t, std::vector<int32_t>> drafts;
+      for (StepSlice& slice : plan.slices) {
+        if (!slice.samples || slice.count != 1 || pick(0, 1) == 0) continue;
+        const int32_t count = scheduler.add_drafts(plan, slice, pick(1, 8));
+        for (int32_t i = 0; i < count; ++i) drafts[slice.id].push_back(pick(0, 1));
+      }
 
       std::map<int32_t, int32_t> holders;
       for (const auto& [id, entry] : live) {
@@ -362,11 +369,14 @@ TEST_CASE(
         Live& entry = live.at(slice.id);
         const auto pages = scheduler.pages(slice.id);
         rows += slice.count;
+        std::vector<int32_t> with_drafts = entry.ids;
+        const auto& guessed = drafts[slice.id];
+        with_drafts.insert(with_drafts.end(), guessed.begin(), guessed.end());
         for (int32_t p = slice.first; p < slice.first + slice.count; ++p) {
           const int32_t page = pages[static_cast<size_t>(p / config.page_tokens)];
           REQUIRE(holders.at(page) == 1);
           kv[{page, p % config.page_tokens}] =
-              digest(entry.salt, entry.ids, static_cast<size_t>(p) + 1);
+              digest(entry.salt, with_drafts, static_cast<size_t>(p) + 1);
           entry.computed.insert(p);
         }
       }
@@ -374,17 +384,27 @@ TEST_CASE(
       scheduler.commit(plan);
       for (const StepSlice& slice : plan.slices) {
         Live& entry = live.at(slice.id);
-        // What the slice's last row attends to, as it stands in memory.
+        // What the slice's last row before any drafts attends to, as it stands in memory.
         const auto pages = scheduler.pages(slice.id);
-        for (int32_t p = 0; p < slice.first + slice.count; ++p) {
+        const int32_t known = slice.first + slice.count - slice.drafts;
+        for (int32_t p = 0; p < known; ++p) {
           REQUIRE(
               kv.at({pages[static_cast<size_t>(p / config.page_tokens)], p % config.page_tokens}) ==
               digest(entry.salt, entry.ids, static_cast<size_t>(p) + 1));
         }
         if (!slice.samples) continue;
-        REQUIRE(slice.first + slice.count == static_cast<int32_t>(entry.ids.size()));
+        REQUIRE(known == static_cast<int32_t>(entry.ids.size()));
         for (int32_t p = 0; p < entry.logit_tokens; ++p) REQUIRE(entry.computed.contains(p));
-        entry.ids.push_back(pick(0, 1));
+        // The sample, and one more for each draft that it or the one before made right.
+        const auto& guessed = drafts[slice.id];
+        int32_t count = 0;
+        do {
+          entry.ids.push_back(pick(0, 1));
+          ++count;
+        } while (count <= slice.drafts &&
+                 guessed[static_cast<size_t>(count) - 1] == entry.ids.back() &&
+                 static_cast<int32_t>(entry.ids.size()) < entry.limit);
+        drafted += count - 1;
         if (pick(0, 30) == 0 || static_cast<int32_t>(entry.ids.size()) == entry.limit) {
           REQUIRE(scheduler.found_count(slice.id) < entry.prompt);
           for (int32_t p = 0; p < entry.prompt; ++p) {
@@ -394,7 +414,7 @@ TEST_CASE(
           scheduler.finish(slice.id);
           live.erase(slice.id);
         } else {
-          scheduler.append(slice.id);
+          scheduler.append(slice.id, count);
         }
       }
     }
@@ -408,6 +428,7 @@ TEST_CASE(
   // The worlds were hard enough to mean something.
   CHECK(preemptions > 500);
   CHECK(shared > 5000);
+  CHECK(drafted > 2000);
   CHECK(sum.hit_tokens > 8000);
   CHECK(sum.evicted_pages > 5000);
 }
