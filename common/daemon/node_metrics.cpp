@@ -79,7 +79,7 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                      "Measured decode rate of one sequence.", labels);
 
   struct Totals {
-    Total prompt, generated, preempted, done, failed;
+    Total prompt, generated, preempted, drafted, accepted, done, failed;
   };
   const auto totals = std::make_shared<Totals>(
       Totals{Total(metrics.counter("vllm:prompt_tokens_total",
@@ -88,6 +88,10 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                    "Generated tokens of answered requests.", labels)),
              Total(metrics.counter("vllm:num_preemptions_total",
                                    "Sequences preempted for KV pages.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_draft_tokens_total",
+                                   "Guessed tokens that were verified.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_accepted_tokens_total",
+                                   "Guessed tokens that became tokens of an answer.", labels)),
              Total(metrics.counter("updraft_requests_done_total", "Requests answered to their end.",
                                    labels)),
              Total(metrics.counter("updraft_requests_failed_total",
@@ -103,6 +107,8 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
     totals->prompt.follow(load.prompt_tokens_total);
     totals->generated.follow(load.completion_tokens_total);
     totals->preempted.follow(load.preemptions);
+    totals->drafted.follow(load.draft_tokens_total);
+    totals->accepted.follow(load.draft_tokens_accepted_total);
     totals->done.follow(load.requests_done);
     totals->failed.follow(load.requests_failed);
   });

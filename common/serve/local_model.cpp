@@ -239,6 +239,8 @@ ServiceLoad EngineModel::load() const {
   load.prefill_tokens_per_s = engine.prefill_tokens_per_s;
   load.decode_tokens_per_s = engine.decode_tokens_per_s;
   load.preemptions = engine.preemptions;
+  load.draft_tokens_total = engine.draft_tokens;
+  load.draft_tokens_accepted_total = engine.draft_tokens_accepted;
   const std::lock_guard lock(mutex_);
   load.waiting = std::max(sequences_live_ - engine.running, 0);
   load.slots_free = std::max(engine.slots_total - sequences_live_, 0);
@@ -432,6 +434,7 @@ Result<void> check_config(const LocalModelConfig& config) {
   if (auto ok = range("slots", config.slots, 1, 256); !ok) return ok;
   if (auto ok = range("queue_max", config.queue_max, 0, 65'536); !ok) return ok;
   if (auto ok = range("page_tokens", config.page_tokens, 16, 256); !ok) return ok;
+  if (auto ok = range("draft_tokens_max", config.draft_tokens_max, 1, 64); !ok) return ok;
   return range("step_tokens_max", config.step_tokens_max, 1, 65'536);
 }
 
@@ -452,6 +455,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.kv_type = *kv_type;
   engine.kv_tokens = config.kv_tokens;
   engine.step_tokens_max = config.step_tokens_max;
+  engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);

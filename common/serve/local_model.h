@@ -31,6 +31,8 @@ struct LocalModelConfig {
   std::string kv_type = "f16";      // f32, f16, bf16
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
   int32_t step_tokens_max = 512;    // token budget of one step
+  bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
+  int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
   std::string isa;                  // empty, generic, avx2, avx512
   int32_t threads = 0;
@@ -49,6 +51,7 @@ struct ServiceLoad {
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F, bytes_per_token = 0.0F;
   int64_t requests_done = 0, requests_failed = 0;
   int64_t prompt_tokens_total = 0, completion_tokens_total = 0, preemptions = 0;
+  int64_t draft_tokens_total = 0, draft_tokens_accepted_total = 0;
 };
 
 class LocalModel : public InferenceService {
