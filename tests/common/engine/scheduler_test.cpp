@@ -294,7 +294,8 @@ struct World {
   static uint32_t next_token(const std::vector<uint32_t>& tokens) {
     uint32_t hash = 2166136261U;
     for (const uint32_t token : tokens) hash = (hash ^ token) * 16777619U;
-    return hash;
+    // Stirred, or a token would cancel the hash that it is, and every answer end at its second.
+    return (hash ^ hash >> 15) * 2246822519U;
   }
 
   std::mt19937 random;
