@@ -82,7 +82,8 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                      "Measured decode rate of one sequence.", labels);
 
   struct Totals {
-    Total prompt, generated, preempted, done, failed, prefix_queries, prefix_hits, evictions;
+    Total prompt, generated, preempted, drafted, accepted, done, failed, prefix_queries,
+        prefix_hits, evictions;
   };
   const auto totals = std::make_shared<Totals>(
       Totals{Total(metrics.counter("vllm:prompt_tokens_total",
@@ -91,6 +92,10 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                    "Generated tokens of answered requests.", labels)),
              Total(metrics.counter("vllm:num_preemptions_total",
                                    "Sequences preempted for KV pages.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_draft_tokens_total",
+                                   "Guessed tokens that were verified.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_accepted_tokens_total",
+                                   "Guessed tokens that became tokens of an answer.", labels)),
              Total(metrics.counter("updraft_requests_done_total", "Requests answered to their end.",
                                    labels)),
              Total(metrics.counter("updraft_requests_failed_total",
@@ -116,6 +121,8 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
     totals->prefix_queries.follow(load.prefix_queried_tokens);
     totals->prefix_hits.follow(load.prefix_hit_tokens);
     totals->evictions.follow(load.prefix_evicted_pages);
+    totals->drafted.follow(load.draft_tokens_total);
+    totals->accepted.follow(load.draft_tokens_accepted_total);
     totals->done.follow(load.requests_done);
     totals->failed.follow(load.requests_failed);
   });

@@ -286,8 +286,12 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
     if (sequence.info.logit_tokens > logits_from && count > 0) {
       // One of the chunk's rows with logits is counted already.
       count = std::min(count, logits_from - sequence.cached_count + logit_rows_spare + 1);
-      const int32_t end = std::min(sequence.cached_count + count, sequence.info.logit_tokens);
-      logit_rows_spare -= std::max(0, end - logits_from - 1);
+      const int32_t end = sequence.cached_count + count;
+      // The newest token's row samples, whether or not it is among those asked for.
+      const bool samples_beyond = count == sequence.pending() && end > sequence.info.logit_tokens;
+      const int32_t with_logits =
+          std::min(end, sequence.info.logit_tokens) - logits_from + (samples_beyond ? 1 : 0);
+      logit_rows_spare -= std::max(0, with_logits - 1);
     }
     if (count <= 0) break;
     plan.slices.push_back({id, sequence.cached_count, count, count == sequence.pending()});

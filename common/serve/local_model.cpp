@@ -243,6 +243,8 @@ ServiceLoad EngineModel::load() const {
   load.prefix_queried_tokens = engine.prefix_cache.queried_tokens;
   load.prefix_hit_tokens = engine.prefix_cache.hit_tokens;
   load.prefix_evicted_pages = engine.prefix_cache.evicted_pages;
+  load.draft_tokens_total = engine.draft_tokens;
+  load.draft_tokens_accepted_total = engine.draft_tokens_accepted;
   const std::lock_guard lock(mutex_);
   load.waiting = std::max(sequences_live_ - engine.running, 0);
   load.slots_free = std::max(engine.slots_total - sequences_live_, 0);
@@ -438,6 +440,7 @@ Result<void> check_config(const LocalModelConfig& config) {
   if (auto ok = range("slots", config.slots, 1, 256); !ok) return ok;
   if (auto ok = range("queue_max", config.queue_max, 0, 65'536); !ok) return ok;
   if (auto ok = range("page_tokens", config.page_tokens, 16, 256); !ok) return ok;
+  if (auto ok = range("draft_tokens_max", config.draft_tokens_max, 1, 64); !ok) return ok;
   return range("step_tokens_max", config.step_tokens_max, 1, 65'536);
 }
 
@@ -459,6 +462,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.kv_tokens = config.kv_tokens;
   engine.step_tokens_max = config.step_tokens_max;
   engine.prefix_cache = config.prefix_cache;
+  engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);

@@ -32,6 +32,8 @@ struct LocalModelConfig {
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
   int32_t step_tokens_max = 512;    // token budget of one step
   bool prefix_cache = true;         // prompts of one tenant share the KV pages of what they begin with
+  bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
+  int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
   std::string isa;                  // empty, generic, avx2, avx512
   int32_t threads = 0;
@@ -52,6 +54,7 @@ struct ServiceLoad {
   int64_t requests_done = 0, requests_failed = 0;
   int64_t prompt_tokens_total = 0, completion_tokens_total = 0, preemptions = 0;
   int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0, prefix_evicted_pages = 0;
+  int64_t draft_tokens_total = 0, draft_tokens_accepted_total = 0;
 };
 
 class LocalModel : public InferenceService {

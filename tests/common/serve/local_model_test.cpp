@@ -607,6 +607,7 @@ TEST_CASE("what cannot be opened is refused with the setting and the figures") {
   CHECK(contains(message([](auto& c) { c.kv_type = "f64"; }), "f64"));
   CHECK(contains(message([](auto& c) { c.slots = 0; }), "slots = 0"));
   CHECK(contains(message([](auto& c) { c.page_tokens = 8; }), "page_tokens = 8"));
+  CHECK(contains(message([](auto& c) { c.draft_tokens_max = 0; }), "draft_tokens_max = 0"));
   CHECK(contains(message([](auto& c) { c.chat_template = "klingon"; }), "klingon"));
   CHECK(contains(message([](auto& c) { c.model_path = "/nowhere/x.gguf"; }), "/nowhere/x.gguf"));
   const std::string memory = message([](auto& c) { c.max_memory_bytes = 1 << 20; });
