@@ -185,6 +185,8 @@ void RouterCore::handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, A
     }
     end_unanswered(*known, out);  // the node has begun anew
   }
+  // What a gateway calls its clients says nothing beyond it: two gateways' uid 1000 are two people.
+  submit.request.tenant = registry_.node(origin).hello.node_id + '/' + submit.request.tenant;
   take_in(std::move(submit.request), requester, origin, now_ns, out);
 }
 

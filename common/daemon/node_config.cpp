@@ -45,6 +45,9 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get_choice("model.kv_type", model.kv_type, {"f32", "f16", "bf16"});
   file.get("model.kv_tokens", model.kv_tokens, 0, int64_t{1} << 40);
   file.get("model.step_tokens_max", model.step_tokens_max, 1, 65536);
+  file.get("model.prefix_cache", model.prefix_cache);
+  file.get("model.speculation", model.speculation);
+  file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
   file.get_choice("model.isa", model.isa, {"", "generic", "avx2", "avx512"});
   file.get("model.threads", model.threads, 0, 1024);

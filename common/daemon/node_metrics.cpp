@@ -66,6 +66,9 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
       metrics.gauge("vllm:num_requests_waiting", "Sequences waiting for a slot.", labels);
   Gauge& kv_used =
       metrics.gauge("vllm:kv_cache_usage_perc", "Used share of the KV pages, 0 to 1.", labels);
+  Gauge& kv_cached =
+      metrics.gauge("updraft_kv_tokens_cached",
+                    "Tokens of prefixes in KV pages that no sequence uses now.", labels);
   MetricLabels cache = labels;
   cache["block_size"] = std::to_string(config.page_tokens);
   cache["num_gpu_blocks"] = std::to_string(model.load().kv_tokens_total / config.page_tokens);
@@ -79,7 +82,8 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                      "Measured decode rate of one sequence.", labels);
 
   struct Totals {
-    Total prompt, generated, preempted, done, failed;
+    Total prompt, generated, preempted, drafted, accepted, done, failed, prefix_queries,
+        prefix_hits, evictions;
   };
   const auto totals = std::make_shared<Totals>(
       Totals{Total(metrics.counter("vllm:prompt_tokens_total",
@@ -88,21 +92,37 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
                                    "Generated tokens of answered requests.", labels)),
              Total(metrics.counter("vllm:num_preemptions_total",
                                    "Sequences preempted for KV pages.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_draft_tokens_total",
+                                   "Guessed tokens that were verified.", labels)),
+             Total(metrics.counter("vllm:spec_decode_num_accepted_tokens_total",
+                                   "Guessed tokens that became tokens of an answer.", labels)),
              Total(metrics.counter("updraft_requests_done_total", "Requests answered to their end.",
                                    labels)),
              Total(metrics.counter("updraft_requests_failed_total",
-                                   "Requests refused, failed or cancelled.", labels))});
+                                   "Requests refused, failed or cancelled.", labels)),
+             Total(metrics.counter("vllm:prefix_cache_queries_total",
+                                   "Prompt tokens looked up in the prefix cache.", labels)),
+             Total(metrics.counter("vllm:prefix_cache_hits_total",
+                                   "Prompt tokens found in the prefix cache.", labels)),
+             Total(metrics.counter("updraft_prefix_cache_evicted_pages_total",
+                                   "Cached KV pages given to other tokens.", labels))});
   metrics.on_scrape([&, totals] {
     const ServiceLoad load = model.load();
     running.set(load.running);
     waiting.set(load.waiting);
     kv_used.set(used_share(load.kv_tokens_total, load.kv_tokens_free));
+    kv_cached.set(static_cast<double>(load.kv_tokens_cached));
     slots_free.set(load.slots_free);
     prefill_rate.set(load.prefill_tokens_per_s);
     decode_rate.set(load.decode_tokens_per_s);
     totals->prompt.follow(load.prompt_tokens_total);
     totals->generated.follow(load.completion_tokens_total);
     totals->preempted.follow(load.preemptions);
+    totals->prefix_queries.follow(load.prefix_queried_tokens);
+    totals->prefix_hits.follow(load.prefix_hit_tokens);
+    totals->evictions.follow(load.prefix_evicted_pages);
+    totals->drafted.follow(load.draft_tokens_total);
+    totals->accepted.follow(load.draft_tokens_accepted_total);
     totals->done.follow(load.requests_done);
     totals->failed.follow(load.requests_failed);
   });
@@ -124,6 +144,7 @@ void BeatFiller::operator()(NodeBeat& beat) {
   beat.waiting = load.waiting;
   beat.kv_tokens_total = load.kv_tokens_total;
   beat.kv_tokens_free = load.kv_tokens_free;
+  beat.kv_tokens_cached = load.kv_tokens_cached;
   beat.prefill_tokens_queued = load.prefill_tokens_queued;
   beat.decode_tokens_reserved = load.decode_tokens_reserved;
   beat.prefill_tokens_per_s = load.prefill_tokens_per_s;

@@ -21,9 +21,13 @@
 namespace updraft {
 namespace {
 
-// Rows beyond one per slot in which the logits of prompt tokens are asked for (echo + logprobs):
-// small, because each costs a vocabulary of floats.
-constexpr int32_t kPromptLogitRows = 16;
+// Rows with logits beyond one per slot, for drafts and where the logits of prompt tokens are asked
+// for (echo + logprobs): few, because each costs a vocabulary of floats.
+constexpr int32_t kSpareLogitRows = 16;
+
+int32_t logit_rows_max(const EngineConfig& config) {
+  return config.slots + std::max(kSpareLogitRows, config.draft_tokens_max);
+}
 
 struct Incoming {
   SequenceRequest request;
@@ -45,10 +49,11 @@ class ThreadedEngine final : public Engine {
         description_(std::move(description)),
         mailbox_(2 * live_max_),  // each live sequence sends itself and at most one cancel
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
-                config.slots + kPromptLogitRows},
+                logit_rows_max(config), config.prefix_cache},
                plan.context_tokens,
                vocab_count,
-               config.mixed_step_ms},
+               config.mixed_step_ms,
+               config.draft_tokens_max},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });
@@ -189,6 +194,7 @@ Result<void> check_config(const EngineConfig& config) {
   if (auto ok = range("waiting_max", config.waiting_max, 1, 1 << 24); !ok) return ok;
   if (auto ok = range("page_tokens", config.page_tokens, 1, 4096); !ok) return ok;
   if (auto ok = range("step_tokens_max", config.step_tokens_max, 1, 1 << 16); !ok) return ok;
+  if (auto ok = range("draft_tokens_max", config.draft_tokens_max, 0, 64); !ok) return ok;
   return range("mixed_step_ms", config.mixed_step_ms, 0, 60'000);
 }
 
@@ -202,7 +208,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   const Hyperparameters& h = model->hyperparameters();
   // Every slot decodes in one step, whatever budget was asked for.
   const ForwardLimits limits{std::max(config.step_tokens_max, config.slots),
-                             config.slots + kPromptLogitRows};
+                             logit_rows_max(config)};
   KvShape shape = Forward::kv_shape(h);
   shape.page_tokens = config.page_tokens;
   shape.page_count = 1;

@@ -30,6 +30,11 @@ struct EngineConfig {
   // Prompt chunks beside running answers are cut so that a step takes about this long: the longest pause that one
   // client's prompt puts between two tokens of another. 0: chunks as long as the budget.
   int32_t mixed_step_ms = 200;
+  // Full KV pages are kept and found again by prompts of the same tenant that begin the same.
+  bool prefix_cache = true;
+  // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
+  // prompt_lookup.h guesses, draft_control.h decides how many are worth their time.
+  int32_t draft_tokens_max = 16;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
@@ -43,7 +48,7 @@ struct SequenceRequest {
   std::vector<int32_t> banned_ids;
   Priority priority = Priority::kDefault;
   int64_t deadline_ns = 0;               // monotonic; 0: none
-  std::string tenant;
+  std::string tenant;                    // who authenticated; only sequences of one tenant share KV pages
   uint64_t seed = 0;                     // resolved by the caller; the counter-based generator's key
   bool prompt_logprobs = false;          // on_prompt_token() for every prompt token (echo + logprobs)
 };
@@ -74,13 +79,23 @@ class SequenceSink {
   virtual void on_end(SequenceEnd end, int32_t cached_tokens) = 0;
 };
 
+// What the prefix cache did since the start.
+struct PrefixCacheStats {
+  int64_t queried_tokens = 0;  // prompts, but for those whose every logit is wanted
+  int64_t hit_tokens = 0;      // of those, found instead of computed
+  int64_t evicted_pages = 0;
+};
+
 struct EngineLoad {
   int32_t slots_total = 0, running = 0, waiting = 0;
-  int64_t kv_pages_total = 0, kv_pages_free = 0;
+  // Free: what sequences could get without a preemption; of those, the cached ones hold prefixes until then.
+  int64_t kv_pages_total = 0, kv_pages_free = 0, kv_pages_cached = 0;
   int64_t prefill_tokens_queued = 0, decode_tokens_reserved = 0;
   // Moving averages, 0 while unknown; decode is per sequence.
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
   int64_t steps = 0, preemptions = 0;
+  PrefixCacheStats prefix_cache;
+  int64_t draft_tokens = 0, draft_tokens_accepted = 0;  // guesses that ran, and those that became tokens
 };
 
 class Engine {

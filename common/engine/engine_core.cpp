@@ -42,13 +42,23 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
   scheduled.deadline_ns = request.deadline_ns;
   // The last prompt token's logits are the first sample's.
   scheduled.logit_tokens = request.prompt_logprobs ? prompt_count - 1 : 0;
+  scheduled.salt = request.tenant;
   Sampler sampler(request.sampling, request.prompt, request.banned_ids, request.seed);
   std::vector<int32_t> tokens = std::move(request.prompt);
   tokens.reserve(static_cast<size_t>(scheduled.token_limit));
   const uint64_t id = request.id;
-  sequences_.emplace(id,
-                     Sequence{std::move(request), std::move(sink), std::move(tokens), prompt_count,
-                              scheduled.token_limit, 0, false, std::move(sampler)});
+  const auto added = sequences_.emplace(id, Sequence{std::move(request),
+                                                     std::move(sink),
+                                                     std::move(tokens),
+                                                     prompt_count,
+                                                     scheduled.token_limit,
+                                                     0,
+                                                     false,
+                                                     std::move(sampler),
+                                                     {},
+                                                     {},
+                                                     {}});
+  scheduled.ids = &added.first->second.tokens;
   scheduler_.add(scheduled, now_ns);
 }
 
@@ -57,8 +67,56 @@ void EngineCore::plan(int64_t now_ns, std::vector<uint64_t>& ended) {
   preemptions_ += static_cast<int64_t>(plan_.preempted.size());
   for (const StepPlan::Ended& over : plan_.ended) {
     auto node = sequences_.extract(over.id);
-    node.mapped().sink->on_end(over.end, 0);
+    node.mapped().sink->on_end(over.end, over.found_count);
     ended.push_back(over.id);
+  }
+  if (config_.draft_tokens_max > 0) plan_drafts();
+}
+
+// Behind the rows that decode, as many guesses as are worth their time.
+void EngineCore::plan_drafts() {
+  std::vector<DraftOffer> offers;
+  std::vector<StepSlice*> slices;  // of the offers
+  int32_t rows = 0;
+  int32_t tokens = 0;
+  for (StepSlice& slice : plan_.slices) {
+    rows += slice.count;
+    tokens += slice.samples ? 1 : 0;
+    Sequence& sequence = sequences_.at(slice.id);
+    look_up(sequence, slice.first + slice.count);
+    if (!slice.samples || slice.count != 1) continue;
+    const int32_t count = guess(sequence);
+    if (count == 0) continue;
+    offers.push_back({&sequence.guesses, sequence.lookup.match_tokens(), count, 0});
+    slices.push_back(&slice);
+  }
+  share_drafts(offers, step_cost_, rows, tokens, plan_.draft_rows_max);
+  for (size_t i = 0; i < offers.size(); ++i) {
+    drafts_ += scheduler_.add_drafts(plan_, *slices[i], offers[i].drafts);
+  }
+}
+
+// Fills its drafts; how many there are. None behind one that ends the answer.
+int32_t EngineCore::guess(Sequence& sequence) const {
+  sequence.drafts.clear();
+  const int32_t room = sequence.token_limit - static_cast<int32_t>(sequence.tokens.size()) - 1;
+  const int32_t count = std::min(config_.draft_tokens_max, room);
+  if (count <= 0 || sequence.lookup.match_tokens() == 0) return 0;
+  sequence.lookup.guess(sequence.tokens, count, sequence.drafts);
+  const std::vector<int32_t>& stops = sequence.request.stop_ids;
+  const auto stop = std::find_first_of(sequence.drafts.begin(), sequence.drafts.end(),
+                                       stops.begin(), stops.end());
+  sequence.drafts.erase(stop, sequence.drafts.end());
+  return static_cast<int32_t>(sequence.drafts.size());
+}
+
+// Takes in its first token_count tokens, and remembers of those of the answer how they were
+// guessed.
+void EngineCore::look_up(Sequence& sequence, int32_t token_count) const {
+  while (sequence.lookup.seen() < token_count) {
+    const bool answer = sequence.lookup.seen() >= sequence.prompt_count;
+    const PromptLookup::Guess guess = sequence.lookup.take(sequence.tokens);
+    if (answer) sequence.guesses.observe(guess);
   }
 }
 
@@ -71,9 +129,11 @@ void EngineCore::run(std::vector<uint64_t>& ended) {
   const Batch batch = build_batch();
   const int64_t before_ns = monotonic_ns();
   const std::span<float> logits = forward_.run(*backend_, batch);
-  measure(monotonic_ns() - before_ns);
+  const int64_t step_ns = monotonic_ns() - before_ns;
+  const int64_t sampled_before = sampled_;
   scheduler_.commit(plan_);
   deliver(logits, ended);
+  measure(step_ns, sampled_ - sampled_before);
   ++steps_;
 }
 
@@ -100,8 +160,11 @@ Batch EngineCore::build_batch() {
   for (const StepSlice& slice : plan_.slices) {
     const Sequence& sequence = sequences_.at(slice.id);
     const auto row_first = static_cast<int32_t>(token_ids_.size());
+    const int32_t known = slice.first + slice.count - slice.drafts;
     for (int32_t position = slice.first; position < slice.first + slice.count; ++position) {
-      token_ids_.push_back(sequence.tokens[static_cast<size_t>(position)]);
+      token_ids_.push_back(position < known
+                               ? sequence.tokens[static_cast<size_t>(position)]
+                               : sequence.drafts[static_cast<size_t>(position - known)]);
       positions_.push_back(position);
     }
     slices_.push_back({row_first, slice.count, slice.first, scheduler_.pages(slice.id)});
@@ -121,9 +184,10 @@ void EngineCore::add_logit_rows(const StepSlice& slice, int32_t row_first,
       logit_uses_.push_back({slice.id, position, false});
     }
   }
-  if (slice.samples) {
-    logit_rows_.push_back(row_first + slice.count - 1);
-    logit_uses_.push_back({slice.id, slice.first + slice.count - 1, true});
+  if (!slice.samples) return;
+  for (int32_t row = slice.count - 1 - slice.drafts; row < slice.count; ++row) {
+    logit_rows_.push_back(row_first + row);
+    logit_uses_.push_back({slice.id, slice.first + row, true});
   }
 }
 
@@ -132,14 +196,34 @@ void EngineCore::deliver(std::span<float> logits, std::vector<uint64_t>& ended) 
   UPDRAFT_CHECK(logits.size() >= logit_uses_.size() * vocab);
   for (size_t i = 0; i < logit_uses_.size(); ++i) {
     const LogitUse& use = logit_uses_[i];
+    const bool first = i == 0 || !logit_uses_[i - 1].samples || logit_uses_[i - 1].id != use.id;
+    if (use.samples && !first) continue;         // a draft's: deliver_samples() had it
     if (!sequences_.contains(use.id)) continue;  // an earlier row of it failed
-    const std::span<float> row = logits.subspan(i * vocab, vocab);
     if (use.samples) {
-      deliver_sample(use, row, ended);
+      deliver_samples(i, logits, ended);
     } else {
-      deliver_prompt_token(use, row, ended);
+      deliver_prompt_token(use, logits.subspan(i * vocab, vocab), ended);
     }
   }
+}
+
+// The newest token's row and then each draft's, as long as the draft is the token that the row
+// before it gave: so every token comes from the logits, and the sampler's state, of a run without
+// drafts.
+void EngineCore::deliver_samples(size_t use_first, std::span<float> logits,
+                                 std::vector<uint64_t>& ended) {
+  const auto vocab = static_cast<size_t>(config_.vocab_count);
+  const uint64_t id = logit_uses_[use_first].id;
+  int32_t count = 0;
+  for (size_t i = use_first; i < logit_uses_.size() && logit_uses_[i].id == id; ++i) {
+    if (count > 0) {
+      if (token_ids_[static_cast<size_t>(logit_rows_[i])] != sequences_.at(id).tokens.back()) break;
+      ++drafts_accepted_;
+    }
+    if (!deliver_sample(logit_uses_[i], logits.subspan(i * vocab, vocab), ended)) return;
+    ++count;
+  }
+  scheduler_.append(id, count);
 }
 
 void EngineCore::deliver_prompt_token(const LogitUse& use, std::span<const float> row,
@@ -158,34 +242,39 @@ void EngineCore::deliver_prompt_token(const LogitUse& use, std::span<const float
   sequence.sink->on_prompt_token(token);
 }
 
-void EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
+// False when the sequence ended with it.
+bool EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
                                 std::vector<uint64_t>& ended) {
   Sequence& sequence = sequences_.at(use.id);
   const auto sampled = sequence.sampler.sample(row, use.position + 1);
   if (!sampled) {
     fail(use.id, sampled.message(), ended);
-    return;
+    return false;
   }
+  ++sampled_;
   const std::vector<int32_t>& stop_ids = sequence.request.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), sampled->id) != stop_ids.end()) {
     end(use.id, SequenceEnd::kStop, ended);
-    return;
+    return false;
   }
   sequence.tokens.push_back(sampled->id);
   sequence.sampler.accept(sampled->id);
   if (!sequence.sink->on_token(*sampled)) {
     end(use.id, SequenceEnd::kStop, ended);
-  } else if (static_cast<int32_t>(sequence.tokens.size()) >= sequence.token_limit) {
-    end(use.id, SequenceEnd::kLength, ended);
-  } else {
-    scheduler_.append(use.id);
+    return false;
   }
+  if (static_cast<int32_t>(sequence.tokens.size()) >= sequence.token_limit) {
+    end(use.id, SequenceEnd::kLength, ended);
+    return false;
+  }
+  return true;
 }
 
 void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended) {
+  const int32_t cached_tokens = scheduler_.found_count(id);
   scheduler_.finish(id);
   auto node = sequences_.extract(id);
-  node.mapped().sink->on_end(how, 0);
+  node.mapped().sink->on_end(how, cached_tokens);
   ended.push_back(id);
 }
 
@@ -196,14 +285,19 @@ void EngineCore::fail(uint64_t id, const std::string& why, std::vector<uint64_t>
 
 // A step with prompt rows measures prefill, any other decoding; the few decode rows beside a chunk
 // do not matter.
-void EngineCore::measure(int64_t step_ns) {
+void EngineCore::measure(int64_t step_ns, int64_t sampled_count) {
   const float seconds = static_cast<float>(std::max<int64_t>(step_ns, 1)) * 1e-9F;
   int32_t prefill_rows = 0;
-  for (const StepSlice& slice : plan_.slices) prefill_rows += slice.count > 1 ? slice.count : 0;
+  for (const StepSlice& slice : plan_.slices) {
+    const int32_t rows = slice.count - slice.drafts;
+    prefill_rows += rows > 1 ? rows : 0;
+  }
   if (prefill_rows >= kPrefillRowsMeasured) {
     average(prefill_tokens_per_s_, static_cast<float>(prefill_rows) / seconds);
   } else if (prefill_rows == 0) {
-    average(decode_tokens_per_s_, 1.0F / seconds);
+    const auto sequences = static_cast<float>(plan_.slices.size());
+    average(decode_tokens_per_s_, static_cast<float>(sampled_count) / sequences / seconds);
+    step_cost_.observe(static_cast<int32_t>(token_ids_.size()), seconds);
   }
 }
 
@@ -214,12 +308,16 @@ EngineLoad EngineCore::load() const {
   load.waiting = scheduler_.waiting_count();
   load.kv_pages_total = scheduler_.page_count();
   load.kv_pages_free = scheduler_.pages_free();
+  load.kv_pages_cached = scheduler_.pages_cached();
   load.prefill_tokens_queued = scheduler_.prefill_tokens_queued();
   load.decode_tokens_reserved = scheduler_.decode_tokens_reserved();
   load.prefill_tokens_per_s = prefill_tokens_per_s_;
   load.decode_tokens_per_s = decode_tokens_per_s_;
   load.steps = steps_;
   load.preemptions = preemptions_;
+  load.prefix_cache = scheduler_.prefix_stats();
+  load.draft_tokens = drafts_;
+  load.draft_tokens_accepted = drafts_accepted_;
   return load;
 }
 

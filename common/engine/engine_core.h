@@ -9,8 +9,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "common/engine/draft_control.h"
 #include "common/engine/engine.h"
 #include "common/engine/forward.h"
+#include "common/engine/prompt_lookup.h"
 #include "common/engine/sampler.h"
 #include "common/engine/scheduler.h"
 
@@ -21,6 +23,7 @@ struct EngineCoreConfig {
   int32_t context_tokens = 0;
   int32_t vocab_count = 0;
   int32_t mixed_step_ms = 0;
+  int32_t draft_tokens_max = 0;
 };
 
 class EngineCore {
@@ -51,6 +54,9 @@ class EngineCore {
     int32_t prompt_logits_done = 0;  // positions whose logits went to on_prompt_token()
     bool started = false;
     Sampler sampler;
+    PromptLookup lookup;
+    GuessRecord guesses;
+    std::vector<int32_t> drafts;  // of the current step
   };
   // What a logit row is for: position `position` of the sequence, whose next token it predicts.
   struct LogitUse {
@@ -60,15 +66,19 @@ class EngineCore {
   };
 
   int32_t prefill_tokens_max() const;
+  void plan_drafts();
+  int32_t guess(Sequence& sequence) const;
+  void look_up(Sequence& sequence, int32_t token_count) const;
   Batch build_batch();
   void add_logit_rows(const StepSlice& slice, int32_t row_first, const Sequence& sequence);
   void deliver(std::span<float> logits, std::vector<uint64_t>& ended);
   void deliver_prompt_token(const LogitUse& use, std::span<const float> row,
                             std::vector<uint64_t>& ended);
-  void deliver_sample(const LogitUse& use, std::span<float> row, std::vector<uint64_t>& ended);
+  void deliver_samples(size_t use_first, std::span<float> logits, std::vector<uint64_t>& ended);
+  bool deliver_sample(const LogitUse& use, std::span<float> row, std::vector<uint64_t>& ended);
   void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended);
   void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended);
-  void measure(int64_t step_ns);
+  void measure(int64_t step_ns, int64_t sampled_count);
 
   const EngineCoreConfig config_;
   const Forward forward_;
@@ -86,6 +96,10 @@ class EngineCore {
 
   int64_t steps_ = 0;
   int64_t preemptions_ = 0;
+  int64_t sampled_ = 0;  // tokens, since the start
+  int64_t drafts_ = 0;   // that ran
+  int64_t drafts_accepted_ = 0;
+  StepCost step_cost_;
   float prefill_tokens_per_s_ = 0.0F;
   float decode_tokens_per_s_ = 0.0F;
 };

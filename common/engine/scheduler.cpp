@@ -5,13 +5,15 @@
 #include <algorithm>
 #include <cstddef>
 #include <iterator>
+#include <unordered_set>
 #include <utility>
 
 #include "common/base/check.h"
 
 namespace updraft {
 
-Scheduler::Scheduler(const SchedulerConfig& config) : config_(config), pages_(config.page_count) {
+Scheduler::Scheduler(const SchedulerConfig& config)
+    : config_(config), pages_(config.page_count, config.page_tokens, config.prefix_hash) {
   UPDRAFT_CHECK(config.slots > 0 && config.page_tokens > 0 && config.step_tokens_max > 0);
   UPDRAFT_CHECK(config.logit_rows_max >= config.slots,
                 "every running sequence may sample in a step");
@@ -44,6 +46,7 @@ StepPlan Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max) {
   end_cancelled_and_late(now_ns, plan);
   grow_running(plan);
   admit(prefill_budget, plan);
+  find_running();
   assign_rows(prefill_budget, plan);
   return plan;
 }
@@ -53,17 +56,43 @@ void Scheduler::commit(const StepPlan& plan) {
     Sequence& sequence = at(slice.id);
     UPDRAFT_CHECK(sequence.cached_count == slice.first,
                   "a plan was committed twice or out of order");
-    sequence.cached_count += slice.count;
+    sequence.cached_count += slice.count - slice.drafts;
     sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
+    index_full_pages(sequence);
   }
 }
 
-void Scheduler::append(uint64_t id) {
+int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) {
+  Sequence& sequence = at(slice.id);
+  UPDRAFT_CHECK(slice.samples && slice.count == 1 && sequence.pending() == 1,
+                "only what decodes can be guessed on");
+  const int32_t tokens = sequence.info.token_count;
+  // The row of the last draft gives one more token.
+  int32_t drafts = std::min({wanted, plan.draft_rows_max, sequence.info.token_limit - tokens - 1});
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(tokens + drafts)) {
+    const auto page = pages_.take();
+    if (!page) break;
+    sequence.pages.push_back(*page);
+  }
+  const auto room = static_cast<int32_t>(sequence.pages.size()) * config_.page_tokens;
+  drafts = std::max(0, std::min(drafts, room - tokens));
+  slice.drafts = drafts;
+  slice.count += drafts;
+  plan.draft_rows_max -= drafts;
+  return drafts;
+}
+
+void Scheduler::append(uint64_t id, int32_t count) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.pending() == 0,
                 "a token was appended before the one before it was computed");
-  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
-  ++sequence.info.token_count;
+  UPDRAFT_CHECK(count > 0 && count <= sequence.info.token_limit - sequence.info.token_count);
+  sequence.info.token_count += count;
+  sequence.cached_count += count - 1;
+  sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
+  UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
+                "more tokens than drafts ran");
+  release_pages(sequence, pages_for(sequence.info.token_count));
 }
 
 void Scheduler::finish(uint64_t id) { forget(id); }
@@ -105,27 +134,31 @@ int32_t Scheduler::pages_for(int32_t token_count) const {
   return (token_count + config_.page_tokens - 1) / config_.page_tokens;
 }
 
-void Scheduler::release_pages(Sequence& sequence) {
-  // Last first, so that the pool's stack hands them out again in order.
-  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
-    pages_.release(*page);
-  sequence.pages.clear();
-  sequence.cached_count = 0;
+// All but the first `keep` pages. Last first: free ones are handed out again in order, cached ones
+// evicted children first.
+void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
+  index_full_pages(sequence);
+  while (static_cast<int32_t>(sequence.pages.size()) > keep) {
+    pages_.release(sequence.pages.back());
+    sequence.pages.pop_back();
+  }
+  sequence.cached_count = std::min(sequence.cached_count, keep * config_.page_tokens);
+  sequence.indexed_pages = std::min(sequence.indexed_pages, keep);
 }
 
 void Scheduler::forget(uint64_t id) {
   Sequence& sequence = at(id);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
   sequences_.erase(id);
 }
 
-// Back to waiting under its old rank; all its tokens, sampled ones too, are computed again when it
-// returns.
+// Back to waiting under its old rank; when it returns its tokens, sampled ones too, are computed
+// again as far as its full pages are not found.
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
-  release_pages(sequence);
+  release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});
   waiting_.emplace(sequence.rank, id);
@@ -135,9 +168,9 @@ void Scheduler::preempt(uint64_t id, StepPlan& plan) {
 void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.cancelled) {
-      plan.ended.push_back({id, SequenceEnd::kCancelled});
+      plan.ended.push_back({id, SequenceEnd::kCancelled, sequence.found_count});
     } else if (sequence.info.deadline_ns != 0 && sequence.info.deadline_ns <= now_ns) {
-      plan.ended.push_back({id, SequenceEnd::kDeadline});
+      plan.ended.push_back({id, SequenceEnd::kDeadline, sequence.found_count});
     }
   }
   for (const StepPlan::Ended& ended : plan.ended) forget(ended.id);
@@ -168,28 +201,34 @@ void Scheduler::grow_running(StepPlan& plan) {
   }
 }
 
-// Beside its own pages an arriving sequence leaves one free page for each running one, or they
-// would push it out again at once.
-bool Scheduler::fits(const Sequence& sequence, int32_t free_pages, int32_t running) const {
-  return running < config_.slots && pages_for(sequence.info.token_count) + running <= free_pages;
-}
-
-// Preempts running sequences of worse rank, worst first, until `sequence`, the best that waits, fits.
-// Touches nothing when even all of them would not do. Within one class the running ones came first,
-// so only a better class displaces anybody.
-bool Scheduler::make_room(const Sequence& sequence, StepPlan& plan) {
-  int32_t free_pages = pages_.free_count();
+// Preempts running sequences of worse rank, worst first, until `sequence`, the best that waits,
+// fits. Touches nothing when even all of them would not do. Within one class the running ones came
+// first, so only a better class displaces anybody.
+bool Scheduler::make_room(const Sequence& sequence, const std::vector<int32_t>& found,
+                          StepPlan& plan) {
+  int32_t available = pages_.available_count();
+  int32_t needed = pages_for(sequence.info.token_count);
+  // A found page that others hold costs nothing; one that nobody holds is an available one less.
+  for (const int32_t page : found) needed -= pages_.holders(page) > 0 ? 1 : 0;
   int32_t running = running_count();
+  // Beside its own pages an arriving sequence leaves one for each running one, or they would push
+  // it out again at once.
+  const auto fits = [&] { return running < config_.slots && needed + running <= available; };
   std::vector<uint64_t> victims;
-  for (auto worst = running_.rbegin(); worst != running_.rend(); ++worst) {
-    if (fits(sequence, free_pages, running)) break;
+  std::unordered_map<int32_t, int32_t> lost;  // page -> holders among the victims
+  std::unordered_set<int32_t> wanted;         // `found`, once there is a victim
+  for (auto worst = running_.rbegin(); worst != running_.rend() && !fits(); ++worst) {
     const Sequence& candidate = at(worst->second);
     if (candidate.rank < sequence.rank) break;
-    for (const int32_t page : candidate.pages) free_pages += pages_.references(page) == 1 ? 1 : 0;
+    if (victims.empty()) wanted.insert(found.begin(), found.end());
+    for (const int32_t page : candidate.pages) {
+      // A found page only changes hands.
+      if (++lost[page] == pages_.holders(page) && !wanted.contains(page)) ++available;
+    }
     --running;
     victims.push_back(worst->second);
   }
-  if (!fits(sequence, free_pages, running)) return false;
+  if (!fits()) return false;
   for (const uint64_t victim : victims) preempt(victim, plan);
   return true;
 }
@@ -206,10 +245,12 @@ void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
     if (prefill_pending >= prefill_budget) return;
     const auto [rank, id] = *waiting_.begin();
     Sequence& sequence = at(id);
-    if (!make_room(sequence, plan)) return;
+    const std::vector<int32_t> found = find_pages(sequence);
+    if (!make_room(sequence, found, plan)) return;
     waiting_.erase({rank, id});
     running_.emplace(rank, id);
     sequence.running = true;
+    use_found(sequence, found);
     UPDRAFT_CHECK(grow(sequence, plan), "its pages were counted before");
     prefill_pending += sequence.pending();
   }
@@ -235,22 +276,28 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
   // beyond that.
   int32_t logit_rows_spare = logit_rows;
   for (const auto& [rank, id] : running_) logit_rows_spare -= at(id).pending() > 1 ? 1 : 0;
-  rows = std::min(rows, prefill_budget);
+  const int32_t prefill_rows = std::min(rows, prefill_budget);
+  int32_t rows_left = prefill_rows;
   for (const auto& [rank, id] : running_) {
     const Sequence& sequence = at(id);
-    if (sequence.pending() <= 1) continue;
-    int32_t count = std::min(sequence.pending(), rows);
+    if (sequence.pending() <= 1 || computed_beside(sequence, plan)) continue;
+    int32_t count = std::min(sequence.pending(), rows_left);
     const int32_t logits_from = std::max(sequence.cached_count, sequence.computed_max);
     if (sequence.info.logit_tokens > logits_from && count > 0) {
       // One of the chunk's rows with logits is counted already.
       count = std::min(count, logits_from - sequence.cached_count + logit_rows_spare + 1);
-      const int32_t end = std::min(sequence.cached_count + count, sequence.info.logit_tokens);
-      logit_rows_spare -= std::max(0, end - logits_from - 1);
+      const int32_t end = sequence.cached_count + count;
+      // The newest token's row samples, whether or not it is among those asked for.
+      const bool samples_beyond = count == sequence.pending() && end > sequence.info.logit_tokens;
+      const int32_t with_logits =
+          std::min(end, sequence.info.logit_tokens) - logits_from + (samples_beyond ? 1 : 0);
+      logit_rows_spare -= std::max(0, with_logits - 1);
     }
     if (count <= 0) break;
     plan.slices.push_back({id, sequence.cached_count, count, count == sequence.pending()});
-    rows -= count;
+    rows_left -= count;
   }
+  plan.draft_rows_max = std::min(rows - (prefill_rows - rows_left), logit_rows_spare);
 }
 
 }  // namespace updraft

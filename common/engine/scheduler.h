@@ -7,6 +7,9 @@
 // starves. Better-ranked sequences get tokens and pages first; when pages run out the worst-ranked
 // running one gives its pages back and is computed again later. The best-ranked one is never asked
 // to, and the pool holds at least one whole context, so it always finishes: no deadlock.
+//
+// Full pages are shared (prefix_cache.h): what a sequence finds computed it takes, and every page
+// that it fills can be found by the next. Pages that are shared are full, so nobody writes them.
 #pragma once
 
 #include <compare>
@@ -14,11 +17,12 @@
 #include <memory>
 #include <set>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "common/engine/engine.h"
-#include "common/engine/pages.h"
+#include "common/engine/prefix_cache.h"
 #include "common/message/request.h"
 
 namespace updraft {
@@ -34,6 +38,8 @@ struct SchedulerConfig {
   int32_t page_tokens = 16;     // positions per page
   int32_t step_tokens_max = 1;  // rows of one step
   int32_t logit_rows_max = 1;   // rows with logits in one step, >= slots
+  bool prefix_cache = true;     // full pages are kept and found again
+  PrefixHash prefix_hash = hash_prefix;
 };
 
 // What the scheduler needs to know of a sequence.
@@ -46,6 +52,10 @@ struct ScheduledSequence {
   // Logits are wanted for each of the first `logit_tokens` positions (prompt log-probabilities),
   // not just at the end. Only once: positions computed again after a preemption need none.
   int32_t logit_tokens = 0;
+  // The ids themselves, the caller's, alive as long as the sequence: at least token_count of them
+  // whenever the scheduler is called. Null: the sequence shares no pages.
+  const std::vector<int32_t>* ids = nullptr;
+  std::string salt;  // pages are shared among sequences of one salt
 };
 
 // Positions [first, first + count) of one sequence. The KV memory holds [0, first) already.
@@ -54,6 +64,9 @@ struct StepSlice {
   int32_t first = 0;
   int32_t count = 0;
   bool samples = false;  // reaches the newest token: its last row's logits give the next one
+  // The last `drafts` rows hold guesses of the tokens after the newest one: each of them and the
+  // row before them gives a token, as long as the guesses turn out right.
+  int32_t drafts = 0;
   friend bool operator==(const StepSlice&, const StepSlice&) = default;
 };
 
@@ -63,8 +76,10 @@ struct StepPlan {
   struct Ended {
     uint64_t id = 0;
     SequenceEnd end = SequenceEnd::kCancelled;
+    int32_t found_count = 0;
   };
-  std::vector<Ended> ended;  // cancelled or past their deadline: gone, pages freed
+  std::vector<Ended> ended;    // cancelled or past their deadline: gone, pages freed
+  int32_t draft_rows_max = 0;  // rows with logits that the step still has room for
 };
 
 class Scheduler {
@@ -80,10 +95,16 @@ class Scheduler {
   // most this many rows of sequences that are not decoding, so that a long prompt does not stall
   // the others' next tokens.
   StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
-  // The plan's slices have run: their positions are in KV memory.
+  // Lets up to `wanted` drafts follow the newest token of a slice that decodes; called before the
+  // plan runs, at most once per slice. Gives fewer, or none, at the end of the step's rows, of the
+  // sequence's limit or of the free pages: nobody gives up a page for a guess.
+  int32_t add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted);
+  // The plan's slices have run: their positions, but for the drafts', are in KV memory.
   void commit(const StepPlan& plan);
-  // A token was sampled for a sequence whose slice said `samples`, after commit().
-  void append(uint64_t id);
+  // Tokens were sampled for a sequence whose slice said `samples`, after commit(): one, and one
+  // more for each draft that was right. All but the last stand in KV memory as drafts; pages that
+  // only wrong drafts needed are free again.
+  void append(uint64_t id, int32_t count = 1);
   // The sequence is over: pages freed, id forgotten.
   void finish(uint64_t id);
 
@@ -93,8 +114,14 @@ class Scheduler {
   bool idle() const { return sequences_.empty(); }
   int32_t running_count() const { return static_cast<int32_t>(running_.size()); }
   int32_t waiting_count() const { return static_cast<int32_t>(waiting_.size()); }
-  int32_t pages_free() const { return pages_.free_count(); }
+  // Pages that a sequence could get without a preemption, and those of them that hold a prefix
+  // until then.
+  int32_t pages_free() const { return pages_.available_count(); }
+  int32_t pages_cached() const { return pages_.idle_count(); }
   int32_t page_count() const { return pages_.page_count(); }
+  // Prompt tokens that a live sequence found instead of computing them; final once it samples.
+  int32_t found_count(uint64_t id) const { return at(id).found_count; }
+  PrefixCacheStats prefix_stats() const;
   // Sequences whose next row gives their next token.
   int32_t decoding_count() const;
   // Positions still to be computed before each sequence's next token, where that is more than one
@@ -115,6 +142,9 @@ class Scheduler {
     int32_t cached_count = 0;  // positions in KV memory, <= token_count
     int32_t computed_max =
         0;  // largest cached_count ever: positions below gave their prompt logits already
+    int32_t found_count = 0;    // positions that others computed
+    int32_t indexed_pages = 0;  // the first of `pages` that the prefix cache knows
+    bool queried = false;       // its prompt is counted in the statistics
     std::vector<int32_t> pages;
     bool running = false;
     bool cancelled = false;
@@ -126,19 +156,29 @@ class Scheduler {
   const Sequence& at(uint64_t id) const;
   int32_t pages_for(int32_t token_count) const;
   void forget(uint64_t id);
-  void release_pages(Sequence& sequence);
+  void release_pages(Sequence& sequence, int32_t keep);
   void preempt(uint64_t id, StepPlan& plan);
   bool grow(Sequence& sequence, StepPlan& plan);
-  bool fits(const Sequence& sequence, int32_t free_pages, int32_t running) const;
-  bool make_room(const Sequence& sequence, StepPlan& plan);
+  bool make_room(const Sequence& sequence, const std::vector<int32_t>& found, StepPlan& plan);
+
+  bool shares(const Sequence& sequence) const;
+  int32_t findable_count(const Sequence& sequence) const;
+  std::span<const int32_t> next_page_ids(const Sequence& sequence) const;
+  int32_t page_before(const Sequence& sequence) const;
+  std::vector<int32_t> find_pages(const Sequence& sequence) const;
+  void use_found(Sequence& sequence, const std::vector<int32_t>& found);
+  void index_full_pages(Sequence& sequence);
+  bool computed_beside(const Sequence& sequence, const StepPlan& plan) const;
 
   void end_cancelled_and_late(int64_t now_ns, StepPlan& plan);
   void grow_running(StepPlan& plan);
   void admit(int32_t prefill_budget, StepPlan& plan);
+  void find_running();
   void assign_rows(int32_t prefill_budget, StepPlan& plan);
 
   const SchedulerConfig config_;
-  PagePool pages_;
+  PrefixCache pages_;
+  PrefixCacheStats stats_;
   std::unordered_map<uint64_t, Sequence> sequences_;
   Ordered running_;
   Ordered waiting_;

@@ -321,6 +321,8 @@ PoolMessage read(Reader& in, const wire::Beat& w) {
   b.memory_total_bytes =
       in.number("memory_total_bytes", w.memory_total_bytes(), int64_t{0}, kBytesMax);
   b.last_assignment_seq = w.last_assignment_seq();
+  b.kv_tokens_cached =
+      in.number("kv_tokens_cached", w.kv_tokens_cached(), int64_t{0}, b.kv_tokens_free);
   return b;
 }
 

@@ -177,7 +177,8 @@ fb::Offset<void> put(Builder& b, const NodeBeat& n) {
                           n.waiting, n.kv_tokens_total, n.kv_tokens_free, n.prefill_tokens_queued,
                           n.decode_tokens_reserved, n.prefill_tokens_per_s, n.decode_tokens_per_s,
                           n.bytes_per_token, n.requests_done, n.requests_failed, n.cpu_load,
-                          n.memory_free_bytes, n.memory_total_bytes, n.last_assignment_seq)
+                          n.memory_free_bytes, n.memory_total_bytes, n.last_assignment_seq,
+                          n.kv_tokens_cached)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Submit& m) {

@@ -41,7 +41,8 @@ struct NodeBeat {
   int32_t running = 0;            // sequences
   int32_t waiting = 0;
   int64_t kv_tokens_total = 0;
-  int64_t kv_tokens_free = 0;
+  int64_t kv_tokens_free = 0;     // cached prefixes count as free
+  int64_t kv_tokens_cached = 0;   // of the free ones, how many hold a prefix
   int64_t prefill_tokens_queued = 0;
   int64_t decode_tokens_reserved = 0;
   float prefill_tokens_per_s = 0.0F;   // measured, moving average; 0: unknown

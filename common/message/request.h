@@ -75,7 +75,9 @@ struct Request {
   bool enable_thinking = true;                   // chat_template_kwargs.enable_thinking (qwen3)
   Sampling sampling;
   Hints hints;
-  std::string tenant;  // from authentication; salts the prefix cache
+  // From authentication, never from the client's text: a digest of the API key, "uid:1000", and
+  // "node/" before what a node called it. Salts the prefix cache.
+  std::string tenant;
   std::string trace;   // W3C traceparent passed through, may be empty
 };
 

@@ -2,6 +2,7 @@
 // (StreamDecoder) and what may become a stop string (StopMatcher); ids are never held back.
 #include "common/serve/answer.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -24,13 +25,15 @@ void Answer::chunk(TokenChunk chunk) {
   setup_.sink(std::move(chunk));
 }
 
-void Answer::choice_ended(int32_t generated_tokens, int32_t cached_tokens) {
+void Answer::choice_ended(int32_t generated_tokens, size_t prompt_index, int32_t cached_tokens) {
   UPDRAFT_CHECK(open_choices_ > 0);
   --open_choices_;
   usage_.completion_tokens += generated_tokens;
-  usage_.cached_tokens += cached_tokens;
+  std::optional<int32_t>& least = cached_tokens_.at(prompt_index);
+  least = least ? std::min(*least, cached_tokens) : cached_tokens;
   if (open_choices_ > 0 || done_) return;
   usage_.prompt_tokens = setup_.prompt_tokens;
+  for (const auto& cached : cached_tokens_) usage_.cached_tokens += cached.value_or(0);
   timings_.total_ns = monotonic_ns() - setup_.received_ns;
   finish(Finished{usage_, timings_}, false);
 }
@@ -113,7 +116,7 @@ void ChoiceSink::on_end(SequenceEnd end, int32_t cached_tokens) {
                                                                    : FinishReason::kStop;
     answer_->chunk(std::move(last));
   }
-  answer_->choice_ended(generated_, cached_tokens);
+  answer_->choice_ended(generated_, setup_.prompt_index, cached_tokens);
 }
 
 void ChoiceSink::emit_echo() {

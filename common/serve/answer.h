@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct AnswerSetup {
   int64_t received_ns = 0;
   int32_t choice_count = 0;   // in all
   int32_t prompt_tokens = 0;  // each prompt once
+  size_t prompt_count = 1;
   // Stops the request's other sequences after one failed.
   std::function<void()> cancel_rest;
   // Called once, right before the end event.
@@ -41,11 +43,15 @@ struct AnswerSetup {
 class Answer {
  public:
   explicit Answer(AnswerSetup setup)
-      : setup_(std::move(setup)), open_choices_(setup_.choice_count) {}
+      : setup_(std::move(setup)),
+        open_choices_(setup_.choice_count),
+        cached_tokens_(setup_.prompt_count) {}
 
   void start();
   void chunk(TokenChunk chunk);
-  void choice_ended(int32_t generated_tokens, int32_t cached_tokens);
+  // cached_tokens: of the prompt with this index, what this choice found computed. The usage counts
+  // what all choices of a prompt found: one choice's prompt is no news to the next.
+  void choice_ended(int32_t generated_tokens, size_t prompt_index, int32_t cached_tokens);
   // The whole request ends with this error, unless it had its end already.
   void fail(RequestError error);
 
@@ -54,6 +60,7 @@ class Answer {
 
   const AnswerSetup setup_;
   int32_t open_choices_;
+  std::vector<std::optional<int32_t>> cached_tokens_;  // [prompt_count] least of its choices
   Usage usage_;
   Timings timings_;
   bool started_ = false;
@@ -62,6 +69,7 @@ class Answer {
 
 struct ChoiceSetup {
   int32_t choice = 0;
+  size_t prompt_index = 0;
   std::vector<std::string> stop;
   bool answer_starts_text = false;
   bool logprobs = false;

@@ -235,11 +235,17 @@ ServiceLoad EngineModel::load() const {
   load.running = engine.running;
   load.kv_tokens_total = parts_.engine->kv_tokens_total();
   load.kv_tokens_free = engine.kv_pages_free * parts_.page_tokens;
+  load.kv_tokens_cached = engine.kv_pages_cached * parts_.page_tokens;
   load.prefill_tokens_queued = engine.prefill_tokens_queued;
   load.decode_tokens_reserved = engine.decode_tokens_reserved;
   load.prefill_tokens_per_s = engine.prefill_tokens_per_s;
   load.decode_tokens_per_s = engine.decode_tokens_per_s;
   load.preemptions = engine.preemptions;
+  load.prefix_queried_tokens = engine.prefix_cache.queried_tokens;
+  load.prefix_hit_tokens = engine.prefix_cache.hit_tokens;
+  load.prefix_evicted_pages = engine.prefix_cache.evicted_pages;
+  load.draft_tokens_total = engine.draft_tokens;
+  load.draft_tokens_accepted_total = engine.draft_tokens_accepted;
   const std::lock_guard lock(mutex_);
   load.waiting = std::max(sequences_live_ - engine.running, 0);
   load.slots_free = std::max(engine.slots_total - sequences_live_, 0);
@@ -305,6 +311,7 @@ void EngineModel::start(const JobPtr& job, PreparedPrompts prompts) {
   setup.received_ns = job->received_ns;
   setup.choice_count = job->choice_count;
   setup.prompt_tokens = static_cast<int32_t>(prompt_tokens);
+  setup.prompt_count = prompts.size();
   setup.cancel_rest = cancel_all;
   setup.on_done = [this, job](const AnswerOutcome& outcome) { finished(job, outcome); };
   const auto answer = std::make_shared<Answer>(std::move(setup));
@@ -316,6 +323,7 @@ void EngineModel::start(const JobPtr& job, PreparedPrompts prompts) {
     const bool echo = request.kind == Request::Kind::kCompletion && request.echo;
     ChoiceSetup out;
     out.choice = static_cast<int32_t>(choice);
+    out.prompt_index = choice / n;
     out.stop = request.sampling.stop;
     out.answer_starts_text = prompt.answer_starts_text;
     out.logprobs = request.sampling.logprobs;
@@ -441,6 +449,7 @@ Result<void> check_config(const LocalModelConfig& config) {
   if (auto ok = range("slots", config.slots, 1, 256); !ok) return ok;
   if (auto ok = range("queue_max", config.queue_max, 0, 65'536); !ok) return ok;
   if (auto ok = range("page_tokens", config.page_tokens, 16, 256); !ok) return ok;
+  if (auto ok = range("draft_tokens_max", config.draft_tokens_max, 1, 64); !ok) return ok;
   return range("step_tokens_max", config.step_tokens_max, 1, 65'536);
 }
 
@@ -461,6 +470,8 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.kv_type = *kv_type;
   engine.kv_tokens = config.kv_tokens;
   engine.step_tokens_max = config.step_tokens_max;
+  engine.prefix_cache = config.prefix_cache;
+  engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);

@@ -31,6 +31,9 @@ struct LocalModelConfig {
   std::string kv_type = "f16";      // f32, f16, bf16
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
   int32_t step_tokens_max = 512;    // token budget of one step
+  bool prefix_cache = true;         // prompts of one tenant share the KV pages of what they begin with
+  bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
+  int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
   std::string isa;                  // empty, generic, avx2, avx512
   int32_t threads = 0;
@@ -45,11 +48,14 @@ struct LocalModelConfig {
 // What the pool's beats carry of it.
 struct ServiceLoad {
   int32_t slots_total = 0, slots_free = 0, running = 0, waiting = 0;
-  int64_t kv_tokens_total = 0, kv_tokens_free = 0;
+  int64_t kv_tokens_total = 0, kv_tokens_free = 0;  // cached prefixes count as free
+  int64_t kv_tokens_cached = 0;                     // of the free ones, how many hold a prefix
   int64_t prefill_tokens_queued = 0, decode_tokens_reserved = 0;
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F, bytes_per_token = 0.0F;
   int64_t requests_done = 0, requests_failed = 0;
   int64_t prompt_tokens_total = 0, completion_tokens_total = 0, preemptions = 0;
+  int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0, prefix_evicted_pages = 0;
+  int64_t draft_tokens_total = 0, draft_tokens_accepted_total = 0;
 };
 
 class LocalModel : public InferenceService {

@@ -1,9 +1,10 @@
 """The one endpoint in front of running daemons: placement, answers, conventions."""
 
 import json
+import subprocess
 import unittest
 
-from harness import StackTest, chat, long_conversation, wait_until
+from harness import ROOT, StackTest, chat, long_conversation, wait_until
 
 
 class Endpoint(StackTest):
@@ -36,6 +37,35 @@ class Endpoint(StackTest):
         self.assertEqual(answer.status, 200, answer.body)
         self.assertGreater(answer.json()["usage"]["prompt_tokens"], 400)
         self.assertIn(answer.headers["x-updraft-tier"], ("edge", "cloud"))
+
+    def test_a_repeated_beginning_is_found_and_told_in_the_usage_and_the_metrics(self):
+        edge = self.stack["edge"]
+        hits = edge.metric_sum("vllm:prefix_cache_hits_total")
+        body = chat("Open the settings, then tell me in a few words what the battery page says about yesterday. " * 2,
+                    max_tokens=4)
+        answers = [self.router.post("/v1/chat/completions", body, {"x-updraft-tier": "edge"}).json() for _ in range(2)]
+        first, second = (answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers)
+        prompt_tokens = answers[0]["usage"]["prompt_tokens"]
+        self.assertLess(first, prompt_tokens // 2)
+        self.assertGreater(second, prompt_tokens - 1 - 32 - 1)  # all full pages of 32 tokens before the last token
+        self.assertLess(second, prompt_tokens)
+        self.assertEqual(answers[0]["choices"], answers[1]["choices"])
+        self.assertEqual(edge.metric_sum("vllm:prefix_cache_hits_total") - hits, first + second)
+        self.assertGreaterEqual(edge.metric_sum("vllm:prefix_cache_queries_total"), 2 * prompt_tokens)
+
+    def test_the_agents_bench_reports_what_growing_conversations_find(self):
+        done = subprocess.run([str(ROOT / "tools/bench/agents"), f"edge=http://127.0.0.1:{self.stack['edge'].port}", "--agents", "3",
+                               "--turns", "3", "--shared-words", "20", "--own-words", "4", "--turn-words", "2", "--max-tokens", "4",
+                               "--json"], capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        first, later = map(json.loads, done.stdout.splitlines())
+        self.assertEqual((first["turns"], first["answers"], later["answers"]), ("first", 3, 6))
+        self.assertLess(first["hit_rate"], later["hit_rate"])
+        self.assertGreater(later["hit_rate"], 0.3)
+        self.assertEqual(later["completion_tokens"], 24)
+        nowhere = subprocess.run([str(ROOT / "tools/bench/agents"), "gone=http://127.0.0.1:9"], capture_output=True, text=True)
+        self.assertEqual(nowhere.returncode, 1)
+        self.assertIn("gone", nowhere.stderr)
 
     def test_the_tier_hint_is_followed(self):
         for tier in ("edge", "cloud"):

@@ -59,6 +59,9 @@ page_tokens = 64
 kv_type = "f32"
 kv_tokens = 8192
 step_tokens_max = 128
+prefix_cache = false
+speculation = false
+draft_tokens_max = 7
 backend = "cpu"
 isa = "avx2"
 threads = 2
@@ -97,6 +100,9 @@ format = "json"
   CHECK(config->model.kv_type == "f32");
   CHECK(config->model.kv_tokens == 8192);
   CHECK(config->model.step_tokens_max == 128);
+  CHECK_FALSE(config->model.prefix_cache);
+  CHECK_FALSE(config->model.speculation);
+  CHECK(config->model.draft_tokens_max == 7);
   CHECK(config->model.backend == "cpu");
   CHECK(config->model.isa == "avx2");
   CHECK(config->model.threads == 2);
@@ -127,6 +133,8 @@ TEST_CASE("what is wrong is named with its key") {
   CHECK(says("[model]\npath = \"m\"\nslots = 0\n",
              "edge.toml:3: [model] slots = 0 is not in 1..256"));
   CHECK(says("[model]\npath = \"m\"\nkv_type = \"int8\"\n", "int8"));
+  CHECK(says("[model]\npath = \"m\"\ndraft_tokens_max = 65\n", "draft_tokens_max = 65"));
+  CHECK(says("[model]\npath = \"m\"\nspeculation = 4\n", "speculation"));
   CHECK(says("[model]\npath = \"m\"\nslotz = 4\n", "slotz"));
   CHECK(says(model + "[pool]\nrouters = [\"tcp://h:1\"]\n", "[pool] router_key"));
   CHECK(says(model + "[pool]\nlease_ms = 300\n", "lease_ms"));

@@ -47,6 +47,18 @@ TEST_CASE("work that rises from an edge is answered over its connection, under i
   CHECK(pool.core.live() == 0);
 }
 
+TEST_CASE("the cloud tells apart the clients of two edges that call them the same") {
+  RisingPool pool;
+  Request request = PoolFixture::chat("up", 3000);
+  request.tenant = "uid:1000";
+  pool.rise(request);
+  request.id = "direct";
+  pool.submit(request);
+  REQUIRE(pool.cloud().work.size() == 2);
+  CHECK(pool.cloud().work[0].request.tenant == "edge-1/uid:1000");
+  CHECK(pool.cloud().work[1].request.tenant == "uid:1000");
+}
+
 TEST_CASE("risen work never goes back to the edge it came from") {
   RisingPool pool;
   pool.rise(PoolFixture::chat("up", 30));  // would fit there

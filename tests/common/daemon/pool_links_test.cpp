@@ -110,6 +110,8 @@ TEST_CASE("the model's metrics follow its load under the names that dashboards k
   load.kv_tokens_total = 1024;
   load.kv_tokens_free = 256;
   load.completion_tokens_total = 100;
+  load.draft_tokens_total = 40;
+  load.draft_tokens_accepted_total = 30;
   model.set_load(load);
   const auto metrics = Metrics::create();
   LocalModelConfig config;
@@ -122,6 +124,10 @@ TEST_CASE("the model's metrics follow its load under the names that dashboards k
   CHECK(text.find("block_size=\"32\"") != std::string::npos);
   CHECK(text.find("num_gpu_blocks=\"32\"") != std::string::npos);
   CHECK(text.find("vllm:generation_tokens_total{model_name=\"tiny\"} 100") != std::string::npos);
+  CHECK(text.find("vllm:spec_decode_num_draft_tokens_total{model_name=\"tiny\"} 40") !=
+        std::string::npos);
+  CHECK(text.find("vllm:spec_decode_num_accepted_tokens_total{model_name=\"tiny\"} 30") !=
+        std::string::npos);
   load.completion_tokens_total = 150;
   model.set_load(load);
   text = metrics->text();

@@ -45,9 +45,10 @@ class Recorder final : public SequenceSink {
     const std::lock_guard lock(mutex_);
     failure = why;
   }
-  void on_end(SequenceEnd how, int32_t) override {
+  void on_end(SequenceEnd how, int32_t cached) override {
     const std::lock_guard lock(mutex_);
     ++ends;
+    cached_tokens = cached;
     end = how;
     changed_.notify_all();
   }
@@ -68,6 +69,7 @@ class Recorder final : public SequenceSink {
 
   int starts = 0;
   int ends = 0;
+  int32_t cached_tokens = 0;
   SequenceEnd end = SequenceEnd::kStop;
   std::string failure;
   std::vector<SampledToken> prompt_tokens;

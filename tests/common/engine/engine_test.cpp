@@ -268,6 +268,81 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "with and without the prefix cache the same tokens, exact and fast, and in the next turn") {
+  const auto model = random_model(small_hyperparameters(Architecture::kQwen2), 17);
+  // Conversations that grow: each turn is the last one, its answer and a few tokens more. Two
+  // tenants say the same.
+  for (const bool exact : {true, false}) {
+    CAPTURE(exact);
+    std::vector<std::vector<std::vector<int32_t>>> answers;  // [cache off, on][turn]
+    int64_t hits = 0;
+    for (const bool prefix_cache : {false, true}) {
+      CpuConfig cpu;
+      cpu.exact = exact;
+      cpu.pin = false;
+      auto backend = open_cpu_backend(cpu);
+      REQUIRE_MESSAGE(backend.ok(), backend.message());
+      EngineConfig config = small_engine();
+      config.prefix_cache = prefix_cache;
+      config.kv_type = exact ? DType::kF32 : DType::kF16;
+      const auto engine = open_engine(config, model, std::move(*backend));
+      std::vector<std::vector<int32_t>> said;
+      for (const char* tenant : {"a", "b"}) {
+        std::mt19937 random(5);
+        std::vector<int32_t> prompt;
+        for (int turn = 0; turn < 5; ++turn) {
+          for (int i = 0; i < 20; ++i) prompt.push_back(static_cast<int32_t>(random() % 96));
+          SequenceRequest request = greedy_request(1, prompt, 21);
+          request.tenant = tenant;
+          auto recorder = std::make_shared<Recorder>();
+          REQUIRE(engine->submit(request, recorder));
+          REQUIRE(recorder->wait_end());
+          said.push_back(recorder->ids());
+          // All that the turn before computed, in full pages: everything but the last token.
+          const auto before = static_cast<int32_t>(prompt.size()) - 20;
+          CHECK(recorder->cached_tokens == (prefix_cache ? std::max(before - 1, 0) / 16 * 16 : 0));
+          prompt.insert(prompt.end(), said.back().begin(), said.back().end());
+          REQUIRE(wait_idle(*engine));
+        }
+      }
+      answers.push_back(std::move(said));
+      hits = engine->load().prefix_cache.hit_tokens;
+      CHECK(engine->load().kv_pages_free == engine->load().kv_pages_total);
+    }
+    CHECK(answers[0] == answers[1]);
+    CHECK(hits > 400);
+    std::set<std::vector<int32_t>> distinct(answers[0].begin(), answers[0].end());
+    CHECK(distinct.size() == 5);
+  }
+}
+
+TEST_CASE("agents that share a beginning get their own answers from a pool that is too small") {
+  const auto model = random_model(small_hyperparameters(), 23);
+  auto requests = random_requests(12, 3, 40, 60);
+  const auto common = random_requests(1, 4, 1, 1)[0].prompt;
+  for (SequenceRequest& request : requests) {
+    std::vector<int32_t> prompt;
+    for (int32_t i = 0; i < 70; ++i) prompt.push_back((common[0] + 7 * i) % 96);
+    prompt.insert(prompt.end(), request.prompt.begin(), request.prompt.end());
+    request.prompt = std::move(prompt);
+  }
+  const auto expected = alone(model, requests);
+  EngineConfig config = small_engine();
+  config.slots = 8;
+  config.kv_tokens = 256;
+  const auto engine = open_engine(config, model);
+  for (int round = 0; round < 2; ++round) {
+    CHECK(run_all(*engine, requests) == expected);
+    REQUIRE(wait_idle(*engine));
+  }
+  const EngineLoad load = engine->load();
+  CHECK(load.preemptions > 0);
+  CHECK(load.prefix_cache.evicted_pages > 0);
+  CHECK(load.prefix_cache.hit_tokens > 11 * 64);
+  CHECK(load.kv_pages_free == load.kv_pages_total);
+}
+
 TEST_CASE("a damaged weight ends the sequence with a reason and leaves the engine running") {
   Hyperparameters h = small_hyperparameters();
   auto model = random_model(h, 3);

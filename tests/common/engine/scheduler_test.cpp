@@ -199,6 +199,70 @@ TEST_CASE("prompt logits keep a chunk within the rows that have room for logits"
   CHECK(plan.slices == std::vector<StepSlice>{{1, 5, 2, true}});
 }
 
+TEST_CASE("drafts follow a decode, and only those that were right become positions in memory") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 3, 20), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  StepPlan plan = scheduler.plan(0, 0);
+  REQUIRE(plan.slices == std::vector<StepSlice>{{1, 3, 1, true}});
+  CHECK(plan.draft_rows_max == 7);
+  CHECK(scheduler.add_drafts(plan, plan.slices[0], 5) == 5);
+  CHECK(plan.slices[0] == StepSlice{1, 3, 6, true, 5});
+  CHECK(plan.draft_rows_max == 2);
+  CHECK(scheduler.pages(1).size() == 3);  // positions 0..8
+  scheduler.commit(plan);
+  scheduler.append(1, 3);                 // two drafts were right
+  CHECK(scheduler.pages(1).size() == 2);  // tokens 0..6
+  CHECK(scheduler.plan(0, 0).slices == std::vector<StepSlice>{{1, 6, 1, true}});
+}
+
+TEST_CASE("drafts end where the answer must end") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 3, 3), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  StepPlan plan = scheduler.plan(0, 0);
+  // Two tokens may come: the row itself gives one, one draft's row the other.
+  CHECK(scheduler.add_drafts(plan, plan.slices[0], 5) == 1);
+  scheduler.commit(plan);
+  scheduler.append(1, 2);
+  scheduler.finish(1);
+  CHECK(scheduler.idle());
+}
+
+TEST_CASE("nobody gives up a page for a draft") {
+  SchedulerConfig config = small_config();
+  config.page_count = 3;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 3, 9), 0);
+  scheduler.add(sequence(2, 2, 9), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  StepPlan plan = scheduler.plan(0, 0);
+  REQUIRE(plan.slices.size() == 2);
+  CHECK(scheduler.pages_free() == 1);
+  CHECK(scheduler.add_drafts(plan, plan.slices[0], 5) == 4);  // the free page's positions 4..7
+  CHECK(scheduler.add_drafts(plan, plan.slices[1], 5) == 1);  // what its own page has left
+  scheduler.commit(plan);
+  scheduler.append(1);
+  scheduler.append(2);
+  CHECK(scheduler.pages_free() == 0);  // the first needs its second page now
+  plan = scheduler.plan(0, 0);
+  CHECK(plan.preempted.empty());
+}
+
+TEST_CASE("drafts leave the rows with logits that prompts may need") {
+  SchedulerConfig config = small_config();
+  config.slots = 3;
+  config.logit_rows_max = 4;
+  config.step_tokens_max = 16;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 2, 20), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  scheduler.add(sequence(2, 5, 20), 1);
+  StepPlan plan = scheduler.plan(2, 0);
+  REQUIRE(plan.slices.size() == 2);
+  CHECK(plan.draft_rows_max == 2);  // 4 less one for the decode and one for the prompt's end
+}
+
 TEST_CASE("the load counts what is still to compute and what may still be generated") {
   Scheduler scheduler(small_config());
   scheduler.add(sequence(1, 10, 6), 0);
@@ -230,7 +294,8 @@ struct World {
   static uint32_t next_token(const std::vector<uint32_t>& tokens) {
     uint32_t hash = 2166136261U;
     for (const uint32_t token : tokens) hash = (hash ^ token) * 16777619U;
-    return hash;
+    // Stirred, or a token would cancel the hash that it is, and every answer end at its second.
+    return (hash ^ hash >> 15) * 2246822519U;
   }
 
   std::mt19937 random;
@@ -243,10 +308,12 @@ struct World {
 }  // namespace
 
 TEST_CASE(
-    "random worlds: pages belong to one, budgets hold, everyone ends once, tokens are those of a "
+    "random worlds, with drafts and without: pages belong to one, budgets hold, everyone ends "
+    "once, tokens are those of a "
     "run alone") {
   int64_t preemptions = 0;
   int64_t finished = 0;
+  int64_t accepted = 0;
   for (uint32_t seed = 1; seed <= 600; ++seed) {
     CAPTURE(seed);
     World world(seed);
@@ -258,7 +325,8 @@ TEST_CASE(
     config.page_tokens = pick(1, 8);
     config.page_count = pick(3, 24);
     config.step_tokens_max = pick(1, 24);
-    config.logit_rows_max = config.slots + pick(0, 4);
+    config.logit_rows_max = config.slots + pick(0, 12);
+    const bool with_drafts = pick(0, 2) > 0;
     Scheduler scheduler(config);
     const int32_t context = std::min(config.page_count * config.page_tokens, pick(8, 120));
     const int32_t wanted = pick(5, 40);
@@ -289,7 +357,7 @@ TEST_CASE(
       }
 
       const int32_t prefill_max = pick(0, 1) == 0 ? 0 : pick(1, 10);
-      const StepPlan plan = scheduler.plan(now_ns, prefill_max);
+      StepPlan plan = scheduler.plan(now_ns, prefill_max);
       preemptions += static_cast<int64_t>(plan.preempted.size());
       for (const StepPlan::Ended& ended : plan.ended) {
         const World::Live& entry = world.live.at(ended.id);
@@ -302,6 +370,26 @@ TEST_CASE(
       for (const auto& [id, entry] : world.live) REQUIRE_FALSE(entry.cancelled);
       REQUIRE((!plan.slices.empty() || world.live.empty()));
 
+      // Guesses behind some of the decodes: right up to a random place, then wrong.
+      std::map<uint64_t, std::vector<uint32_t>> drafts;
+      const int32_t free_before = scheduler.pages_free();
+      for (StepSlice& slice : plan.slices) {
+        if (!with_drafts || !slice.samples || slice.count != 1 || pick(0, 2) == 0) continue;
+        const int32_t wanted = pick(1, 9);
+        const int32_t given = scheduler.add_drafts(plan, slice, wanted);
+        REQUIRE(given >= 0);
+        REQUIRE(given <= wanted);
+        std::vector<uint32_t> ahead = world.live.at(slice.id).tokens;
+        const int32_t right = pick(0, given);
+        for (int32_t i = 0; i < given; ++i) {
+          ahead.push_back(i < right ? World::next_token(ahead) : world.random());
+          drafts[slice.id].push_back(ahead.back());
+        }
+        REQUIRE(slice.count == 1 + given);
+        REQUIRE(slice.drafts == given);
+      }
+      REQUIRE(scheduler.pages_free() <= free_before);
+
       int32_t rows = 0;
       int32_t prefill_rows = 0;
       int32_t logit_rows = 0;
@@ -312,22 +400,26 @@ TEST_CASE(
         REQUIRE(in_step.insert(slice.id).second);
         REQUIRE(slice.count > 0);
         rows += slice.count;
-        const bool decode = slice.samples && slice.count == 1 && slice.first >= entry.prompt;
-        if (!decode) prefill_rows += slice.count;
+        const bool decode =
+            slice.samples && slice.count - slice.drafts == 1 && slice.first >= entry.prompt;
+        if (!decode) prefill_rows += slice.count - slice.drafts;
         const int32_t logit_end = std::min(slice.first + slice.count, entry.logit_tokens);
         const int32_t logit_first = std::max(slice.first, entry.logits_done);
         const int32_t with_logits = std::max(0, logit_end - logit_first);
         logit_rows += with_logits;
-        if (slice.samples && !(with_logits > 0 && logit_end == slice.first + slice.count))
-          ++logit_rows;
+        const int32_t newest = slice.first + slice.count - slice.drafts;
+        if (slice.samples && !(with_logits > 0 && logit_end == newest)) ++logit_rows;
+        logit_rows += slice.drafts;
         entry.logits_done = std::max(entry.logits_done, logit_end);
         const auto pages = scheduler.pages(slice.id);
         REQUIRE(static_cast<int32_t>(pages.size()) * config.page_tokens >=
                 slice.first + slice.count);
         for (const int32_t page : pages) REQUIRE(owned.insert(page).second);
         for (int32_t p = slice.first; p < slice.first + slice.count; ++p) {
+          const auto known = entry.tokens.size();
           world.kv[{pages[static_cast<size_t>(p / config.page_tokens)], p % config.page_tokens}] =
-              entry.tokens[static_cast<size_t>(p)];
+              static_cast<size_t>(p) < known ? entry.tokens[static_cast<size_t>(p)]
+                                             : drafts.at(slice.id)[static_cast<size_t>(p) - known];
         }
       }
       REQUIRE(rows <= config.step_tokens_max);
@@ -343,27 +435,39 @@ TEST_CASE(
       for (const StepSlice& slice : plan.slices) {
         if (!slice.samples) continue;
         World::Live& entry = world.live.at(slice.id);
-        REQUIRE(slice.first + slice.count == static_cast<int32_t>(entry.tokens.size()));
-        // What a device would attend to: every position as it stands in KV memory now.
-        std::vector<uint32_t> seen;
+        REQUIRE(slice.first + slice.count - slice.drafts ==
+                static_cast<int32_t>(entry.tokens.size()));
         const auto pages = scheduler.pages(slice.id);
-        for (size_t p = 0; p < entry.tokens.size(); ++p) {
-          const auto at = static_cast<int32_t>(p);
-          seen.push_back(world.kv.at(
-              {pages[p / static_cast<size_t>(config.page_tokens)], at % config.page_tokens}));
+        int32_t sampled = 0;
+        bool over = false;
+        while (true) {
+          // What a device attended to: every position as it stands in KV memory now.
+          std::vector<uint32_t> seen;
+          for (size_t p = 0; p < entry.tokens.size(); ++p) {
+            const auto at = static_cast<int32_t>(p);
+            seen.push_back(world.kv.at(
+                {pages[p / static_cast<size_t>(config.page_tokens)], at % config.page_tokens}));
+          }
+          REQUIRE(seen == entry.tokens);
+          const uint32_t token = World::next_token(seen);
+          entry.tokens.push_back(token);
+          ++sampled;
+          over = token % 37 == 0 || static_cast<int32_t>(entry.tokens.size()) == entry.limit;
+          if (over || sampled > slice.drafts) break;
+          if (drafts.at(slice.id)[static_cast<size_t>(sampled) - 1] != token) break;
+          ++accepted;
         }
-        REQUIRE(seen == entry.tokens);
-        const uint32_t token = World::next_token(seen);
-        entry.tokens.push_back(token);
-        const bool stop = token % 37 == 0;
-        if (stop || static_cast<int32_t>(entry.tokens.size()) == entry.limit) {
+        if (over) {
           REQUIRE(entry.logits_done >= entry.logit_tokens);
           scheduler.finish(slice.id);
           ++world.ends[slice.id];
           ++finished;
           world.live.erase(slice.id);
         } else {
-          scheduler.append(slice.id);
+          scheduler.append(slice.id, sampled);
+          // Pages that only wrong drafts needed are back, so they cannot push anybody out.
+          REQUIRE(static_cast<int64_t>(scheduler.pages(slice.id).size() - 1) * config.page_tokens <
+                  static_cast<int64_t>(entry.tokens.size()));
         }
       }
       int32_t held = 0;
@@ -378,4 +482,5 @@ TEST_CASE(
   // The worlds were hard enough to mean something.
   CHECK(preemptions > 1000);
   CHECK(finished > 5000);
+  CHECK(accepted > 500);
 }

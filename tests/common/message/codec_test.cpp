@@ -122,6 +122,7 @@ NodeBeat full_beat() {
   b.waiting = 2;
   b.kv_tokens_total = 65536;
   b.kv_tokens_free = 1024;
+  b.kv_tokens_cached = 512;
   b.prefill_tokens_queued = 4000;
   b.decode_tokens_reserved = 9000;
   b.prefill_tokens_per_s = 812.5F;
@@ -248,6 +249,7 @@ TEST_CASE("hello and beat survive the wire") {
   CHECK(back.waiting == b.waiting);
   CHECK(back.kv_tokens_total == b.kv_tokens_total);
   CHECK(back.kv_tokens_free == b.kv_tokens_free);
+  CHECK(back.kv_tokens_cached == b.kv_tokens_cached);
   CHECK(back.prefill_tokens_queued == b.prefill_tokens_queued);
   CHECK(back.decode_tokens_reserved == b.decode_tokens_reserved);
   CHECK(back.prefill_tokens_per_s == b.prefill_tokens_per_s);

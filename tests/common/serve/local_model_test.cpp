@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <future>
 #include <set>
@@ -285,6 +286,38 @@ TEST_CASE("n choices for each of several prompts, all in one stream, each prompt
           "\xc3\xbc"
           "ab ");
   CHECK(reply.finished->usage.prompt_tokens == 5);
+}
+
+TEST_CASE("the usage tells how much of each prompt was there already, and only for its tenant") {
+  const Served served(answer_script());
+  Request request = completion({std::string(100, 'c'), std::string(70, 'b') + "r"});
+  request.choice_count = 2;
+  request.sampling.max_tokens = 2;
+  request.tenant = "alice";
+  const auto cached = [&](const Request& asked) {
+    const Reply reply = served.ask(asked);
+    REQUIRE(reply.finished.has_value());
+    return reply.finished->usage.cached_tokens;
+  };
+  // Pages of 32 tokens. What one choice computes for the next is not told: the prompt was new.
+  CHECK(cached(request) == 0);
+  request.id = new_request_id();
+  CHECK(cached(request) == 96 + 64);
+  request.id = new_request_id();
+  request.tenant = "bob";
+  CHECK(cached(request) == 0);
+  // The engine's figures follow a step's end.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  ServiceLoad load = served.model->load();
+  while (load.kv_tokens_free < load.kv_tokens_total &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    load = served.model->load();
+  }
+  CHECK(load.prefix_queried_tokens == 3 * 2 * (100 + 71));
+  CHECK(load.prefix_hit_tokens == 4 * (96 + 64));
+  CHECK(load.kv_tokens_cached == 2 * (96 + 64));
+  CHECK(load.kv_tokens_free == load.kv_tokens_total);
 }
 
 TEST_CASE("prompts of token ids are taken as they are and checked against the vocabulary") {
@@ -574,6 +607,7 @@ TEST_CASE("what cannot be opened is refused with the setting and the figures") {
   CHECK(contains(message([](auto& c) { c.kv_type = "f64"; }), "f64"));
   CHECK(contains(message([](auto& c) { c.slots = 0; }), "slots = 0"));
   CHECK(contains(message([](auto& c) { c.page_tokens = 8; }), "page_tokens = 8"));
+  CHECK(contains(message([](auto& c) { c.draft_tokens_max = 0; }), "draft_tokens_max = 0"));
   CHECK(contains(message([](auto& c) { c.chat_template = "klingon"; }), "klingon"));
   CHECK(contains(message([](auto& c) { c.model_path = "/nowhere/x.gguf"; }), "/nowhere/x.gguf"));
   const std::string memory = message([](auto& c) { c.max_memory_bytes = 1 << 20; });
