@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   updraft::add_router(app, exit_status);
   updraft::add_chat(app, exit_status);
   updraft::add_run(app, exit_status);
+  updraft::add_make_model(app, exit_status);
   updraft::add_keys(app, exit_status);
   try {
     app.parse(argc, argv);
