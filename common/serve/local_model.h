@@ -19,6 +19,10 @@
 
 namespace updraft {
 
+class Backend;
+class Engine;
+class Model;
+
 struct LocalModelConfig {
   std::string model_path;
   std::string served_name;          // empty: the model's own name
@@ -72,5 +76,11 @@ class LocalModel : public InferenceService {
   // New requests get kOverloaded; running ones go on. Any thread.
   virtual void drain() = 0;
 };
+
+// Two parts of open(), for tools that drive the engine without text: the device that the configuration names, and the
+// engine on it with the configuration's context, slots and KV memory.
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config);
+Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config, const std::shared_ptr<const Model>& model,
+                                            std::unique_ptr<Backend> backend, const Progress& progress);
 
 }  // namespace updraft
