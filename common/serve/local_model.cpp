@@ -369,14 +369,14 @@ void EngineModel::finished(const JobPtr& job, const AnswerOutcome& outcome) {
 
 // --- opening ---
 
+}  // namespace
+
 Result<DType> parse_kv_type(const std::string& name) {
   if (name == "f32") return DType::kF32;
   if (name == "f16") return DType::kF16;
   if (name == "bf16") return DType::kBF16;
   return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16");
 }
-
-}  // namespace
 
 Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
   if (config.backend == "cuda") {
