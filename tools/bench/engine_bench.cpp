@@ -3,7 +3,8 @@
 #include "tools/bench/engine_bench.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
+#include <thread>
 
 #include "common/base/clock.h"
 #include "common/engine/engine.h"
@@ -385,15 +386,26 @@ class EngineBench {
     return {};
   }
 
-  // A fork-join over all threads with nothing to do; two messages between cores are the least.
+  // A fork-join in which every thread takes part and has nothing to do but that. A message to the
+  // others and one back are the least.
   Result<void> barrier() {
     constexpr int kRounds = 20'000;
     BenchLine line;
     line.test = "barrier";
     line.unit = "us";
+    const int threads = pool_->thread_count();
     for (int32_t i = 0; i < config_.repetitions; ++i) {
       const int64_t start_ns = monotonic_ns();
-      for (int r = 0; r < kRounds; ++r) pool_->for_each(pool_->thread_count(), [](int64_t, int) {});
+      for (int r = 0; r < kRounds; ++r) {
+        std::atomic<int> arrived{0};
+        pool_->for_each(threads, [&](int64_t, int) {
+          // Without this one thread would take the items of all.
+          arrived.fetch_add(1, std::memory_order_relaxed);
+          for (int spins = 0; arrived.load(std::memory_order_relaxed) < threads;) {
+            if (++spins % 4096 == 0) std::this_thread::yield();
+          }
+        });
+      }
       line.samples.push_back(static_cast<double>(monotonic_ns() - start_ns) / kRounds / kNsPerUs);
     }
     line.value = median(line.samples);
