@@ -4,9 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
+#include "common/model/json.h"
 #include "tests/support/shared_data.h"
 
 using namespace updraft;
@@ -33,6 +34,31 @@ TEST_CASE("mean, 99th percentile, worst and agreement") {
   comparison.add(std::vector<float>{1, 2, 3}, std::vector<float>{1, 2, 4});
   comparison.add(std::vector<float>{1, 2, 3}, std::vector<float>{5, 2, 4});
   CHECK(comparison.result().top1_agreement == 0.5);
+}
+
+TEST_CASE("the likeliest next tokens of a trained model are the original's 200") {
+  const auto path = testing::shared_data("weights/stories260K-f32.gguf");
+  const auto greedy = testing::shared_data("weights/stories260K-greedy200.json");
+  if (!path || !greedy) return;
+  const auto root = read_json_file(*greedy, 1 << 20);
+  REQUIRE(root.ok());
+  std::vector<int32_t> ids = {1};
+  for (const JsonValue& id : *root->find("greedy_ids")->array())
+    ids.push_back(static_cast<int32_t>(*id.integer()));
+  LocalModelConfig config;
+  config.model_path = *path;
+  config.exact = true;
+  config.kv_type = "f32";
+  int64_t right = 0;
+  const auto done = all_logits(config, std::span(ids).first(ids.size() - 1), 256,  // two steps
+                               [&](int64_t row, std::span<const float> logits) {
+                                 const auto best = std::max_element(logits.begin(), logits.end()) -
+                                                   logits.begin();
+                                 right += best == ids[static_cast<size_t>(row) + 1] ? 1 : 0;
+                               },
+                               {});
+  REQUIRE_MESSAGE(done.ok(), done.message());
+  CHECK(right == 200);
 }
 
 TEST_CASE("windows are sequences of their own, and steps of a window are one sequence") {
