@@ -18,12 +18,24 @@ void store_half(std::byte* at, float value) {
   std::memcpy(at, &half, sizeof half);
 }
 
-// Nearest integer in [low, high]; NaN gives low.
-int nearest(float value, int low, int high) {
-  if (!(value > static_cast<float>(low))) return low;
-  if (value >= static_cast<float>(high)) return high;
-  return static_cast<int>(std::lrint(value));
+// Nearest integer in [low, high], ties to even; NaN gives low. Without branches or calls, so that
+// the loops over lanes below become vectors.
+inline float nearest(float value, float low, float high) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: a sum near it has no room for a fraction
+  const float above = value > low ? value : low;
+  const float inside = above < high ? above : high;
+  return (inside + kMagic) - kMagic;
 }
+inline int nearest_int(float value, int low, int high) {
+  return static_cast<int>(nearest(value, static_cast<float>(low), static_cast<float>(high)));
+}
+
+// Sums are taken in eight lanes and joined at the end.
+constexpr int kLanes = 8;
+struct Lanes {
+  float v[kLanes] = {};
+  float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+};
 
 // A fit y = scale * q - min of 32 weights, min >= 0.
 struct Fit {
@@ -34,27 +46,35 @@ struct Fit {
 // Squared error of 32 weights with these values, each quant the best one.
 float error_of(const float* x, float scale, float min, int q_max) {
   const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
-  float error = 0.0F;
-  for (int i = 0; i < 32; ++i) {
-    const int q = nearest((x[i] + min) * inverse, 0, q_max);
-    const float e = scale * static_cast<float>(q) - min - x[i];
-    error += e * e;
+  const auto high = static_cast<float>(q_max);
+  Lanes error;
+  for (int i = 0; i < 32; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float q = nearest((x[i + l] + min) * inverse, 0.0F, high);
+      const float e = scale * q - min - x[i + l];
+      error.v[l] += e * e;
+    }
   }
-  return error;
+  return error.sum();
 }
 
 // The least-squares scale and min for quants taken from a first guess; min is held at 0 when the
 // solution has it below.
 Fit solve(const float* x, float scale, float min, int q_max) {
   const float inverse = 1.0F / scale;
-  float sum_q = 0.0F, sum_qq = 0.0F, sum_x = 0.0F, sum_qx = 0.0F;
-  for (int i = 0; i < 32; ++i) {
-    const auto q = static_cast<float>(nearest((x[i] + min) * inverse, 0, q_max));
-    sum_q += q;
-    sum_qq += q * q;
-    sum_x += x[i];
-    sum_qx += q * x[i];
+  const auto high = static_cast<float>(q_max);
+  Lanes lane_q, lane_qq, lane_x, lane_qx;
+  for (int i = 0; i < 32; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float q = nearest((x[i + l] + min) * inverse, 0.0F, high);
+      lane_q.v[l] += q;
+      lane_qq.v[l] += q * q;
+      lane_x.v[l] += x[i + l];
+      lane_qx.v[l] += q * x[i + l];
+    }
   }
+  const float sum_q = lane_q.sum(), sum_qq = lane_qq.sum();
+  const float sum_x = lane_x.sum(), sum_qx = lane_qx.sum();
   const float determinant = 32.0F * sum_qq - sum_q * sum_q;
   if (determinant <= 0.0F) return {scale, min};
   Fit fit{(32.0F * sum_qx - sum_q * sum_x) / determinant,
@@ -124,8 +144,9 @@ ScaleMins fit_super_block(const float* x, int q_max) {
   sm.d = half_to_float(float_to_half(scale_max / 63.0F));
   sm.dmin = half_to_float(float_to_half(min_max / 63.0F));
   for (int s = 0; s < 8; ++s) {
-    sm.scale[s] = static_cast<uint8_t>(sm.d > 0.0F ? nearest(fits[s].scale / sm.d, 0, 63) : 0);
-    sm.min[s] = static_cast<uint8_t>(sm.dmin > 0.0F ? nearest(fits[s].min / sm.dmin, 0, 63) : 0);
+    sm.scale[s] = static_cast<uint8_t>(sm.d > 0.0F ? nearest_int(fits[s].scale / sm.d, 0, 63) : 0);
+    sm.min[s] =
+        static_cast<uint8_t>(sm.dmin > 0.0F ? nearest_int(fits[s].min / sm.dmin, 0, 63) : 0);
     refine(x + 32 * s, q_max, sm, s);
   }
   return sm;
@@ -134,12 +155,7 @@ ScaleMins fit_super_block(const float* x, int q_max) {
 void store_scale_mins(const ScaleMins& sm, std::byte* block) {
   store_half(block, sm.d);
   store_half(block + 2, sm.dmin);
-  std::byte* packed = block + kKScales;
-  for (int s = 0; s < 4; ++s) {
-    packed[s] = static_cast<std::byte>(sm.scale[s] | ((sm.scale[s + 4] >> 4) << 6));
-    packed[s + 4] = static_cast<std::byte>(sm.min[s] | ((sm.min[s + 4] >> 4) << 6));
-    packed[s + 8] = static_cast<std::byte>((sm.scale[s + 4] & 15) | ((sm.min[s + 4] & 15) << 4));
-  }
+  pack_scale_mins(sm.scale.data(), sm.min.data(), block + kKScales);
 }
 
 void quants_of(const float* x, const ScaleMins& sm, int q_max, uint8_t* q) {
@@ -147,19 +163,21 @@ void quants_of(const float* x, const ScaleMins& sm, int q_max, uint8_t* q) {
     const int s = i / 32;
     const float scale = sm.d * static_cast<float>(sm.scale[s]);
     const float min = sm.dmin * static_cast<float>(sm.min[s]);
-    q[i] = static_cast<uint8_t>(scale > 0.0F ? nearest((x[i] + min) / scale, 0, q_max) : 0);
+    q[i] = static_cast<uint8_t>(scale > 0.0F ? nearest_int((x[i] + min) / scale, 0, q_max) : 0);
   }
 }
 
 // Symmetric fit of 16 weights to q in [-32, 31]; the scale may be negative.
 float error_of_16(const float* x, float scale) {
   const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
-  float error = 0.0F;
-  for (int i = 0; i < 16; ++i) {
-    const float e = scale * static_cast<float>(nearest(x[i] * inverse, -32, 31)) - x[i];
-    error += e * e;
+  Lanes error;
+  for (int i = 0; i < 16; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float e = scale * nearest(x[i + l] * inverse, -32.0F, 31.0F) - x[i + l];
+      error.v[l] += e * e;
+    }
   }
-  return error;
+  return error.sum();
 }
 
 float fit_scale_16(const float* x) {
@@ -172,13 +190,17 @@ float fit_scale_16(const float* x) {
   float best_error = error_of_16(x, best);
   for (int step = -8; step <= 8; ++step) {
     const float guess = peak / (-32.0F - 0.125F * static_cast<float>(step));
-    float sum_qq = 0.0F, sum_qx = 0.0F;
-    for (int i = 0; i < 16; ++i) {
-      const auto q = static_cast<float>(nearest(x[i] / guess, -32, 31));
-      sum_qq += q * q;
-      sum_qx += q * x[i];
+    const float inverse = 1.0F / guess;
+    Lanes lane_qq, lane_qx;
+    for (int i = 0; i < 16; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) {
+        const float q = nearest(x[i + l] * inverse, -32.0F, 31.0F);
+        lane_qq.v[l] += q * q;
+        lane_qx.v[l] += q * x[i + l];
+      }
     }
-    const float scale = sum_qq > 0.0F ? sum_qx / sum_qq : guess;
+    const float sum_qq = lane_qq.sum();
+    const float scale = sum_qq > 0.0F ? lane_qx.sum() / sum_qq : guess;
     const float error = error_of_16(x, scale);
     if (error < best_error) {
       best = scale;
@@ -191,7 +213,7 @@ float fit_scale_16(const float* x) {
 // The 8-bit scale among the neighbours of `scale / d` with the least error.
 int8_t best_scale_16(const float* x, float scale, float d) {
   if (d == 0.0F) return 0;
-  const int middle = nearest(scale / d, -128, 127);
+  const int middle = nearest_int(scale / d, -128, 127);
   int best = middle;
   float best_error = error_of_16(x, d * static_cast<float>(middle));
   for (int s = std::max(-128, middle - 1); s <= std::min(127, middle + 1); ++s) {
@@ -251,7 +273,7 @@ void encode_q6_k(const float* x, std::byte* block) {
     block[kQ6KScales + s] = static_cast<std::byte>(scale);
     const float step = d * static_cast<float>(scale);
     for (int i = 16 * s; i < 16 * s + 16; ++i) {
-      q[i] = static_cast<uint8_t>((step != 0.0F ? nearest(x[i] / step, -32, 31) : 0) + 32);
+      q[i] = static_cast<uint8_t>((step != 0.0F ? nearest_int(x[i] / step, -32, 31) : 0) + 32);
     }
   }
   for (int half = 0; half < 2; ++half) {
