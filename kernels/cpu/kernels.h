@@ -107,6 +107,8 @@ struct Kernels {
   void (*prepare_head)(float* x, int head_dim, const float* norm, float eps, const RopeRow& rope);
   // Writes one token's k and v of one kv head into its page.
   void (*store_kv)(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v);
+  // rows[t * stride + i] += bias[i] for `count` values of each token.
+  void (*add_bias)(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count);
   void (*silu_mul)(const float* in, float* out, int64_t dim);
   // Attention of a block, one segment of keys after the other. A state holds, per query, the sum of
   // values weighted by e^(score - max) so far, max, and the sum of the weights; see
