@@ -2,6 +2,7 @@
 // with its output in delta_ and the next residual_norm adds it.
 #include "common/engine/forward.h"
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <string>
@@ -22,12 +23,13 @@ uint64_t view_bytes(const WeightView& view) {
   return static_cast<uint64_t>(view.rows) * static_cast<uint64_t>(row_bytes(view.type, view.cols));
 }
 
+std::array<const WeightView*, 7> matrices_of(const LayerWeights& layer) {
+  return {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+}
+
 uint64_t layer_bytes(const LayerWeights& layer) {
   uint64_t sum = 0;
-  for (const WeightView* view :
-       {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-    sum += view_bytes(*view);
-  }
+  for (const WeightView* view : matrices_of(layer)) sum += view_bytes(*view);
   return sum;
 }
 
@@ -66,15 +68,21 @@ Result<Forward> Forward::create(const Model& model, Backend& backend, const Forw
     done_bytes += bytes;
     if (progress) progress("loading weights", done_bytes, total_bytes);
   };
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    if (const auto loaded = forward.load_layer(weights.layers[i], backend); !loaded) {
-      return loaded.error(model.path() + ": layer " + std::to_string(i));
-    }
-    report(layer_bytes(weights.layers[i]));
-  }
+  // The largest first: a matrix is in memory twice while it is copied, and so that is over before
+  // the others are there.
   if (const auto loaded = forward.load_ends(model, backend); !loaded)
     return loaded.error(model.path());
   report(view_bytes(weights.embedding));
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    if (i + 1 < weights.layers.size()) {
+      for (const WeightView* view : matrices_of(weights.layers[i + 1])) model.will_read(*view);
+    }
+    if (const auto loaded = forward.load_layer(weights.layers[i], backend); !loaded) {
+      return loaded.error(model.path() + ": layer " + std::to_string(i));
+    }
+    for (const WeightView* view : matrices_of(weights.layers[i])) model.was_read(*view);
+    report(layer_bytes(weights.layers[i]));
+  }
   if (const auto taken = forward.take_buffers(backend, limits); !taken) return taken.error();
   return forward;
 }
@@ -122,11 +130,13 @@ Result<void> Forward::load_ends(const Model& model, Backend& backend) {
   const Weights& weights = model.weights();
   const auto embedding = backend.add_matrix({&weights.embedding, 1});
   if (!embedding) return embedding.error("embedding");
+  model.was_read(weights.embedding);
   embedding_ = *embedding;
   head_ = embedding_;
   if (weights.head.data != weights.embedding.data) {
     const auto head = backend.add_matrix({&weights.head, 1});
     if (!head) return head.error("head");
+    model.was_read(weights.head);
     head_ = *head;
   }
   const auto final_norm = backend.add_vector(weights.final_norm);
@@ -158,7 +168,6 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
                                   {&qkv_, q_cols + 2 * kv_cols},
                                   {&attended_, q_cols},
                                   {&delta_, int64_t{h.hidden_dim}},
-                                  {&gate_up_, 2 * int64_t{h.ff_dim}},
                                   {&ffn_, int64_t{h.ff_dim}}}) {
     if (const auto taken = take(*act, cols); !taken) return taken;
   }
@@ -201,16 +210,14 @@ void Forward::attention_block(Backend& backend, const Layer& layer, int32_t inde
 }
 
 void Forward::ffn_block(Backend& backend, const Layer& layer) const {
-  backend.matmul(layer.gate_up, kNoVec, normed_, gate_up_);
-  backend.silu_mul(gate_up_, ffn_);
+  backend.gated_matmul(layer.gate_up, normed_, ffn_);
   backend.matmul(layer.down, kNoVec, ffn_, delta_);
 }
 
 uint64_t Forward::activation_bytes(const Hyperparameters& h, const ForwardLimits& limits) {
   const uint64_t q_cols = uint64_t(h.head_count) * uint64_t(h.head_dim);
   const uint64_t kv_cols = uint64_t(h.kv_head_count) * uint64_t(h.head_dim);
-  const uint64_t cols =
-      3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + 3 * uint64_t(h.ff_dim);
+  const uint64_t cols = 3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + uint64_t(h.ff_dim);
   return sizeof(float) * (uint64_t(limits.rows_max) * cols +
                           uint64_t(limits.logit_rows_max) * uint64_t(h.vocab_count));
 }

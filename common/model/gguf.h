@@ -115,6 +115,9 @@ class GgufFile {
   uint32_t version() const { return version_; }
   uint64_t alignment() const { return alignment_; }
   ByteView bytes() const { return bytes_; }
+  const std::shared_ptr<const MappedFile>& mapping() const {
+    return mapping_;
+  }  // null after parse()
   // Header, key-values and tensor table: everything before the padding in front of the weights.
   ByteView header_bytes() const { return bytes_.first(header_bytes_); }
 

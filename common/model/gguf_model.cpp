@@ -347,6 +347,7 @@ Result<std::shared_ptr<const Model>> make_gguf_model(
     digest.add(part->header_bytes());
     model.file_bytes += part->bytes().size();
     model.files.push_back(part);
+    if (part->mapping() != nullptr) model.mappings.push_back(part->mapping());
   }
   model.digest = digest.hex();
   return make_model(std::move(model));

@@ -9,7 +9,8 @@ namespace {
 
 class LoadedModel final : public Model {
  public:
-  explicit LoadedModel(ModelParts parts) : files_(std::move(parts.files)) {
+  explicit LoadedModel(ModelParts parts)
+      : files_(std::move(parts.files)), mappings_(std::move(parts.mappings)) {
     path_ = std::move(parts.path);
     name_ = std::move(parts.name);
     quantization_ = std::move(parts.built.quantization);
@@ -21,9 +22,20 @@ class LoadedModel final : public Model {
     weights_ = std::move(parts.built.weights);
     tokenizer_ = std::move(parts.tokenizer);
   }
+  void will_read(const WeightView& view) const override {
+    for (const auto& mapping : mappings_) mapping->will_read(bytes_of(view));
+  }
+  void was_read(const WeightView& view) const override {
+    for (const auto& mapping : mappings_) mapping->was_read(bytes_of(view));
+  }
 
  private:
+  static ByteView bytes_of(const WeightView& view) {
+    return {view.data, static_cast<size_t>(view.rows * row_bytes(view.type, view.cols))};
+  }
+
   std::vector<std::shared_ptr<const void>> files_;
+  std::vector<std::shared_ptr<const MappedFile>> mappings_;
 };
 
 bool begins_with_gguf_magic(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/bytes.h"
+#include "common/model/mapped_file.h"
 #include "common/model/model.h"
 #include "common/model/weights_builder.h"
 
@@ -20,7 +21,8 @@ struct ModelParts {
   Hyperparameters hyperparameters;
   BuiltWeights built;
   TokenizerData tokenizer;
-  std::vector<std::shared_ptr<const void>> files;  // what the weights' views point into
+  std::vector<std::shared_ptr<const void>> files;           // what the weights' views point into
+  std::vector<std::shared_ptr<const MappedFile>> mappings;  // those of `files`; none is null
 };
 
 std::shared_ptr<const Model> make_model(ModelParts parts);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -49,6 +50,40 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
   (void)::madvise(at, size, MADV_SEQUENTIAL);
   const ByteView bytes(static_cast<const std::byte*>(at), size);
   return std::shared_ptr<const MappedFile>(new MappedFile(path, bytes));
+}
+
+namespace {
+
+// The pages that `range` touches (outwards) or fills (inwards), within `whole`.
+struct PageRange {
+  uintptr_t first = 0;
+  uintptr_t last = 0;
+};
+PageRange pages_of(ByteView whole, ByteView range, bool outwards) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(whole.data());
+  const auto first = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t from = std::max(begin, first);
+  const uintptr_t to = std::min(begin + whole.size(), first + range.size());
+  if (from >= to) return {};
+  const uintptr_t down = outwards ? from : from + page - 1;
+  const uintptr_t up = outwards ? to + page - 1 : to;
+  return {down / page * page, up / page * page};
+}
+
+}  // namespace
+
+void MappedFile::will_read(ByteView range) const {
+  const PageRange pages = pages_of(bytes_, range, true);
+  if (pages.first >= pages.last) return;
+  (void)::madvise(reinterpret_cast<void*>(pages.first), pages.last - pages.first, MADV_WILLNEED);
+}
+
+void MappedFile::was_read(ByteView range) const {
+  const PageRange pages = pages_of(bytes_, range, false);
+  if (pages.first >= pages.last) return;
+  // The mapping is read-only: the pages come back from the file when touched again.
+  (void)::madvise(reinterpret_cast<void*>(pages.first), pages.last - pages.first, MADV_DONTNEED);
 }
 
 MappedFile::~MappedFile() { ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }

@@ -25,6 +25,12 @@ class MappedFile {
   const std::string& path() const { return path_; }
   ByteView bytes() const { return bytes_; }
 
+  // Hints for reading front to back without keeping the file in memory twice: `range` is needed
+  // soon; `range` has been copied and its whole pages need not stay mapped. What lies outside the
+  // mapping is ignored; the bytes stay readable in any case.
+  void will_read(ByteView range) const;
+  void was_read(ByteView range) const;
+
  private:
   MappedFile(std::string path, ByteView bytes) : path_(std::move(path)), bytes_(bytes) {}
 

@@ -127,6 +127,11 @@ class Model {
   const Weights& weights() const { return weights_; }
   const TokenizerData& tokenizer() const { return tokenizer_; }
 
+  // Hints while the weights are handed over once, so that they are not in memory twice: this view
+  // is read soon; this view has been copied. The view stays readable.
+  virtual void will_read(const WeightView&) const {}
+  virtual void was_read(const WeightView&) const {}
+
  protected:
   std::string path_;
   std::string name_;

@@ -38,6 +38,9 @@ class SafetensorsFile {
 
   const std::string& path() const { return path_; }
   ByteView bytes() const { return bytes_; }
+  const std::shared_ptr<const MappedFile>& mapping() const {
+    return mapping_;
+  }                                                                           // null after parse()
   ByteView header_bytes() const { return header_; }                           // the JSON table
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // by name
   const SafetensorsTensor* find(std::string_view name) const;

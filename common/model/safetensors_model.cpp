@@ -212,6 +212,7 @@ Result<std::shared_ptr<const Model>> open_safetensors_model(const std::string& p
   for (const auto& file : shards->files) {
     model.file_bytes += file->bytes().size();
     model.files.push_back(file);
+    if (file->mapping() != nullptr) model.mappings.push_back(file->mapping());
   }
   return make_model(std::move(model));
 }

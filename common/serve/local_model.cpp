@@ -403,10 +403,12 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kGeneric;
   } else if (config.isa == "avx2") {
     cpu.isa = CpuIsa::kAvx2;
+  } else if (config.isa == "avxvnni") {
+    cpu.isa = CpuIsa::kAvxVnni;
   } else if (config.isa == "avx512") {
     cpu.isa = CpuIsa::kAvx512Vnni;
   } else if (!config.isa.empty()) {
-    return fail("isa = \"" + config.isa + "\" is not one of generic, avx2, avx512");
+    return fail("isa = \"" + config.isa + "\" is not one of generic, avx2, avxvnni, avx512");
   }
   return open_cpu_backend(cpu);
 }

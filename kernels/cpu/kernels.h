@@ -42,6 +42,26 @@ struct MatmulTiles {
   int64_t out_stride = 0;
 };
 
+// Activations of many tokens for the panel kernels (panel_kernel.h): the tokens in groups of
+// Kernels::panel_tokens, the last group as short as it comes out. A group of T tokens is, for each
+// block of 32 columns: scale[T] f32, scaled_sum[T] f32, then 8 times T words of 4 columns (signed
+// bytes plus the vector type's bias). The values are those of ActBlock. Groups follow each other
+// without a gap.
+inline constexpr int64_t kPanelBytesPerBlock = 40;  // of one token
+
+// As MatmulTiles, for the panel layout; tokens begin at a group's first.
+struct MatmulPanel {
+  const std::byte* tiles = nullptr;
+  int64_t tile_stride_bytes = 0;
+  int64_t header_bytes = 0;
+  int64_t tile_count = 0;
+  int64_t cols = 0;
+  const std::byte* acts = nullptr;
+  int64_t tokens = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+};
+
 // Rotation of one row's heads: out[i] = x[i] * cos - x[j] * sin, out[j] = x[i] * sin + x[j] * cos
 // for the pairs (i, j).
 struct RopeRow {
@@ -73,6 +93,12 @@ struct Kernels {
   int tile_rows;
   void (*matmul[kDTypeCount])(const MatmulTiles& op);
   void (*quantize)(const float* x, int64_t cols, ActBlock* out);  // cols a multiple of 32
+  // The product for many tokens, and what lays out one group of up to panel_tokens of them. 0 and
+  // null where the instruction set has no such kernel, and for float formats.
+  int panel_tokens;
+  void (*matmul_panel[kDTypeCount])(const MatmulPanel& op);
+  void (*quantize_panel)(const float* x, int64_t x_stride, int tokens, int64_t cols,
+                         std::byte* out);
   // hidden += delta (times the norm of delta when delta_norm is given); out = rms_norm(hidden) *
   // norm unless null.
   void (*residual_norm)(float* hidden, const float* delta, const float* delta_norm,
@@ -81,6 +107,8 @@ struct Kernels {
   void (*prepare_head)(float* x, int head_dim, const float* norm, float eps, const RopeRow& rope);
   // Writes one token's k and v of one kv head into its page.
   void (*store_kv)(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v);
+  // rows[t * stride + i] += bias[i] for `count` values of each token.
+  void (*add_bias)(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count);
   void (*silu_mul)(const float* in, float* out, int64_t dim);
   // Attention of a block, one segment of keys after the other. A state holds, per query, the sum of
   // values weighted by e^(score - max) so far, max, and the sum of the weights; see
@@ -104,6 +132,7 @@ constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded)
 
 const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 
 }  // namespace updraft

@@ -28,39 +28,57 @@ UPDRAFT_INLINE typename V::F exp_of(typename V::F x) {
   return V::scale_by_power(p, n);
 }
 
+// One block of 32 activations as signed bytes; the sums are of the bytes.
+struct QuantisedBlock {
+  float scale;
+  int32_t sum_low;  // of columns 0..15
+  int32_t sum_high;
+};
+
+template <class V>
+UPDRAFT_INLINE QuantisedBlock quantize_block(const float* x, int8_t* q) {
+  constexpr int kVectors = 32 / V::kLanes;
+  typename V::F v[kVectors];
+  typename V::F peak = V::zero();
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = V::load(x + i * V::kLanes);
+    peak = V::max(peak, V::abs(v[i]));
+  }
+  const float amax = V::reduce_max(peak);
+  // Below, 127 / amax would overflow; such a block is as good as zero.
+  const bool zero = !(amax > 1e-30F);
+  const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
+  constexpr bool kSumsBytes = requires { V::sum_bytes(q, 0); };
+  typename V::I low = V::set1_int(0);
+  typename V::I high = V::set1_int(0);
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    const typename V::I rounded = V::round_to_int(V::mul(v[i], inverse));
+    V::store_s8(q + i * V::kLanes, rounded);
+    if constexpr (kSumsBytes) continue;
+    if (i < kVectors / 2) {
+      low = V::add_int(low, rounded);
+    } else {
+      high = V::add_int(high, rounded);
+    }
+  }
+  if constexpr (kSumsBytes) {
+    return {zero ? 0.0F : amax / 127.0F, V::sum_bytes(q, 0), V::sum_bytes(q, 16)};
+  }
+  return {zero ? 0.0F : amax / 127.0F, V::reduce_add_int(low), V::reduce_add_int(high)};
+}
+
 template <class V>
 void quantize_acts(const float* x, int64_t cols, ActBlock* out) {
-  constexpr int kVectors = 32 / V::kLanes;
   for (int64_t b = 0; b < cols / 32; ++b, x += 32) {
-    typename V::F v[kVectors];
-    typename V::F peak = V::zero();
-    for (int i = 0; i < kVectors; ++i) {
-      v[i] = V::load(x + i * V::kLanes);
-      peak = V::max(peak, V::abs(v[i]));
-    }
-    const float amax = V::reduce_max(peak);
-    // Below, 127 / amax would overflow; such a block is as good as zero.
-    const bool zero = !(amax > 1e-30F);
-    const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
-    typename V::I low = V::set1_int(0);
-    typename V::I high = V::set1_int(0);
-    for (int i = 0; i < kVectors; ++i) {
-      const typename V::I q = V::round_to_int(V::mul(v[i], inverse));
-      V::store_s8(out[b].q + i * V::kLanes, q);
-      if (i < kVectors / 2) {
-        low = V::add_int(low, q);
-      } else {
-        high = V::add_int(high, q);
-      }
-    }
-    const int32_t sum_low = V::reduce_add_int(low);
-    const int32_t sum_high = V::reduce_add_int(high);
-    const int32_t sum = sum_low + sum_high;
-    out[b].scale = zero ? 0.0F : amax / 127.0F;
-    out[b].scaled_sum = out[b].scale * static_cast<float>(sum);
+    const QuantisedBlock block = quantize_block<V>(x, out[b].q);
+    const int32_t sum = block.sum_low + block.sum_high;
+    out[b].scale = block.scale;
+    out[b].scaled_sum = block.scale * static_cast<float>(sum);
     out[b].neg_sum = -sum;
-    out[b].neg_sum_low = -sum_low;
-    out[b].neg_sum_high = -sum_high;
+    out[b].neg_sum_low = -block.sum_low;
+    out[b].neg_sum_high = -block.sum_high;
   }
 }
 
@@ -222,6 +240,15 @@ void store_kv_row(const KvLayout& kv, std::byte* head, int slot, const float* k,
   }
   convert_values<V>(v, kv.head_dim, type, v_inverse,
                     head + kv.v_offset_bytes + slot * kv.v_row_bytes);
+}
+
+template <class V>
+void add_bias_rows(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count) {
+  for (int64_t t = 0; t < tokens; ++t, rows += stride) {
+    for_vectors<V>(count, [&](int64_t i, int n) {
+      store_some<V>(rows + i, V::add(load_some<V>(rows + i, n), load_some<V>(bias + i, n)), n);
+    });
+  }
 }
 
 // out[i] = silu(in[i]) * in[dim + i], silu(x) = x / (1 + e^-x).
