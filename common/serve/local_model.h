@@ -32,7 +32,7 @@ struct LocalModelConfig {
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
   int32_t step_tokens_max = 512;    // token budget of one step
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
-  std::string isa;                  // empty, generic, avx2, avx512
+  std::string isa;                  // empty, generic, avx2, avx512, neon, neon-dotprod, neon-i8mm
   int32_t threads = 0;
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;

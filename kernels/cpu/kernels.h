@@ -102,8 +102,12 @@ constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded)
          kQueryGroup * kKeyChunk;  // scaled queries, one group's scores
 }
 
+// Those of the other processor family are declared and not there.
 const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& neon_kernels();
+const Kernels& neon_dotprod_kernels();
+const Kernels& neon_i8mm_kernels();
 
 }  // namespace updraft
