@@ -18,9 +18,16 @@ struct VecNeonDotprod : VecNeon {
   }
   template <int kBits, int kGroups>
   static UPDRAFT_INLINE I dot(I init, const B* x, const int8_t* a) {
-    static_assert(kGroups % 4 == 0);
+    if constexpr (kGroups % 4 == 0) {
 #pragma GCC unroll 2
-    for (int g = 0; g < kGroups; g += 4) init = dot4(init, x + g, a + 4 * g);
+      for (int g = 0; g < kGroups; g += 4) init = dot4(init, x + g, a + 4 * g);
+    } else {
+#pragma GCC unroll 8
+      for (int g = 0; g < kGroups; ++g) {
+        const auto acts = vld1q_dup_s32(reinterpret_cast<const int32_t*>(a + 4 * g));
+        init = vdotq_s32(init, vreinterpretq_s8_u8(x[g]), vreinterpretq_s8_s32(acts));
+      }
+    }
     return init;
   }
 };

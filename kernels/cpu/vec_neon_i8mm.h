@@ -43,10 +43,10 @@ struct VecNeonI8mm : VecNeonDotprod {
   static UPDRAFT_INLINE F twice_per_token(const float& a, const float& b) {
     return vcombine_f32(vld1_dup_f32(&a), vld1_dup_f32(&b));
   }
-  // Back to 4 rows of one token.
-  static UPDRAFT_INLINE void split_tokens(F rows01, F rows23, F* out) {
-    const float64x2_t x = vreinterpretq_f64_f32(rows01);
-    const float64x2_t y = vreinterpretq_f64_f32(rows23);
+  // Rows 0 and 1 and rows 2 and 3 of two tokens become the 4 rows of each token; and back.
+  static UPDRAFT_INLINE void swap_pairs(F a, F b, F* out) {
+    const float64x2_t x = vreinterpretq_f64_f32(a);
+    const float64x2_t y = vreinterpretq_f64_f32(b);
     out[0] = vreinterpretq_f32_f64(vzip1q_f64(x, y));
     out[1] = vreinterpretq_f32_f64(vzip2q_f64(x, y));
   }
