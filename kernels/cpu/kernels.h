@@ -42,6 +42,26 @@ struct MatmulTiles {
   int64_t out_stride = 0;
 };
 
+// Activations of many tokens for the panel kernels (panel_kernel.h): the tokens in groups of
+// Kernels::panel_tokens, the last group as short as it comes out. A group of T tokens is, for each
+// block of 32 columns: scale[T] f32, scaled_sum[T] f32, then 8 times T words of 4 columns (signed
+// bytes plus the vector type's bias). The values are those of ActBlock. Groups follow each other
+// without a gap.
+inline constexpr int64_t kPanelBytesPerBlock = 40;  // of one token
+
+// As MatmulTiles, for the panel layout; tokens begin at a group's first.
+struct MatmulPanel {
+  const std::byte* tiles = nullptr;
+  int64_t tile_stride_bytes = 0;
+  int64_t header_bytes = 0;
+  int64_t tile_count = 0;
+  int64_t cols = 0;
+  const std::byte* acts = nullptr;
+  int64_t tokens = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+};
+
 // Rotation of one row's heads: out[i] = x[i] * cos - x[j] * sin, out[j] = x[i] * sin + x[j] * cos
 // for the pairs (i, j).
 struct RopeRow {
@@ -72,6 +92,12 @@ struct Kernels {
   int tile_rows;
   void (*matmul[kDTypeCount])(const MatmulTiles& op);
   void (*quantize)(const float* x, int64_t cols, ActBlock* out);  // cols a multiple of 32
+  // The product for many tokens, and what lays out one group of up to panel_tokens of them. 0 and
+  // null where the instruction set has no such kernel, and for float formats.
+  int panel_tokens;
+  void (*matmul_panel[kDTypeCount])(const MatmulPanel& op);
+  void (*quantize_panel)(const float* x, int64_t x_stride, int tokens, int64_t cols,
+                         std::byte* out);
   // hidden += delta (times the norm of delta when delta_norm is given); out = rms_norm(hidden) *
   // norm unless null.
   void (*residual_norm)(float* hidden, const float* delta, const float* delta_norm,

@@ -109,6 +109,18 @@ struct QuantFormat {
     }
   }
 
+  // The same as signed bytes, the offset taken off: |x| <= 128, and at most 63 below 8 bits.
+  static UPDRAFT_INLINE void unpack_signed(const std::byte* quants, typename V::B* x) {
+    if constexpr (kBits == 8) {
+      for (int g = 0; g < 8; ++g) x[g] = V::load_bytes(quants + g * 4 * kRows);
+    } else {
+      unpack(quants, x);
+      if constexpr (kOffsetShift >= 0) {
+        for (int g = 0; g < 8; ++g) x[g] = V::template sub_bytes<1 << kOffsetShift>(x[g]);
+      }
+    }
+  }
+
   // What the integer dot product starts from, given the negated sum of its activations.
   static UPDRAFT_INLINE typename V::I start(typename V::I neg_sum) {
     if constexpr (kOffsetShift < 0) return V::set1_int(0);

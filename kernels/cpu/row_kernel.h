@@ -29,39 +29,52 @@ UPDRAFT_INLINE typename V::F exp_of(typename V::F x) {
   return V::scale_by_power(p, n);
 }
 
+// One block of 32 activations as signed bytes; the sums are of the bytes.
+struct QuantisedBlock {
+  float scale;
+  int32_t sum_low;  // of columns 0..15
+  int32_t sum_high;
+};
+
+template <class V>
+UPDRAFT_INLINE QuantisedBlock quantize_block(const float* x, int8_t* q) {
+  constexpr int kVectors = 32 / V::kLanes;
+  typename V::F v[kVectors];
+  typename V::F peak = V::zero();
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = V::load(x + i * V::kLanes);
+    peak = V::max(peak, V::abs(v[i]));
+  }
+  const float amax = V::reduce_max(peak);
+  // Below, 127 / amax would overflow; such a block is as good as zero.
+  const bool zero = !(amax > 1e-30F);
+  const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
+  typename V::I low = V::set1_int(0);
+  typename V::I high = V::set1_int(0);
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    const typename V::I rounded = V::round_to_int(V::mul(v[i], inverse));
+    V::store_s8(q + i * V::kLanes, rounded);
+    if (i < kVectors / 2) {
+      low = V::add_int(low, rounded);
+    } else {
+      high = V::add_int(high, rounded);
+    }
+  }
+  return {zero ? 0.0F : amax / 127.0F, V::reduce_add_int(low), V::reduce_add_int(high)};
+}
+
 template <class V>
 void quantize_acts(const float* x, int64_t cols, ActBlock* out) {
-  constexpr int kVectors = 32 / V::kLanes;
   for (int64_t b = 0; b < cols / 32; ++b, x += 32) {
-    typename V::F v[kVectors];
-    typename V::F peak = V::zero();
-    for (int i = 0; i < kVectors; ++i) {
-      v[i] = V::load(x + i * V::kLanes);
-      peak = V::max(peak, V::abs(v[i]));
-    }
-    const float amax = V::reduce_max(peak);
-    // Below, 127 / amax would overflow; such a block is as good as zero.
-    const bool zero = !(amax > 1e-30F);
-    const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
-    typename V::I low = V::set1_int(0);
-    typename V::I high = V::set1_int(0);
-    for (int i = 0; i < kVectors; ++i) {
-      const typename V::I q = V::round_to_int(V::mul(v[i], inverse));
-      V::store_s8(out[b].q + i * V::kLanes, q);
-      if (i < kVectors / 2) {
-        low = V::add_int(low, q);
-      } else {
-        high = V::add_int(high, q);
-      }
-    }
-    const int32_t sum_low = V::reduce_add_int(low);
-    const int32_t sum_high = V::reduce_add_int(high);
-    const int32_t sum = sum_low + sum_high;
-    out[b].scale = zero ? 0.0F : amax / 127.0F;
-    out[b].scaled_sum = out[b].scale * static_cast<float>(sum);
+    const QuantisedBlock block = quantize_block<V>(x, out[b].q);
+    const int32_t sum = block.sum_low + block.sum_high;
+    out[b].scale = block.scale;
+    out[b].scaled_sum = block.scale * static_cast<float>(sum);
     out[b].neg_sum = -sum;
-    out[b].neg_sum_low = -sum_low;
-    out[b].neg_sum_high = -sum_high;
+    out[b].neg_sum_low = -block.sum_low;
+    out[b].neg_sum_high = -block.sum_high;
   }
 }
 

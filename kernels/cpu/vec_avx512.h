@@ -22,6 +22,9 @@ struct VecAvx512 {
   static constexpr bool kSignedBytes = false;  // Q8_0's bytes become unsigned by an offset of 128
   static constexpr int kTokens = 8;
   static constexpr int kSlab = 4;
+  // Two tiles times six tokens: 12 integer and 12 float sums, two weights, one activation.
+  static constexpr int kPanelTokens = 6;
+  static constexpr int kActBias = 128;  // dot_panel() multiplies unsigned activations
 
   using F = __m512;
   using I = __m512i;
@@ -133,6 +136,22 @@ struct VecAvx512 {
     }
     return init;
   }
+
+  // --- panels (panel_kernel.h): signed weights, activations plus kActBias ---
+  static UPDRAFT_INLINE void store_bytes(void* p, B a) { _mm512_storeu_si512(p, a); }
+  static UPDRAFT_INLINE I load_int(const void* p) { return _mm512_loadu_si512(p); }
+  static UPDRAFT_INLINE I negate_int(I a) { return _mm512_sub_epi32(_mm512_setzero_si512(), a); }
+  template <int kValue>
+  static UPDRAFT_INLINE B sub_bytes(B a) {
+    return _mm512_sub_epi8(a, _mm512_set1_epi8(kValue));
+  }
+  static UPDRAFT_INLINE B bias_bytes() { return _mm512_set1_epi8(static_cast<char>(kActBias)); }
+  static UPDRAFT_INLINE B broadcast_word(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static UPDRAFT_INLINE I dot_panel(I sum, B a, B w) { return _mm512_dpbusd_epi32(sum, a, w); }
 };
 
 }  // namespace
