@@ -96,7 +96,7 @@ struct AttendInt8 {
       for (int i = 0; i < kColumns; ++i) k[i] = V::load_bytes(columns[i] + quad * 4 * kKeyGroup);
 #pragma GCC unroll 8
       for (int t = 0; t < kQueries; ++t) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < kColumns; ++i) {
           sum[t][i] = V::template dot<8, 1>(sum[t][i], &k[i], q + t * q_stride + 4 * quad);
         }
