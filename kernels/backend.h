@@ -127,8 +127,8 @@ class Backend {
   virtual void prepare_qkv(const QkvPrepare& op) = 0;
   // Causal attention of each row over its sequence's positions [0, cached_count + index of the row in its slice].
   virtual void attention(const Attention& op) = 0;
-  // in [rows, 2 * dim]: out = silu(in[:, :dim]) * in[:, dim:].
-  virtual void silu_mul(Act in, Act out) = 0;
+  // gate_up is a matrix of two parts of n rows each: out [rows, n] = silu(in * gate) * (in * up), silu(x) = x / (1 + e^-x).
+  virtual void gated_matmul(Mat gate_up, Act in, Act out) = 0;
   // Logits of batch.logit_rows: in [rows, dim] times head [vocab, dim].
   virtual void logits(Mat head, Act in) = 0;
   // [logit_rows, vocab] f32 in host memory, valid until the next begin(). Waits for the step.

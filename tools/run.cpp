@@ -206,7 +206,7 @@ void add_run(CLI::App& app, int& exit_status) {
   command->add_option("--kv-type", flags->model.kv_type, "f32, f16 or bf16");
   command->add_option(
       "--isa", flags->model.isa,
-      "generic, avx2, avx512, neon, neon-dotprod or neon-i8mm (default: the best here)");
+      "generic, avx2, avxvnni, avx512, neon, neon-dotprod or neon-i8mm (default: the best here)");
   command->add_flag("--exact", flags->model.exact,
                     "f32 arithmetic for every format (slow, for comparisons)");
   command->add_flag("--print-ids", flags->print_ids, "print token ids instead of text");

@@ -57,8 +57,9 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.kv_tokens", model.kv_tokens, 0, int64_t{1} << 40);
   file.get("model.step_tokens_max", model.step_tokens_max, 1, 65536);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
-  file.get_choice("model.isa", model.isa,
-                  {"", "generic", "avx2", "avx512", "neon", "neon-dotprod", "neon-i8mm"});
+  file.get_choice(
+      "model.isa", model.isa,
+      {"", "generic", "avx2", "avxvnni", "avx512", "neon", "neon-dotprod", "neon-i8mm"});
   file.get("model.threads", model.threads, 0, 1024);
   file.get("model.cores", model.cores, 0, 65535);
   file.get_bytes("model.max_memory", model.max_memory_bytes);

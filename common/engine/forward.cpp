@@ -158,7 +158,6 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
                                   {&qkv_, q_cols + 2 * kv_cols},
                                   {&attended_, q_cols},
                                   {&delta_, int64_t{h.hidden_dim}},
-                                  {&gate_up_, 2 * int64_t{h.ff_dim}},
                                   {&ffn_, int64_t{h.ff_dim}}}) {
     if (const auto taken = take(*act, cols); !taken) return taken;
   }
@@ -201,16 +200,14 @@ void Forward::attention_block(Backend& backend, const Layer& layer, int32_t inde
 }
 
 void Forward::ffn_block(Backend& backend, const Layer& layer) const {
-  backend.matmul(layer.gate_up, kNoVec, normed_, gate_up_);
-  backend.silu_mul(gate_up_, ffn_);
+  backend.gated_matmul(layer.gate_up, normed_, ffn_);
   backend.matmul(layer.down, kNoVec, ffn_, delta_);
 }
 
 uint64_t Forward::activation_bytes(const Hyperparameters& h, const ForwardLimits& limits) {
   const uint64_t q_cols = uint64_t(h.head_count) * uint64_t(h.head_dim);
   const uint64_t kv_cols = uint64_t(h.kv_head_count) * uint64_t(h.head_dim);
-  const uint64_t cols =
-      3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + 3 * uint64_t(h.ff_dim);
+  const uint64_t cols = 3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + uint64_t(h.ff_dim);
   return sizeof(float) * (uint64_t(limits.rows_max) * cols +
                           uint64_t(limits.logit_rows_max) * uint64_t(h.vocab_count));
 }

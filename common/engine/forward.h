@@ -76,7 +76,6 @@ class Forward {
   Act qkv_ = kNoAct;       // [rows, (heads + 2 kv_heads) * head_dim]
   Act attended_ = kNoAct;  // [rows, heads * head_dim]
   Act delta_ = kNoAct;     // [rows, hidden] a block's output before it joins the residual stream
-  Act gate_up_ = kNoAct;   // [rows, 2 * ff]
   Act ffn_ = kNoAct;       // [rows, ff]
 };
 

@@ -392,6 +392,8 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kGeneric;
   } else if (config.isa == "avx2") {
     cpu.isa = CpuIsa::kAvx2;
+  } else if (config.isa == "avxvnni") {
+    cpu.isa = CpuIsa::kAvxVnni;
   } else if (config.isa == "avx512") {
     cpu.isa = CpuIsa::kAvx512Vnni;
   } else if (config.isa == "neon") {
@@ -402,7 +404,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kNeonI8mm;
   } else if (!config.isa.empty()) {
     return fail("isa = \"" + config.isa +
-                "\" is not one of generic, avx2, avx512, neon, neon-dotprod, neon-i8mm");
+                "\" is not one of generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm");
   }
   return open_cpu_backend(cpu);
 }

@@ -1,9 +1,9 @@
-// LocalModel: a model file made into an InferenceService: tokenizer + chat template + engine. The edge daemon, the cloud
-// node and `updraft run` all answer through it.
+// LocalModel: a model file made into an InferenceService: tokenizer + chat template + engine. The
+// edge daemon, the cloud node and `updraft run` all answer through it.
 //
-// Threads: submit() only queues; the prepare thread renders and tokenizes, so that a 1 MB prompt stalls neither an HTTP
-// nor a pool thread; the engine thread runs the steps. Sinks are called on the engine thread, or on the prepare thread for
-// what is refused before the engine.
+// Threads: submit() only queues; the prepare thread renders and tokenizes, so that a 1 MB prompt
+// stalls neither an HTTP nor a pool thread; the engine thread runs the steps. Sinks are called on
+// the engine thread, or on the prepare thread for what is refused before the engine.
 #pragma once
 
 #include <atomic>
@@ -21,23 +21,23 @@ namespace updraft {
 
 struct LocalModelConfig {
   std::string model_path;
-  std::string served_name;          // empty: the model's own name
-  std::vector<std::string> aliases; // also accepted as `model`
-  std::string chat_template;        // family name; empty: recognised from the file
-  int32_t context_tokens = 0;       // 0: the model's; never more than it
-  int32_t slots = 8;                // sequences running at once, 1..256
-  int32_t queue_max = 256;          // requests waiting at most; then kOverloaded
-  int32_t page_tokens = 32;         // KV page size
-  std::string kv_type = "f16";      // f32, f16, bf16
-  int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
-  int32_t step_tokens_max = 512;    // token budget of one step
-  std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
-  std::string isa;                  // empty, generic, avx2, avx512, neon, neon-dotprod, neon-i8mm
+  std::string served_name;           // empty: the model's own name
+  std::vector<std::string> aliases;  // also accepted as `model`
+  std::string chat_template;         // family name; empty: recognised from the file
+  int32_t context_tokens = 0;        // 0: the model's; never more than it
+  int32_t slots = 8;                 // sequences running at once, 1..256
+  int32_t queue_max = 256;           // requests waiting at most; then kOverloaded
+  int32_t page_tokens = 32;          // KV page size
+  std::string kv_type = "f16";       // f32, f16, bf16
+  int64_t kv_tokens = 0;             // KV pool in tokens; 0: slots * context, capped by memory
+  int32_t step_tokens_max = 512;     // token budget of one step
+  std::string backend = "auto";      // auto, cpu (cuda: a module that this build may not have)
+  std::string isa;  // empty, generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm
   int32_t threads = 0;
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;
   bool exact = false;
-  Tier tier = Tier::kAny;           // what Started says
+  Tier tier = Tier::kAny;  // what Started says
   std::string node_id = "local";
 };
 
@@ -53,20 +53,23 @@ struct ServiceLoad {
 
 class LocalModel : public InferenceService {
  public:
-  // Loads file, tokenizer, template, backend; too little memory is an error with the figures and what would fit.
-  static Result<std::unique_ptr<LocalModel>> open(const LocalModelConfig& config, const Progress& progress);
+  // Loads file, tokenizer, template, backend; too little memory is an error with the figures and
+  // what would fit.
+  static Result<std::unique_ptr<LocalModel>> open(const LocalModelConfig& config,
+                                                  const Progress& progress);
 
-  // Tokens the prompt of this request would have here (largest of its prompts), counted with the tokenizer, plus the
-  // tokens wanted (max_tokens, or 0 when open-ended). Any thread.
+  // Tokens the prompt of this request would have here (largest of its prompts), counted with the
+  // tokenizer, plus the tokens wanted (max_tokens, or 0 when open-ended). Any thread.
   struct Size {
     int32_t prompt_tokens = 0;
     int32_t wanted_tokens = 0;
   };
   virtual Result<Size> measure(const Request& request) const = 0;
 
-  virtual ServiceLoad load() const = 0;             // any thread
-  virtual std::string description() const = 0;      // "qwen2.5 0.5B Q4_0, cpu avx512-vnni x2, KV 8192 tokens f16 (96 MiB)"
-  virtual std::string device() const = 0;           // the backend's description
+  virtual ServiceLoad load() const = 0;  // any thread
+  virtual std::string description()
+      const = 0;  // "qwen2.5 0.5B Q4_0, cpu avx512-vnni x2, KV 8192 tokens f16 (96 MiB)"
+  virtual std::string device() const = 0;  // the backend's description
   // True when chat requests can be rendered (a template was recognised or configured).
   virtual bool has_chat_template() const = 0;
   // New requests get kOverloaded; running ones go on. Any thread.

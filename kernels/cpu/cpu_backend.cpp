@@ -57,7 +57,7 @@ class CpuBackend final : public Backend {
   void matmul(Mat weight, Vec bias, Act in, Act out) override;
   void prepare_qkv(const QkvPrepare& op) override;
   void attention(const Attention& op) override;
-  void silu_mul(Act in, Act out) override;
+  void gated_matmul(Mat gate_up, Act in, Act out) override;
   void logits(Mat head, Act in) override;
   std::span<float> read_logits() override;
   void copy_page(int32_t from, int32_t to) override { kv_.copy_page(from, to); }
@@ -114,6 +114,8 @@ class CpuBackend final : public Backend {
   int64_t rows_max_ = 0;
   int64_t blocks_per_row_max_ = 0;  // of the quantised matrices
   HugeBuffer act_blocks_;           // [rows_max, blocks_per_row_max]
+  bool has_gated_ = false;          // some matrix can be gate and up
+  HugeBuffer gated_scratch_;        // [threads, kGatedScratchFloats]
   AttentionRunner attention_;
   int64_t logit_rows_max_ = 0;
   int64_t vocab_count_ = 0;
@@ -129,6 +131,7 @@ Result<Mat> CpuBackend::add_matrix(std::span<const WeightView> parts) {
   if (!made) return made.error();
   if (made->has_quantised)
     blocks_per_row_max_ = std::max(blocks_per_row_max_, made->cols / kBlockCols);
+  if (made->parts.size() == 2 && made->parts[0].rows == made->parts[1].rows) has_gated_ = true;
   matrices_.push_back(std::move(*made));
   if (Result<void> grown = grow_scratch(); !grown) {
     matrices_.pop_back();
@@ -208,6 +211,10 @@ Result<void> CpuBackend::grow_scratch() {
   const int64_t block_bytes =
       block_rows * blocks_per_row_max_ * static_cast<int64_t>(sizeof(ActBlock));
   if (auto r = grow(act_blocks_, block_bytes, "quantised activations"); !r) return r;
+  const int64_t gated_bytes =
+      has_gated_ ? pool_->thread_count() * kGatedScratchFloats * static_cast<int64_t>(sizeof(float))
+                 : 0;
+  if (auto r = grow(gated_scratch_, gated_bytes, "scratch of gated products"); !r) return r;
   const int64_t gathered_bytes = logit_rows_max_ * cols_max_ * static_cast<int64_t>(sizeof(float));
   if (auto r = grow(logits_in_, gathered_bytes, "rows for logits"); !r) return r;
   if (kv_.shape().page_count > 0) {
@@ -336,11 +343,20 @@ void CpuBackend::attention(const Attention& op) {
   attention_.run(call, kv_, step_, kernels_, *pool_);
 }
 
-void CpuBackend::silu_mul(Act in, Act out) {
-  const int64_t dim = cols_of(out);
-  const Activation& from = activation(in, 2 * dim);
-  const Activation& to = activation(out, dim);
-  for_rows(4 * dim, [&](int64_t row) { kernels_.silu_mul(from.row(row), to.row(row), dim); });
+void CpuBackend::gated_matmul(Mat gate_up, Act in, Act out) {
+  const Matrix& m = matrix(gate_up);
+  UPDRAFT_CHECK(m.parts.size() == 2 && m.parts[0].rows == m.parts[1].rows, "gate and up");
+  const Activation& from = activation(in, m.cols);
+  const Activation& to = activation(out, m.parts[0].rows);
+  MatmulCall call = call_of(m, kNoVec);
+  call.in = from.row(0);
+  call.in_stride = from.stride;
+  call.rows = step_.row_count();
+  call.out = to.row(0);
+  call.out_stride = to.stride;
+  call.gated = true;
+  call.scratch = gated_scratch_.as<float>();
+  run_matmul(call, kernels_, *pool_);
 }
 
 void CpuBackend::logits(Mat head, Act in) {

@@ -27,6 +27,8 @@ const char* isa_name(CpuIsa isa) {
       return "generic";
     case CpuIsa::kAvx2:
       return "avx2";
+    case CpuIsa::kAvxVnni:
+      return "avx-vnni";
     case CpuIsa::kAvx512Vnni:
       return "avx512-vnni";
     case CpuIsa::kNeon:

@@ -39,6 +39,7 @@ constexpr Kernels make_kernels() {
   k.residual_norm = residual_norm_row<V>;
   k.prepare_head = prepare_head_row<V>;
   k.store_kv = store_kv_row<V>;
+  k.add_bias = add_bias_rows<V>;
   k.silu_mul = silu_mul_row<V>;
   k.attend_segment = attend_segment<V>;
   k.merge_segment = merge_segment<V>;

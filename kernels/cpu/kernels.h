@@ -106,6 +106,8 @@ struct Kernels {
   void (*prepare_head)(float* x, int head_dim, const float* norm, float eps, const RopeRow& rope);
   // Writes one token's k and v of one kv head into its page.
   void (*store_kv)(const KvLayout& kv, std::byte* page, int slot, const float* k, const float* v);
+  // rows[t * stride + i] += bias[i] for `count` values of each token.
+  void (*add_bias)(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count);
   void (*silu_mul)(const float* in, float* out, int64_t dim);
   // Attention of a block, one segment of keys after the other. A state holds, per query, the sum of
   // values weighted by e^(score - max) so far, max, and the sum of the weights; see
@@ -130,6 +132,7 @@ constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded)
 // Those of the other processor family are declared and not there.
 const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& neon_kernels();
 const Kernels& neon_dotprod_kernels();

@@ -2,6 +2,7 @@
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>
+#include <span>
 
 #include "kernels/cpu/tile_layout.h"
 
@@ -25,6 +26,8 @@ constexpr int64_t kInlineValues = 16 << 10;
 constexpr int64_t kInlineMultiplyAdds = 128 << 10;
 constexpr int64_t kItemsPerThread = 8;
 constexpr int kTileRowsMax = 16;
+constexpr int64_t kGatedTiles = 4;
+static_assert(kGatedScratchFloats >= 2 * kGatedTiles * kTileRowsMax * kPanelTokensPerPassMax);
 
 // How the product is cut into items: passes of tokens, each over chunks of tiles of each part.
 struct Plan {
@@ -59,14 +62,16 @@ Plan make_plan(const MatmulCall& call, const Kernels& kernels, int thread_count)
   }
   plan.tokens_per_pass = std::min(call.rows, plan.tokens_per_pass);
   plan.pass_count = (call.rows + plan.tokens_per_pass - 1) / plan.tokens_per_pass;
+  // A gated product goes through its two parts side by side.
+  const auto parts = std::span(m.parts).first(call.gated ? 1 : m.parts.size());
   int64_t tiles = 0;
-  for (const MatrixPart& part : m.parts) tiles += part.tile_count;
+  for (const MatrixPart& part : parts) tiles += part.tile_count;
   // Several items per thread, so that a thread that lost its core for a while is not waited for
   // with half of the work.
   const int64_t wanted = thread_count * kItemsPerThread;
   plan.tiles_per_chunk = std::max<int64_t>(1, tiles * plan.pass_count / wanted);
   plan.tiles_per_chunk = (plan.tiles_per_chunk + 3) / 4 * 4;
-  for (const MatrixPart& part : m.parts) plan.chunks_per_pass += chunk_count(part, plan);
+  for (const MatrixPart& part : parts) plan.chunks_per_pass += chunk_count(part, plan);
   return plan;
 }
 
@@ -121,67 +126,99 @@ Piece piece_of(const MatmulCall& call, const Plan& plan, int64_t item) {
   return piece;
 }
 
-void multiply(const MatmulCall& call, const Plan& plan, const Kernels& kernels,
-              const Piece& piece) {
-  const Matrix& m = *call.weight;
+// The kernel over whole tiles; results at `out`, whose first column is the first tile's first row.
+void run_kernel(const MatmulCall& call, const Plan& plan, const Kernels& kernels,
+                const Piece& piece, int64_t tile_count, float* out, int64_t out_stride) {
+  const int64_t blocks = call.weight->cols / kBlockCols;
   const MatrixPart& part = *piece.part;
+  const int type = static_cast<int>(part.type);
   const bool quantised = !is_float_format(part.type);
-  const int64_t row_first = piece.tile_first * m.tile_rows;
-  const int64_t row_last = std::min(part.rows, row_first + piece.tile_count * m.tile_rows);
-  // Whole tiles; a last part of one goes through `edge`.
-  const int64_t whole_tiles = (row_last - row_first) / m.tile_rows;
   const std::byte* tiles = part.tiles + piece.tile_first * part.tile_stride_bytes;
-  float* out = call.out + piece.token_first * call.out_stride + part.row_first + row_first;
-  const auto run = [&](const std::byte* first_tile, int64_t tile_count, float* to,
-                       int64_t to_stride) {
-    const int type = static_cast<int>(part.type);
-    if (quantised && plan.panels) {
-      MatmulPanel op;
-      op.tiles = first_tile;
-      op.tile_stride_bytes = part.tile_stride_bytes;
-      op.header_bytes = part.header_bytes;
-      op.tile_count = tile_count;
-      op.cols = m.cols;
-      op.acts = reinterpret_cast<const std::byte*>(call.blocks) +
-                piece.token_first * (m.cols / kBlockCols) * kPanelBytesPerBlock;
-      op.tokens = piece.token_count;
-      op.out = to;
-      op.out_stride = to_stride;
-      return kernels.matmul_panel[type](op);
-    }
-    MatmulTiles op;
-    op.tiles = first_tile;
+  if (quantised && plan.panels) {
+    MatmulPanel op;
+    op.tiles = tiles;
     op.tile_stride_bytes = part.tile_stride_bytes;
     op.header_bytes = part.header_bytes;
     op.tile_count = tile_count;
-    op.cols = m.cols;
-    op.act_stride_bytes = quantised ? m.cols / kBlockCols * static_cast<int64_t>(sizeof(ActBlock))
-                                    : call.in_stride * 4;
-    const auto* acts = quantised ? reinterpret_cast<const std::byte*>(call.blocks)
-                                 : reinterpret_cast<const std::byte*>(call.in);
-    op.acts = acts + piece.token_first * op.act_stride_bytes;
+    op.cols = call.weight->cols;
+    op.acts = reinterpret_cast<const std::byte*>(call.blocks) +
+              piece.token_first * blocks * kPanelBytesPerBlock;
     op.tokens = piece.token_count;
-    op.out = to;
-    op.out_stride = to_stride;
-    kernels.matmul[type](op);
-  };
-  if (whole_tiles > 0) run(tiles, whole_tiles, out, call.out_stride);
+    op.out = out;
+    op.out_stride = out_stride;
+    return kernels.matmul_panel[type](op);
+  }
+  MatmulTiles op;
+  op.tiles = tiles;
+  op.tile_stride_bytes = part.tile_stride_bytes;
+  op.header_bytes = part.header_bytes;
+  op.tile_count = tile_count;
+  op.cols = call.weight->cols;
+  op.act_stride_bytes =
+      quantised ? blocks * static_cast<int64_t>(sizeof(ActBlock)) : call.in_stride * 4;
+  const auto* acts = quantised ? reinterpret_cast<const std::byte*>(call.blocks)
+                               : reinterpret_cast<const std::byte*>(call.in);
+  op.acts = acts + piece.token_first * op.act_stride_bytes;
+  op.tokens = piece.token_count;
+  op.out = out;
+  op.out_stride = out_stride;
+  kernels.matmul[type](op);
+}
 
-  const int64_t whole_rows = whole_tiles * m.tile_rows;
-  const int64_t edge_rows = row_last - row_first - whole_rows;
+// Rows of the piece that exist: its last tile may reach beyond the part.
+int64_t rows_of(const MatmulCall& call, const Piece& piece) {
+  const int64_t tile_rows = call.weight->tile_rows;
+  return std::min(piece.tile_count * tile_rows, piece.part->rows - piece.tile_first * tile_rows);
+}
+
+// The piece's product, out[t * out_stride + r] for its token t and its row r.
+void multiply(const MatmulCall& call, const Plan& plan, const Kernels& kernels, const Piece& piece,
+              float* out, int64_t out_stride) {
+  const int64_t tile_rows = call.weight->tile_rows;
+  const int64_t rows = rows_of(call, piece);
+  const int64_t whole_tiles = rows / tile_rows;
+  if (whole_tiles > 0) run_kernel(call, plan, kernels, piece, whole_tiles, out, out_stride);
+  const int64_t edge_rows = rows - whole_tiles * tile_rows;
   if (edge_rows > 0) {
     float edge[kPanelTokensPerPassMax * kTileRowsMax];
-    run(tiles + whole_tiles * part.tile_stride_bytes, 1, edge, m.tile_rows);
-    for (int64_t t = 0; t < piece.token_count; ++t) {
-      std::copy_n(edge + t * m.tile_rows, edge_rows, out + t * call.out_stride + whole_rows);
-    }
+    Piece last = piece;
+    last.tile_first += whole_tiles;
+    run_kernel(call, plan, kernels, last, 1, edge, tile_rows);
+    float* to = out + whole_tiles * tile_rows;
+    for (int64_t t = 0; t < piece.token_count; ++t)
+      std::copy_n(edge + t * tile_rows, edge_rows, to + t * out_stride);
   }
   if (call.bias != nullptr) {
-    const float* bias = call.bias + part.row_first + row_first;
-    for (int64_t t = 0; t < piece.token_count; ++t) {
-      float* row = out + t * call.out_stride;
-      for (int64_t r = 0; r < row_last - row_first; ++r) row[r] += bias[r];
-    }
+    const float* bias = call.bias + piece.part->row_first + piece.tile_first * tile_rows;
+    kernels.add_bias(out, out_stride, piece.token_count, bias, rows);
+  }
+}
+
+void multiply_plain(const MatmulCall& call, const Plan& plan, const Kernels& kernels,
+                    const Piece& piece) {
+  float* out = call.out + piece.token_first * call.out_stride + piece.part->row_first +
+               piece.tile_first * call.weight->tile_rows;
+  multiply(call, plan, kernels, piece, out, call.out_stride);
+}
+
+// A few tiles of the gate and the same of the other part at a time, so that what they give is
+// still in the cache when it is multiplied.
+void multiply_gated(const MatmulCall& call, const Plan& plan, const Kernels& kernels,
+                    const Piece& piece, int thread) {
+  float* scratch = call.scratch + thread * kGatedScratchFloats;
+  const int64_t tile_rows = call.weight->tile_rows;
+  for (int64_t tile = 0; tile < piece.tile_count; tile += kGatedTiles) {
+    Piece gate = piece;
+    gate.tile_first += tile;
+    gate.tile_count = std::min(kGatedTiles, piece.tile_count - tile);
+    Piece up = gate;
+    up.part = &call.weight->parts[1];
+    const int64_t rows = rows_of(call, gate);
+    multiply(call, plan, kernels, gate, scratch, 2 * rows);
+    multiply(call, plan, kernels, up, scratch + rows, 2 * rows);
+    float* out = call.out + piece.token_first * call.out_stride + gate.tile_first * tile_rows;
+    for (int64_t t = 0; t < piece.token_count; ++t)
+      kernels.silu_mul(scratch + t * 2 * rows, out + t * call.out_stride, rows);
   }
 }
 
@@ -192,8 +229,13 @@ void run_matmul(const MatmulCall& call, const Kernels& kernels, ThreadPool& pool
   const Plan plan = make_plan(call, kernels, pool.thread_count());
   if (call.weight->has_quantised) quantize_rows(call, plan, kernels, pool);
   const int64_t items = plan.pass_count * plan.chunks_per_pass;
-  const auto run_item = [&](int64_t item, int) {
-    multiply(call, plan, kernels, piece_of(call, plan, item));
+  const auto run_item = [&](int64_t item, int thread) {
+    const Piece piece = piece_of(call, plan, item);
+    if (call.gated) {
+      multiply_gated(call, plan, kernels, piece, thread);
+    } else {
+      multiply_plain(call, plan, kernels, piece);
+    }
   };
   if (call.weight->rows * call.weight->cols * call.rows <= kInlineMultiplyAdds) {
     for (int64_t item = 0; item < items; ++item) run_item(item, 0);

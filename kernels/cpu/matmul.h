@@ -10,6 +10,9 @@
 
 namespace updraft {
 
+// Scratch of one thread for a gated product.
+inline constexpr int64_t kGatedScratchFloats = 64 << 10;
+
 struct MatmulCall {
   const Matrix* weight = nullptr;
   const float* bias = nullptr;  // [weight rows] or null
@@ -19,6 +22,9 @@ struct MatmulCall {
   ActBlock* blocks = nullptr;  // scratch [rows, cols / 32], when the weight has quantised parts
   float* out = nullptr;        // [rows, weight rows]
   int64_t out_stride = 0;
+  // The weight is two parts of n rows, gate and up: out [rows, n] = silu(in * gate) * (in * up).
+  bool gated = false;
+  float* scratch = nullptr;  // [threads, kGatedScratchFloats] when gated
 };
 
 void run_matmul(const MatmulCall& call, const Kernels& kernels, ThreadPool& pool);

@@ -50,17 +50,22 @@ UPDRAFT_INLINE QuantisedBlock quantize_block(const float* x, int8_t* q) {
   // Below, 127 / amax would overflow; such a block is as good as zero.
   const bool zero = !(amax > 1e-30F);
   const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / amax);
+  constexpr bool kSumsBytes = requires { V::sum_bytes(q, 0); };
   typename V::I low = V::set1_int(0);
   typename V::I high = V::set1_int(0);
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
     const typename V::I rounded = V::round_to_int(V::mul(v[i], inverse));
     V::store_s8(q + i * V::kLanes, rounded);
+    if constexpr (kSumsBytes) continue;
     if (i < kVectors / 2) {
       low = V::add_int(low, rounded);
     } else {
       high = V::add_int(high, rounded);
     }
+  }
+  if constexpr (kSumsBytes) {
+    return {zero ? 0.0F : amax / 127.0F, V::sum_bytes(q, 0), V::sum_bytes(q, 16)};
   }
   return {zero ? 0.0F : amax / 127.0F, V::reduce_add_int(low), V::reduce_add_int(high)};
 }
@@ -248,6 +253,15 @@ void store_kv_row(const KvLayout& kv, std::byte* page, int slot, const float* k,
     }
   }
   convert_values<V>(v, kv.head_dim, kv.type, page + kv.v_offset_bytes + slot * kv.v_row_bytes);
+}
+
+template <class V>
+void add_bias_rows(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count) {
+  for (int64_t t = 0; t < tokens; ++t, rows += stride) {
+    for_vectors<V>(count, [&](int64_t i, int n) {
+      store_some<V>(rows + i, V::add(load_some<V>(rows + i, n), load_some<V>(bias + i, n)), n);
+    });
+  }
 }
 
 // out[i] = silu(in[i]) * in[dim + i], silu(x) = x / (1 + e^-x).

@@ -1,7 +1,7 @@
 // Vectors of 8 lanes: AVX2 with FMA and F16C. Bytes are multiplied by maddubs, whose 16-bit sums of
 // two products saturate; dot() therefore adds only as many of them in 16 bits as the width of the
-// weights allows. Included by kernels_avx2.cpp alone; why the namespace is anonymous:
-// vec_generic.h.
+// weights allows. Included by kernels_avx2.cpp and, as the base of its vectors, vec_avxvnni.h; why
+// the namespace is anonymous: vec_generic.h.
 #pragma once
 
 #include <immintrin.h>

@@ -100,6 +100,13 @@ struct VecAvx512 {
   }
   static UPDRAFT_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
   static UPDRAFT_INLINE int32_t reduce_add_int(I a) { return _mm512_reduce_add_epi32(a); }
+  // Optional: the sum of q[first .. first + 16).
+  static UPDRAFT_INLINE int32_t sum_bytes(const int8_t* q, int first) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + first));
+    __m128i sum = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1)));
+  }
   static UPDRAFT_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static UPDRAFT_INLINE I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
   template <int kShift>

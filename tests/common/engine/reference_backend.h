@@ -173,12 +173,19 @@ class ReferenceBackend final : public Backend {
       }
     }
   }
-  void silu_mul(Act in, Act out) override {
+  void gated_matmul(Mat gate_up, Act in, Act out) override {
+    const Matrix& w = matrix(gate_up);
     const int64_t dim = act(out).cols;
-    for (int64_t r = 0; r < rows(); ++r) {
-      for (int64_t c = 0; c < dim; ++c) {
-        const double gate = at(in, r, c);
-        at(out, r, c) = gate / (1.0 + std::exp(-gate)) * at(in, r, dim + c);
+    UPDRAFT_CHECK(w.cols == act(in).cols && w.rows == 2 * dim);
+    for (int64_t row = 0; row < rows(); ++row) {
+      for (int64_t r = 0; r < dim; ++r) {
+        double gate = 0.0;
+        double up = 0.0;
+        for (int64_t c = 0; c < w.cols; ++c) {
+          gate += at(in, row, c) * w.at(r, c);
+          up += at(in, row, c) * w.at(dim + r, c);
+        }
+        at(out, row, r) = gate / (1.0 + std::exp(-gate)) * up;
       }
     }
   }

@@ -73,7 +73,7 @@ TEST_CASE("every format times every batch size equals the double-precision produ
       const int64_t block = dtype_info(type).block_elems;
       uint32_t seed = 1;
       for (const int64_t rows : {1, 3, 17, kEmulated ? 30 : 100}) {
-        for (const int64_t batch : {1, 2, 3, 5, 9, 33}) {
+        for (const int64_t batch : {1, 2, 3, 5, 9, 33, 41}) {
           const int64_t cols = block == 1 ? 37 + rows : block * (1 + (rows + batch) % 4);
           CAPTURE(rows);
           CAPTURE(cols);
@@ -139,6 +139,42 @@ TEST_CASE("a row's result has the same bits alone and in any batch, on one threa
         const Product part = multiply(*open_backend(isa, 1), parts, some, count, {});
         CHECK(std::memcmp(part.out.data(), whole.out.data() + first * 133,
                           part.out.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("a gated product is silu of the gate times up, of mixed formats and any number of rows") {
+  for (const CpuIsa isa : available_isas()) {
+    CAPTURE(std::string(isa_name(isa)));
+    for (const auto& [gate_type, up_type] :
+         {std::pair{DType::kQ4_0, DType::kQ4_0}, std::pair{DType::kQ4_K, DType::kQ6_K},
+          std::pair{DType::kQ8_0, DType::kF16}}) {
+      for (const int64_t rows : {3, 64, 150}) {
+        for (const int64_t batch : {1, 5, 40, 300}) {
+          CAPTURE(rows);
+          CAPTURE(batch);
+          const std::vector<TestMatrix> parts = {random_matrix(gate_type, rows, 256, 61),
+                                                 random_matrix(up_type, rows, 256, 62)};
+          const std::vector<float> x = random_values(static_cast<size_t>(batch * 256), 63, 0.3F);
+          const std::unique_ptr<Backend> backend = open_backend(isa, 3);
+          const WeightView views[] = {parts[0].view(), parts[1].view()};
+          const Mat weight = take(backend->add_matrix(views));
+          const Act out = take(backend->add_activation(batch, rows));
+          const PlainBatch plain(batch);
+          const Act in = filled_activation(*backend, x, batch, 256, plain);
+          backend->gated_matmul(weight, in, out);
+          const std::vector<double> both = reference(parts, x, batch, {}, false);
+          std::vector<double> expected;
+          for (int64_t b = 0; b < batch; ++b) {
+            for (int64_t r = 0; r < rows; ++r) {
+              const double gate = both[static_cast<size_t>(2 * b * rows + r)];
+              const double up = both[static_cast<size_t>((2 * b + 1) * rows + r)];
+              expected.push_back(gate / (1.0 + std::exp(-gate)) * up);
+            }
+          }
+          CHECK(relative_error(read(*backend, out, batch, rows), expected) < 3e-6);
+        }
       }
     }
   }

@@ -107,7 +107,7 @@ TEST_CASE("the golden RMS norm comes out") {
   }
 }
 
-TEST_CASE("silu times up equals double precision, at the ends of the range too") {
+TEST_CASE("silu of the gate times up equals double precision, at the ends of the range too") {
   for (const CpuIsa isa : available_isas()) {
     CAPTURE(std::string(isa_name(isa)));
     for (const int64_t dim : {1, 5, 48, 333}) {
@@ -115,10 +115,19 @@ TEST_CASE("silu times up equals double precision, at the ends of the range too")
       x[0] = 200.0F;
       x[static_cast<size_t>(2 * dim)] = -200.0F;
       x[static_cast<size_t>(4 * dim)] = 0.0F;
+      // Two halves of the unit matrix: the products are the values themselves.
+      const auto width = static_cast<size_t>(2 * dim);
+      std::vector<float> unit(width * width, 0.0F);
+      for (size_t i = 0; i < width; ++i) unit[i * width + i] = 1.0F;
+      const auto* bytes = reinterpret_cast<const std::byte*>(unit.data());
+      const WeightView halves[] = {{bytes, DType::kF32, dim, 2 * dim},
+                                   {bytes + dim * 2 * dim * 4, DType::kF32, dim, 2 * dim}};
       const std::unique_ptr<Backend> backend = open_backend(isa);
+      const Mat weight = take(backend->add_matrix(halves));
       const Act out = take(backend->add_activation(4, dim));
-      const Act in = filled_activation(*backend, x, 4, 2 * dim, PlainBatch(4));
-      backend->silu_mul(in, out);
+      const PlainBatch plain(4);
+      const Act in = filled_activation(*backend, x, 4, 2 * dim, plain);
+      backend->gated_matmul(weight, in, out);
       const std::vector<float> got = read(*backend, out, 4, dim);
       for (int64_t row = 0; row < 4; ++row) {
         for (int64_t i = 0; i < dim; ++i) {
