@@ -223,7 +223,8 @@ void add_run(CLI::App& app, int& exit_status) {
       ->delimiter(',');
   command->add_option("--kv-type", flags->model.kv_type, "f32, f16 or bf16");
   command->add_option("--isa", flags->model.isa,
-                      "generic, avx2, avxvnni or avx512 (default: the best here)");
+                      "generic, avx2, avxvnni, avx512, neon, neon-dotprod or neon-i8mm (default: the best "
+                      "here)");
   command->add_flag("--speculation,!--no-speculation", flags->model.speculation,
                     "guess tokens that repeat the context, verify several at once; the answer is "
                     "the same (default: on)");

@@ -49,7 +49,9 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.speculation", model.speculation);
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
-  file.get_choice("model.isa", model.isa, {"", "generic", "avx2", "avxvnni", "avx512"});
+  file.get_choice(
+      "model.isa", model.isa,
+      {"", "generic", "avx2", "avxvnni", "avx512", "neon", "neon-dotprod", "neon-i8mm"});
   file.get("model.threads", model.threads, 0, 1024);
   file.get("model.cores", model.cores, 0, 65535);
   file.get_bytes("model.max_memory", model.max_memory_bytes);

@@ -407,8 +407,15 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kAvxVnni;
   } else if (config.isa == "avx512") {
     cpu.isa = CpuIsa::kAvx512Vnni;
+  } else if (config.isa == "neon") {
+    cpu.isa = CpuIsa::kNeon;
+  } else if (config.isa == "neon-dotprod") {
+    cpu.isa = CpuIsa::kNeonDotprod;
+  } else if (config.isa == "neon-i8mm") {
+    cpu.isa = CpuIsa::kNeonI8mm;
   } else if (!config.isa.empty()) {
-    return fail("isa = \"" + config.isa + "\" is not one of generic, avx2, avxvnni, avx512");
+    return fail("isa = \"" + config.isa +
+                "\" is not one of generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm");
   }
   return open_cpu_backend(cpu);
 }

@@ -40,7 +40,7 @@ struct LocalModelConfig {
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
-  std::string isa;                  // empty, generic, avx2, avxvnni, avx512
+  std::string isa;                  // empty, generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm
   int32_t threads = 0;
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;

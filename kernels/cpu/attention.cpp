@@ -38,8 +38,7 @@ struct AttentionRunner::Work {
     op.head_dim = kv.shape().head_dim;
     op.first_key_count = block.first_key_count;
     op.scale = call.scale;
-    op.pool = kv.part(call.layer, kv_head);
-    op.page_stride_bytes = kv.page_stride_bytes();
+    op.pool = kv.pages(call.layer, kv_head);
     op.pages = batch.sequences[static_cast<size_t>(block.sequence)].pages.data();
     op.kv = &kv.layout();
     op.out = call.out + block.row_first * call.out_stride + head_offset;

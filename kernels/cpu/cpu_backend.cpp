@@ -315,10 +315,10 @@ void CpuBackend::prepare_qkv(const QkvPrepare& op) {
     for (int h = 0; h < op.head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), q_norm, op.eps, angles);
     }
-    const int64_t page_offset = step_.row_page(row) * kv_.page_stride_bytes();
+    const int64_t page_offset = step_.row_page(row) * kv_.layout().page_bytes;
     for (int h = 0; h < shape.kv_head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), k_norm, op.eps, angles);
-      kernels_.store_kv(kv_.layout(), kv_.part(op.layer, h) + page_offset, step_.row_slot(row),
+      kernels_.store_kv(kv_.layout(), kv_.pages(op.layer, h) + page_offset, step_.row_slot(row),
                         head, head + shape.kv_head_count * head_dim);
     }
   });

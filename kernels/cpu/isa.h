@@ -1,10 +1,24 @@
-// Which instruction sets this machine has, and their kernels: the one place that chooses.
+// Which instruction sets this machine has, and their kernels: the one place that chooses. What
+// differs by processor family is in isa_x86.cpp and isa_arm.cpp, of which the build takes one.
 #pragma once
+
+#include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/kernels.h"
 
 namespace updraft {
+
+struct IsaKernels {
+  CpuIsa isa;
+  const Kernels& (*kernels)();
+};
+
+// Beyond the generic one: what the processor and the operating system support, best last.
+std::vector<IsaKernels> machine_isas();
+
+// Tells the core that it is spinning on a word that another core will write.
+void pause_core();
 
 const Kernels& kernels_of(CpuIsa isa);
 

@@ -80,8 +80,7 @@ struct AttentionBlock {
   int head_dim = 0;
   int first_key_count = 0;  // keys that row 0 sees; row i sees i more
   float scale = 0.0F;
-  const std::byte* pool = nullptr;  // this layer's and kv head's part of page 0
-  int64_t page_stride_bytes = 0;
+  const std::byte* pool = nullptr;  // page 0 of this layer and kv head
   const int32_t* pages = nullptr;
   const KvLayout* kv = nullptr;
   float* out = nullptr;
@@ -106,7 +105,7 @@ struct Kernels {
   // x = rms_norm(x) * norm (if norm) and then the rotation, in place.
   void (*prepare_head)(float* x, int head_dim, const float* norm, float eps, const RopeRow& rope);
   // Writes one token's k and v of one kv head into its page.
-  void (*store_kv)(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v);
+  void (*store_kv)(const KvLayout& kv, std::byte* page, int slot, const float* k, const float* v);
   // rows[t * stride + i] += bias[i] for `count` values of each token.
   void (*add_bias)(float* rows, int64_t stride, int64_t tokens, const float* bias, int64_t count);
   void (*silu_mul)(const float* in, float* out, int64_t dim);
@@ -126,13 +125,17 @@ constexpr int64_t attention_state_floats(int64_t queries, int head_dim_padded) {
   return (queries + kQueryGroup) * (head_dim_padded + 2);
 }
 constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded) {
-  return (queries + kQueryGroup) * head_dim_padded +
-         kQueryGroup * kKeyChunk;  // scaled queries, one group's scores
+  return (queries + kQueryGroup) * (head_dim_padded + 2) + head_dim_padded +  // scaled queries
+         2 * kQueryGroup * kKeyChunk;  // one group's scores and probabilities
 }
 
+// Those of the other processor family are declared and not there.
 const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
+const Kernels& neon_kernels();
+const Kernels& neon_dotprod_kernels();
+const Kernels& neon_i8mm_kernels();
 
 }  // namespace updraft

@@ -1,11 +1,14 @@
-// Where K and V lie in the pool. The pool is one array per layer of pages, a page one part per kv
-// head:
+// Where K and V lie in the pool. The pool is one array of pages per layer and kv head, so that the
+// pages of a sequence, mostly taken in a row, are one stream of memory:
 //
-//   part:  K in groups of 16 positions, each [head_dim][16]: one register holds one dimension of 16
-//   keys, so 16 scores
-//          need no horizontal sums
+//   page:  K in groups of 16 positions, each [head_dim padded to 4][16]: one register holds one
+//          dimension of 16 keys, so 16 scores need no horizontal sums
 //          V as rows [position][head_dim padded to 16]
 //          int8 pages only: the scales of K, then of V, f32 [positions padded to 16]
+//
+// int8: 4 bytes that a dot product takes at once lie together. K groups are [head_dim / 4][16][4],
+// V groups of 16 positions are [4][head_dim][4 positions]. The bytes are those of the rotated heads
+// (head_rotation.h), offset by 128 where the instruction set wants them unsigned.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +34,7 @@ struct KvLayout {
   int64_t v_row_bytes = 0;
   int64_t k_scale_offset_bytes = 0;
   int64_t v_scale_offset_bytes = 0;
-  int64_t part_bytes = 0;  // one kv head of one page of one layer
+  int64_t page_bytes = 0;  // of one kv head in one layer
 
   static constexpr int value_bytes(DType type) {
     return type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
@@ -46,13 +49,13 @@ struct KvLayout {
     kv.page_tokens = page_tokens;
     kv.groups_per_page = (page_tokens + kKeyGroup - 1) / kKeyGroup;
     const int64_t slots = static_cast<int64_t>(kv.groups_per_page) * kKeyGroup;
-    kv.k_group_bytes = static_cast<int64_t>(head_dim) * kKeyGroup * bytes;
+    kv.k_group_bytes = static_cast<int64_t>((head_dim + 3) / 4 * 4) * kKeyGroup * bytes;
     kv.v_offset_bytes = (kv.groups_per_page * kv.k_group_bytes + 63) / 64 * 64;
     kv.v_row_bytes = static_cast<int64_t>(kv.head_dim_padded) * bytes;
     kv.k_scale_offset_bytes = (kv.v_offset_bytes + slots * kv.v_row_bytes + 63) / 64 * 64;
     const int64_t scale_bytes = type == DType::kQ8_0 ? slots * 4 : 0;
     kv.v_scale_offset_bytes = kv.k_scale_offset_bytes + scale_bytes;
-    kv.part_bytes = kv.v_scale_offset_bytes + scale_bytes;
+    kv.page_bytes = kv.v_scale_offset_bytes + scale_bytes;
     return kv;
   }
 };

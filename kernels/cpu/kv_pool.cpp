@@ -37,7 +37,7 @@ Result<void> check_shape(const KvShape& shape) {
 
 uint64_t KvPool::page_bytes(const KvShape& shape) {
   const KvLayout layout = KvLayout::of(shape.type, shape.head_dim, shape.page_tokens);
-  return static_cast<uint64_t>(layout.part_bytes) * static_cast<uint64_t>(shape.kv_head_count) *
+  return static_cast<uint64_t>(layout.page_bytes) * static_cast<uint64_t>(shape.kv_head_count) *
          static_cast<uint64_t>(shape.layer_count);
 }
 
@@ -59,10 +59,12 @@ void KvPool::copy_page(int32_t from, int32_t to) {
   UPDRAFT_CHECK(from >= 0 && from < shape_.page_count && to >= 0 && to < shape_.page_count,
                 "a page of the pool");
   if (from == to) return;
-  const int64_t bytes = page_stride_bytes();
+  const int64_t bytes = layout_.page_bytes;
   for (int layer = 0; layer < shape_.layer_count; ++layer) {
-    std::byte* pages = part(layer, 0);
-    std::memcpy(pages + to * bytes, pages + from * bytes, static_cast<size_t>(bytes));
+    for (int head = 0; head < shape_.kv_head_count; ++head) {
+      std::byte* all = pages(layer, head);
+      std::memcpy(all + to * bytes, all + from * bytes, static_cast<size_t>(bytes));
+    }
   }
 }
 

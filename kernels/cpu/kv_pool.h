@@ -1,5 +1,5 @@
-// The pages of K and V: one array of pages per layer, a page holding one part per kv head
-// (kv_layout.h).
+// The pages of K and V: one array of pages per layer and kv head (kv_layout.h). To everyone else a
+// page is its number.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +20,10 @@ class KvPool {
 
   const KvShape& shape() const { return shape_; }
   const KvLayout& layout() const { return layout_; }
-  int64_t page_stride_bytes() const {
-    return layout_.part_bytes * shape_.kv_head_count;
-  }  // within one layer
-  // The part of one kv head in page 0 of a layer; page p lies p * page_stride_bytes() further.
-  std::byte* part(int layer, int kv_head) const {
-    return memory_.data() + layer * shape_.page_count * page_stride_bytes() +
-           kv_head * layout_.part_bytes;
+  // Page 0 of a kv head in a layer; page p lies p * layout().page_bytes further.
+  std::byte* pages(int layer, int kv_head) const {
+    const int64_t index = static_cast<int64_t>(layer) * shape_.kv_head_count + kv_head;
+    return memory_.data() + index * shape_.page_count * layout_.page_bytes;
   }
   void copy_page(int32_t from, int32_t to);
 

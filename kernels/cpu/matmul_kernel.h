@@ -162,6 +162,7 @@ __attribute__((noinline)) void quant_tile(const std::byte* tile, int64_t header_
   const std::byte* header = tile;
   const std::byte* quants = tile + header_bytes;
   typename V::F total[kTokens];
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) total[t] = V::zero();
   SuperScales<V> super{V::zero(), V::zero()};
   const int64_t blocks = cols / kBlockCols;
@@ -185,6 +186,7 @@ __attribute__((noinline)) void quant_tile(const std::byte* tile, int64_t header_
     quants += kQuantBytes;
     if (!Format::kSuper || s == 7) header += kHeaderBytes;
   }
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) V::store(out + t * out_stride, total[t]);
 }
 

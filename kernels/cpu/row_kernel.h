@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/head_rotation.h"
 #include "kernels/cpu/inline.h"
 #include "kernels/cpu/kernels.h"
 
@@ -171,16 +172,14 @@ void prepare_head_row(float* x, int head_dim, const float* norm, float eps, cons
   });
 }
 
-// `count` floats in the pages' type, contiguous. int8: x / scale rounded.
+// `count` floats in the pages' type, contiguous.
 template <class V>
-UPDRAFT_INLINE void convert_values(const float* x, int count, DType type, float inverse_scale,
-                                   std::byte* out) {
-  float padded[V::kLanes];
+UPDRAFT_INLINE void convert_values(const float* x, int count, DType type, std::byte* out) {
+  const int bytes = KvLayout::value_bytes(type);
   for (int i = 0; i < count; i += V::kLanes) {
     const int n = count - i < V::kLanes ? count - i : V::kLanes;
     const typename V::F v = load_some<V>(x + i, n);
     std::byte whole[4 * V::kLanes];
-    const int bytes = type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
     switch (type) {
       case DType::kF16:
         V::store_half(whole, v);
@@ -188,13 +187,8 @@ UPDRAFT_INLINE void convert_values(const float* x, int count, DType type, float 
       case DType::kBF16:
         V::store_bf16(whole, v);
         break;
-      case DType::kQ8_0:
-        V::store_s8(reinterpret_cast<int8_t*>(whole),
-                    V::round_to_int(V::mul(v, V::set1(inverse_scale))));
-        break;
       default:
-        V::store(padded, v);
-        __builtin_memcpy(whole, padded, sizeof padded);
+        V::store(reinterpret_cast<float*>(whole), v);
         break;
     }
     __builtin_memcpy(out + i * bytes, whole, static_cast<size_t>(n * bytes));
@@ -209,37 +203,56 @@ UPDRAFT_INLINE float peak_of(const float* x, int count) {
   return V::reduce_max(peak);
 }
 
-// Columns of K lie 16 values apart, V is a row.
+// int8 pages: rotated, one scale per token, four bytes side by side (kv_layout.h).
 template <class V>
-void store_kv_row(const KvLayout& kv, std::byte* head, int slot, const float* k, const float* v) {
+UPDRAFT_INLINE void store_kv_int8(const KvLayout& kv, std::byte* page, int slot, const float* k,
+                                  const float* v) {
+  constexpr int kHeadDimMax = 4096;  // as the pool checks
   const int group = slot / kKeyGroup;
   const int lane = slot % kKeyGroup;
-  const DType type = kv.type;
-  const int bytes = type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
-  float k_inverse = 1.0F;
-  float v_inverse = 1.0F;
-  if (type == DType::kQ8_0) {
-    const float k_peak = peak_of<V>(k, kv.head_dim);
-    const float v_peak = peak_of<V>(v, kv.head_dim);
-    const float k_scale = k_peak / 127.0F;
-    const float v_scale = v_peak / 127.0F;
-    __builtin_memcpy(head + kv.k_scale_offset_bytes + 4 * slot, &k_scale, 4);
-    __builtin_memcpy(head + kv.v_scale_offset_bytes + 4 * slot, &v_scale, 4);
-    k_inverse = k_peak > 1e-30F ? 127.0F / k_peak : 0.0F;
-    v_inverse = v_peak > 1e-30F ? 127.0F / v_peak : 0.0F;
-  }
-  std::byte* column = head + group * kv.k_group_bytes + lane * bytes;
+  alignas(64) float x[kHeadDimMax + 16];
+  int8_t bytes[kHeadDimMax + 16];
+  const auto quantize = [&](const float* from, int64_t scale_offset_bytes) {
+    __builtin_memcpy(x, from, static_cast<size_t>(kv.head_dim) * sizeof(float));
+    for (int d = kv.head_dim; d < kv.head_dim_padded; ++d) x[d] = 0.0F;
+    rotate_head<V>(x, kv.head_dim);
+    const float peak = peak_of<V>(x, kv.head_dim);
+    const bool zero = !(peak > 1e-30F);  // below, 127 / peak would overflow
+    const float scale = zero ? 0.0F : peak / 127.0F;
+    __builtin_memcpy(page + scale_offset_bytes + 4 * slot, &scale, 4);
+    const typename V::F inverse = V::set1(zero ? 0.0F : 127.0F / peak);
+    for (int d = 0; d < kv.head_dim_padded; d += V::kLanes)
+      V::store_s8(bytes + d, V::round_to_int(V::mul(V::load(x + d), inverse)));
+    if constexpr (!V::kSignedBytes) {
+      for (int d = 0; d < kv.head_dim_padded; ++d) bytes[d] = static_cast<int8_t>(bytes[d] ^ 0x80);
+    }
+  };
+  quantize(k, kv.k_scale_offset_bytes);
+  std::byte* to = page + group * kv.k_group_bytes + lane * 4;
+  for (int d = 0; d < kv.head_dim; d += 4) __builtin_memcpy(to + d * kKeyGroup, bytes + d, 4);
+  quantize(v, kv.v_scale_offset_bytes);
+  to = page + kv.v_offset_bytes + (slot - slot % 4) * kv.v_row_bytes + slot % 4;
+  for (int d = 0; d < kv.head_dim; ++d) to[4 * d] = static_cast<std::byte>(bytes[d]);
+}
+
+// Columns of K lie 16 values apart, V is a row.
+template <class V>
+void store_kv_row(const KvLayout& kv, std::byte* page, int slot, const float* k, const float* v) {
+  if (kv.type == DType::kQ8_0) return store_kv_int8<V>(kv, page, slot, k, v);
+  const int group = slot / kKeyGroup;
+  const int lane = slot % kKeyGroup;
+  const int bytes = KvLayout::value_bytes(kv.type);
+  std::byte* column = page + group * kv.k_group_bytes + lane * bytes;
   for (int first = 0; first < kv.head_dim; first += 64) {
     const int count = kv.head_dim - first < 64 ? kv.head_dim - first : 64;
     std::byte part[64 * 4];
-    convert_values<V>(k + first, count, type, k_inverse, part);
+    convert_values<V>(k + first, count, kv.type, part);
     std::byte* to = column + static_cast<int64_t>(first) * kKeyGroup * bytes;
     for (int i = 0; i < count; ++i) {
       __builtin_memcpy(to + i * kKeyGroup * bytes, part + i * bytes, static_cast<size_t>(bytes));
     }
   }
-  convert_values<V>(v, kv.head_dim, type, v_inverse,
-                    head + kv.v_offset_bytes + slot * kv.v_row_bytes);
+  convert_values<V>(v, kv.head_dim, kv.type, page + kv.v_offset_bytes + slot * kv.v_row_bytes);
 }
 
 template <class V>

@@ -8,6 +8,8 @@
 #include <chrono>
 #include <string>
 
+#include "kernels/cpu/isa.h"
+
 namespace updraft {
 namespace {
 
@@ -16,12 +18,6 @@ constexpr uint64_t kCountMask = (uint64_t{1} << kCountBits) - 1;
 // Between the operations of a decode step lie a few microseconds; spinning that long saves a futex
 // wake, spinning longer would take the core from other processes.
 constexpr auto kSpin = std::chrono::microseconds(40);
-
-void pause_core() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 // Spins until `ready()` or the time is over.
 template <typename Ready>
