@@ -12,7 +12,7 @@
 
 namespace updraft {
 
-enum class CpuIsa { kGeneric, kAvx2, kAvx512Vnni };
+enum class CpuIsa { kGeneric, kAvx2, kAvx512Vnni, kAvx512Bf16 };
 
 struct CpuConfig {
   int thread_count = 0;  // 0: one per core in `cores`, or per core of this process's affinity mask

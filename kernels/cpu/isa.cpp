@@ -16,6 +16,7 @@ std::vector<CpuIsa> available_isas() {
                       __builtin_cpu_supports("avx512vnni");
   if (avx2) isas.push_back(CpuIsa::kAvx2);
   if (avx2 && avx512) isas.push_back(CpuIsa::kAvx512Vnni);
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(CpuIsa::kAvx512Bf16);
 #endif
   return isas;
 }
@@ -28,6 +29,8 @@ const char* isa_name(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512Vnni:
       return "avx512-vnni";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512-bf16";
   }
   return "unknown";
 }
@@ -40,6 +43,8 @@ const Kernels& kernels_of(CpuIsa isa) {
       return avx2_kernels();
     case CpuIsa::kAvx512Vnni:
       return avx512_kernels();
+    case CpuIsa::kAvx512Bf16:
+      return avx512bf16_kernels();
   }
   UPDRAFT_CHECK(false, "an instruction set of the enum");
 }

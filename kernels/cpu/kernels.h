@@ -104,5 +104,6 @@ constexpr int64_t attention_scratch_floats(int64_t queries, int head_dim_padded)
 const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512bf16_kernels();
 
 }  // namespace updraft
