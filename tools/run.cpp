@@ -203,9 +203,9 @@ void add_run(CLI::App& app, int& exit_status) {
       ->check(CLI::Range(0, 1024));
   command->add_option("--cores", flags->model.cores, "pin threads to these cores, comma separated")
       ->delimiter(',');
-  command->add_option("--kv-type", flags->model.kv_type, "f32, f16 or bf16");
+  command->add_option("--kv-type", flags->model.kv_type, "f32, f16, bf16 or int8");
   command->add_option("--isa", flags->model.isa,
-                      "generic, avx2 or avx512 (default: the best here)");
+                      "generic, avx2, avx512 or avx512bf16 (default: the best here)");
   command->add_flag("--exact", flags->model.exact,
                     "f32 arithmetic for every format (slow, for comparisons)");
   command->add_flag("--print-ids", flags->print_ids, "print token ids instead of text");

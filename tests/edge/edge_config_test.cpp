@@ -57,7 +57,7 @@ context = 4096
 slots = 3
 queue_max = 9
 page_tokens = 64
-kv_type = "f32"
+kv_type = "int8"
 kv_tokens = 8192
 step_tokens_max = 128
 backend = "cpu"
@@ -96,7 +96,7 @@ format = "json"
   CHECK(config->model.slots == 3);
   CHECK(config->model.queue_max == 9);
   CHECK(config->model.page_tokens == 64);
-  CHECK(config->model.kv_type == "f32");
+  CHECK(config->model.kv_type == "int8");
   CHECK(config->model.kv_tokens == 8192);
   CHECK(config->model.step_tokens_max == 128);
   CHECK(config->model.backend == "cpu");
@@ -128,7 +128,7 @@ TEST_CASE("what is wrong is named with its key") {
   CHECK(says("[node]\nid = \"Edge 7\"\n" + model, "Edge 7"));
   CHECK(says("[model]\npath = \"m\"\nslots = 0\n",
              "edge.toml:3: [model] slots = 0 is not in 1..256"));
-  CHECK(says("[model]\npath = \"m\"\nkv_type = \"int8\"\n", "int8"));
+  CHECK(says("[model]\npath = \"m\"\nkv_type = \"int4\"\n", "int4"));
   CHECK(says("[model]\npath = \"m\"\nslotz = 4\n", "slotz"));
   CHECK(says(model + "[pool]\nrouters = [\"tcp://h:1\"]\n", "[pool] router_key"));
   CHECK(says(model + "[pool]\nlease_ms = 300\n", "lease_ms"));
