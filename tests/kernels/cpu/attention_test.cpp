@@ -491,6 +491,27 @@ TEST_CASE("a copied page serves the other sequence as its own") {
   }
 }
 
+TEST_CASE("what an earlier sequence left in a page, even if no number, changes nothing") {
+  for (const CpuIsa isa : available_isas()) {
+    CAPTURE(std::string(isa_name(isa)));
+    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
+      CAPTURE(std::string(dtype_info(type).name));
+      const Shape shape{.type = type};
+      Layer layer(isa, shape, 1, 8);
+      Sequence vandal = layer.sequence(48, 9);
+      for (float& v : vandal.qkv) v = NAN;
+      layer.step({&vandal}, {48});
+      Sequence a = layer.sequence(35, 8);
+      a.pages = vandal.pages;
+      const double bound = type == DType::kQ8_0 ? 0.03 : 5e-3;
+      for (const int count : {33, 1, 1}) {  // an odd number of keys, an even one
+        const std::vector<float> got = layer.step({&a}, {count});
+        CHECK(step_error(shape, layer, {&a}, {count}, got) < bound);
+      }
+    }
+  }
+}
+
 TEST_CASE("scores far apart and a first key that dominates lose nothing") {
   for (const CpuIsa isa : available_isas()) {
     CAPTURE(std::string(isa_name(isa)));
