@@ -221,9 +221,10 @@ void add_run(CLI::App& app, int& exit_status) {
       ->check(CLI::Range(0, 1024));
   command->add_option("--cores", flags->model.cores, "pin threads to these cores, comma separated")
       ->delimiter(',');
-  command->add_option("--kv-type", flags->model.kv_type, "f32, f16 or bf16");
+  command->add_option("--kv-type", flags->model.kv_type, "f32, f16, bf16 or int8");
   command->add_option("--isa", flags->model.isa,
-                      "generic, avx2, avxvnni, avx512, neon, neon-dotprod or neon-i8mm (default: the best "
+                      "generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod or neon-i8mm "
+                      "(default: the best "
                       "here)");
   command->add_flag("--speculation,!--no-speculation", flags->model.speculation,
                     "guess tokens that repeat the context, verify several at once; the answer is "

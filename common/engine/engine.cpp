@@ -178,6 +178,7 @@ class ThreadedEngine final : public Engine {
 
 // "f16": as configurations spell it.
 std::string kv_type_name(DType type) {
+  if (type == DType::kQ8_0) return "int8";
   std::string name = dtype_info(type).name;
   for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return name;

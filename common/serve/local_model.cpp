@@ -384,7 +384,8 @@ Result<DType> parse_kv_type(const std::string& name) {
   if (name == "f32") return DType::kF32;
   if (name == "f16") return DType::kF16;
   if (name == "bf16") return DType::kBF16;
-  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16");
+  if (name == "int8") return DType::kQ8_0;
+  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8");
 }
 
 Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
@@ -407,6 +408,8 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kAvxVnni;
   } else if (config.isa == "avx512") {
     cpu.isa = CpuIsa::kAvx512Vnni;
+  } else if (config.isa == "avx512bf16") {
+    cpu.isa = CpuIsa::kAvx512Bf16;
   } else if (config.isa == "neon") {
     cpu.isa = CpuIsa::kNeon;
   } else if (config.isa == "neon-dotprod") {
@@ -415,7 +418,8 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     cpu.isa = CpuIsa::kNeonI8mm;
   } else if (!config.isa.empty()) {
     return fail("isa = \"" + config.isa +
-                "\" is not one of generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm");
+                "\" is not one of generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod, "
+                "neon-i8mm");
   }
   return open_cpu_backend(cpu);
 }

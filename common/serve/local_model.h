@@ -33,14 +33,14 @@ struct LocalModelConfig {
   int32_t slots = 8;                // sequences running at once, 1..256
   int32_t queue_max = 256;          // requests waiting at most; then kOverloaded
   int32_t page_tokens = 32;         // KV page size
-  std::string kv_type = "f16";      // f32, f16, bf16
+  std::string kv_type = "f16";      // f32, f16, bf16, int8
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
   int32_t step_tokens_max = 512;    // token budget of one step
   bool prefix_cache = true;         // prompts of one tenant share the KV pages of what they begin with
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
-  std::string isa;                  // empty, generic, avx2, avxvnni, avx512, neon, neon-dotprod, neon-i8mm
+  std::string isa;                  // empty, generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod, neon-i8mm
   int32_t threads = 0;
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;

@@ -40,6 +40,7 @@ struct KeyChunk {
   int key_count[kGroups + kAhead];
   int group_count = 0;    // of this chunk
   int located_count = 0;  // and of the next
+  bool full = false;      // every group of this chunk has its 16 keys
 
   const std::byte* k_group(const KvLayout& kv, int g) const {
     return page[g] + group_in_page[g] * kv.k_group_bytes;
@@ -56,6 +57,10 @@ struct KeyChunk {
     return reinterpret_cast<const float*>(page[g] + kv.v_scale_offset_bytes) +
            group_in_page[g] * kKeyGroup;
   }
+  // Whether a query with this many keys sees every lane of the chunk's registers.
+  bool whole_below(int limit) const {
+    return full && limit >= key_first[group_count - 1] + kKeyGroup;
+  }
   // Keys of group g that a query with this many keys sees; 0..16.
   int keys_below(int g, int limit) const {
     const int left = limit - key_first[g];
@@ -69,6 +74,7 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
   const KvLayout& kv = *op.kv;
   chunk.group_count = 0;
   chunk.located_count = 0;
+  chunk.full = true;
   int page = group / kv.groups_per_page;
   int in_page = group % kv.groups_per_page;
   for (int i = 0; i < KeyChunk::kGroups + KeyChunk::kAhead; ++i) {
@@ -80,7 +86,10 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
     chunk.key_first[i] = first;
     chunk.key_count[i] = in_group < kKeyGroup ? in_group : kKeyGroup;
     chunk.located_count = i + 1;
-    chunk.group_count = i < KeyChunk::kGroups ? i + 1 : KeyChunk::kGroups;
+    if (i < KeyChunk::kGroups) {
+      chunk.group_count = i + 1;
+      chunk.full = chunk.full && in_group >= kKeyGroup;
+    }
     if (++in_page == kv.groups_per_page) {
       in_page = 0;
       ++page;
@@ -88,19 +97,35 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
   }
 }
 
-// The first pass over a chunk's keys brings the next chunk's into the cache: pages are too short
-// for the hardware to see them coming.
-template <class V>
-UPDRAFT_INLINE void fetch_next_k(const AttentionBlock& op, const KeyChunk& chunk, int g) {
-  const int next = g + KeyChunk::kGroups;
-  if (next < chunk.located_count) V::prefetch(chunk.k_group(*op.kv, next), op.kv->k_group_bytes);
+// The first pass over a chunk's keys fetches, line for line, the same group of the next chunk:
+// pages are too short for the hardware to see them coming, and one burst per chunk would stall.
+// Without a next chunk the group itself, which costs nothing.
+UPDRAFT_INLINE int group_ahead(const KeyChunk& chunk, int g) {
+  return g + KeyChunk::kGroups < chunk.located_count ? g + KeyChunk::kGroups : g;
 }
-template <class V>
-UPDRAFT_INLINE void fetch_next_v(const AttentionBlock& op, const KeyChunk& chunk, int g) {
-  const int next = g + KeyChunk::kGroups;
-  if (next < chunk.located_count)
-    V::prefetch(chunk.v_group(*op.kv, next), kKeyGroup * op.kv->v_row_bytes);
-}
+
+// Where the registers of keys of a chunk begin. The last of a set of kColumns may be short: it
+// repeats the last register, and its scores land behind the keys' and are not read.
+template <class V, int kColumns>
+struct KeyColumns {
+  static constexpr int kPerGroup = kKeyGroup / V::kLanes;
+  static constexpr int kAll = kPerGroup * KeyChunk::kGroups;
+  const std::byte* at[kAll + kColumns];
+  int64_t ahead_bytes[kAll + kColumns];  // to the same register of the next chunk
+  int count;
+
+  // lane_bytes: of one key's entry beside its neighbours'.
+  UPDRAFT_INLINE KeyColumns(const AttentionBlock& op, const KeyChunk& chunk, int lane_bytes) {
+    count = chunk.group_count * kPerGroup;
+    for (int i = 0; i < count + kColumns; ++i) {
+      const int column = i < count ? i : count - 1;
+      const int g = column / kPerGroup;
+      const std::byte* group = chunk.k_group(*op.kv, g);
+      at[i] = group + (column % kPerGroup) * V::kLanes * lane_bytes;
+      ahead_bytes[i] = chunk.k_group(*op.kv, group_ahead(chunk, g)) - group;
+    }
+  }
+};
 
 // Lanes of register `i` of a chunk that hold keys below `limit`.
 template <class V>
@@ -145,33 +170,41 @@ UPDRAFT_INLINE int key_count_of(const AttentionBlock& op, int i) {
   return op.first_key_count + i / op.group;
 }
 
+// f(i, n) for each register of a chunk: its first n lanes are keys below `limit`. A whole chunk
+// takes the path where n is a constant.
+template <class V, class Body>
+UPDRAFT_INLINE void for_columns(const KeyChunk& chunk, int limit, Body body) {
+  const int count = chunk.group_count * (kKeyGroup / V::kLanes);
+  if (chunk.whole_below(limit)) {
+    for (int i = 0; i < count; ++i) body(i, V::kLanes);
+  } else {
+    for (int i = 0; i < count; ++i) body(i, lanes_below<V>(chunk, i, limit));
+  }
+}
+
 // Turns a query's scores into probabilities against its new running maximum; returns the factor for
 // what it has so far. Every lane of the chunk's registers is written.
 template <class V>
 UPDRAFT_INLINE float softmax_update(const KeyChunk& chunk, int limit, float factor, float* scores,
                                     SoftmaxState& state) {
-  constexpr int kPerGroup = kKeyGroup / V::kLanes;
-  const int count = chunk.group_count * kPerGroup;
   const float low = -__builtin_inff();
   typename V::F peak = V::set1(low);
-  for (int i = 0; i < count; ++i) {
-    const int n = lanes_below<V>(chunk, i, limit);
+  for_columns<V>(chunk, limit, [&](int i, int n) {
     typename V::F s = V::load(scores + i * V::kLanes);
     if (n < V::kLanes) s = V::keep_first(s, n, low);
     peak = V::max(peak, s);
-  }
+  });
   const float chunk_max = V::reduce_max(peak) * factor;
   const float max = chunk_max > state.max ? chunk_max : state.max;
   const typename V::F minus_max = V::set1(-max);
   const typename V::F scale = V::set1(factor);
   typename V::F sum = V::zero();
-  for (int i = 0; i < count; ++i) {
-    const int n = lanes_below<V>(chunk, i, limit);
+  for_columns<V>(chunk, limit, [&](int i, int n) {
     typename V::F p = exp2_of<V>(V::fma(V::load(scores + i * V::kLanes), scale, minus_max));
     if (n < V::kLanes) p = V::keep_first(p, n, 0.0F);
     sum = V::add(sum, p);
     V::store(scores + i * V::kLanes, p);
-  }
+  });
   const float keep = V::first(exp2_of<V>(V::set1(state.max - max)));
   state.max = max;
   state.sum = state.sum * keep + V::reduce_add(sum);

@@ -51,14 +51,22 @@ struct AttendFloat {
   // scores[t * kKeyChunk + ...] = q[t] . k for kColumns registers of keys, one dimension after the
   // other.
   template <int kQueries, int kColumns>
-  static UPDRAFT_INLINE void score_columns(const float* q, int64_t q_stride, int head_dim,
-                                           const std::byte* const* columns, float* scores) {
+  static __attribute__((noinline)) void score_columns(const float* q, int64_t q_stride,
+                                                      int head_dim, const std::byte* const* columns,
+                                                      const int64_t* ahead_bytes, float* scores) {
     F sum[kQueries][kColumns];
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i) sum[t][i] = V::zero();
     }
     for (int d = 0; d < head_dim; ++d) {
+      if (ahead_bytes != nullptr && d * kKeyGroup * kBytes % 64 == 0) {
+        for (int i = 0; i < kColumns; ++i)
+          V::prefetch(columns[i] + ahead_bytes[i] + d * kKeyGroup * kBytes, 64);
+      }
       F k[kColumns];
+#pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i)
         k[i] = load_kv<V, kType>(columns[i] + d * kKeyGroup * kBytes);
 #pragma GCC unroll 8
@@ -68,7 +76,9 @@ struct AttendFloat {
         for (int i = 0; i < kColumns; ++i) sum[t][i] = V::fma(k[i], x, sum[t][i]);
       }
     }
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i)
         V::store(scores + t * kKeyChunk + i * V::kLanes, sum[t][i]);
     }
@@ -80,19 +90,10 @@ struct AttendFloat {
                                          const Scratch& s) {
     constexpr int kColumns = kQueryGroup / kQueries;  // registers at a time: 8 sums in flight
     const int64_t stride = op.kv->head_dim_padded;
-    const int count = chunk.group_count * kPerGroup;
-    const std::byte* columns[kPerGroup * KeyChunk::kGroups + kColumns];
-    for (int i = 0; i < count; ++i) {
-      columns[i] = chunk.k_group(*op.kv, i / kPerGroup) + (i % kPerGroup) * V::kLanes * kBytes;
-    }
-    // A short last set repeats the last column; its scores land behind the keys' and are not read.
-    for (int i = count; i < count + kColumns; ++i) columns[i] = columns[count - 1];
-    for (int i = 0; i < count; i += kColumns) {
-      if (query == 0) {
-        for (int g = (i + kPerGroup - 1) / kPerGroup; g * kPerGroup < i + kColumns; ++g)
-          fetch_next_k<V>(op, chunk, g);
-      }
-      score_columns<kQueries, kColumns>(s.q + query * stride, stride, op.head_dim, columns + i,
+    const KeyColumns<V, kColumns> columns(op, chunk, kBytes);
+    for (int i = 0; i < columns.count; i += kColumns) {
+      score_columns<kQueries, kColumns>(s.q + query * stride, stride, op.head_dim, columns.at + i,
+                                        query == 0 ? columns.ahead_bytes + i : nullptr,
                                         s.scores + i * V::kLanes);
     }
   }
@@ -100,22 +101,27 @@ struct AttendFloat {
   // out[t] = out[t] * factor[t] + sum over keys of p[t][key] * v[key], kVectors registers of
   // dimensions at a time.
   template <int kQueries, int kVectors>
-  static UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk,
-                                        bool fetch_ahead, int key_limit, const float* p,
-                                        const float* factor, int dim_first, float* out) {
+  static __attribute__((noinline)) void add_values(const AttentionBlock& op, const KeyChunk& chunk,
+                                                   bool fetch_ahead, int key_limit, const float* p,
+                                                   const float* factor, int dim_first, float* out) {
     const int64_t stride = op.kv->head_dim_padded;
     F sum[kQueries][kVectors];
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         sum[t][j] = V::mul(V::load(out + t * stride + j * V::kLanes), V::set1(factor[t]));
       }
     }
     for (int g = 0; g < chunk.group_count; ++g) {
-      if (fetch_ahead) fetch_next_v<V>(op, chunk, g);
       const int keys = chunk.keys_below(g, key_limit);
       const std::byte* row = chunk.v_group(*op.kv, g) + static_cast<int64_t>(dim_first) * kBytes;
+      const int64_t ahead_bytes =
+          chunk.v_group(*op.kv, group_ahead(chunk, g)) - chunk.v_group(*op.kv, g);
       for (int key = 0; key < keys; ++key, row += op.kv->v_row_bytes) {
+        if (fetch_ahead) V::prefetch(row + ahead_bytes, kVectors * V::kLanes * kBytes);
         F v[kVectors];
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) v[j] = load_kv<V, kType>(row + j * V::kLanes * kBytes);
 #pragma GCC unroll 8
         for (int t = 0; t < kQueries; ++t) {
@@ -125,7 +131,9 @@ struct AttendFloat {
         }
       }
     }
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) V::store(out + t * stride + j * V::kLanes, sum[t][j]);
     }
   }
@@ -156,14 +164,14 @@ struct AttendFloat {
     for (int t = 0; t < kQueries; t += kPart) {
       const float* p = s.scores + t * kKeyChunk;
       float* out = state.values + (query + t) * stride;
+      const bool fetch_ahead = query == 0 && t == 0;
       int dim = 0;
       for (; dim + V::kSlab * V::kLanes <= stride; dim += V::kSlab * V::kLanes) {
-        const bool fetch_ahead = query == 0 && t == 0 && dim == 0;
         add_values<kPart, V::kSlab>(op, chunk, fetch_ahead, limit_max, p, factor + t, dim,
                                     out + dim);
       }
       for (; dim < stride; dim += V::kLanes) {
-        add_values<kPart, 1>(op, chunk, false, limit_max, p, factor + t, dim, out + dim);
+        add_values<kPart, 1>(op, chunk, fetch_ahead, limit_max, p, factor + t, dim, out + dim);
       }
     }
   }

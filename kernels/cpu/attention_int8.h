@@ -84,15 +84,24 @@ struct AttendInt8 {
 
   // scores[t * kKeyChunk + ...] = (q[t] . k) * scale of k, for kColumns registers of keys.
   template <int kQueries, int kColumns>
-  static UPDRAFT_INLINE void score_columns(const int8_t* q, int64_t q_stride, const int32_t* q_init,
-                                           int quads, const std::byte* const* columns,
-                                           const float* const* scales, float* scores) {
+  static __attribute__((noinline)) void score_columns(const int8_t* q, int64_t q_stride,
+                                                      const int32_t* q_init, int quads,
+                                                      const std::byte* const* columns,
+                                                      const int64_t* ahead_bytes,
+                                                      const float* const* scales, float* scores) {
     I sum[kQueries][kColumns];
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i) sum[t][i] = V::set1_int(q_init[t]);
     }
     for (int quad = 0; quad < quads; ++quad) {
+      if (ahead_bytes != nullptr) {
+        for (int i = 0; i < kColumns; ++i)
+          V::prefetch(columns[i] + ahead_bytes[i] + quad * 4 * kKeyGroup, 64);
+      }
       B k[kColumns];
+#pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i) k[i] = V::load_bytes(columns[i] + quad * 4 * kKeyGroup);
 #pragma GCC unroll 8
       for (int t = 0; t < kQueries; ++t) {
@@ -102,8 +111,10 @@ struct AttendInt8 {
         }
       }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i) {
       const F scale = V::load(scales[i]);
+#pragma GCC unroll 8
       for (int t = 0; t < kQueries; ++t) {
         V::store(scores + t * kKeyChunk + i * V::kLanes, V::mul(V::to_float(sum[t][i]), scale));
       }
@@ -118,27 +129,16 @@ struct AttendInt8 {
                                  : kPerGroup * KeyChunk::kGroups;
     const int64_t stride = op.kv->head_dim_padded;
     const int quads = (op.head_dim + 3) / 4;
-    const int count = chunk.group_count * kPerGroup;
-    const std::byte* columns[kPerGroup * KeyChunk::kGroups + kColumns];
-    const float* scales[kPerGroup * KeyChunk::kGroups + kColumns];
-    for (int i = 0; i < count; ++i) {
-      const int g = i / kPerGroup;
-      const int lane = (i % kPerGroup) * V::kLanes;
-      columns[i] = chunk.k_group(*op.kv, g) + lane * 4;
-      scales[i] = chunk.k_scales(*op.kv, g) + lane;
+    const KeyColumns<V, kColumns> columns(op, chunk, 4);
+    const float* scales[KeyColumns<V, kColumns>::kAll + kColumns];
+    for (int i = 0; i < columns.count + kColumns; ++i) {
+      const int column = i < columns.count ? i : columns.count - 1;
+      scales[i] = chunk.k_scales(*op.kv, column / kPerGroup) + (column % kPerGroup) * V::kLanes;
     }
-    // A short last set repeats the last column, into room behind the chunk's own.
-    for (int i = count; i < count + kColumns; ++i) {
-      columns[i] = columns[count - 1];
-      scales[i] = scales[count - 1];
-    }
-    for (int i = 0; i < count; i += kColumns) {
-      if (query == 0) {
-        for (int g = (i + kPerGroup - 1) / kPerGroup; g * kPerGroup < i + kColumns; ++g)
-          fetch_next_k<V>(op, chunk, g);
-      }
-      score_columns<kQueries, kColumns>(s.q + query * stride, stride, s.q_init + query, quads,
-                                        columns + i, scales + i, s.scores + i * V::kLanes);
+    for (int i = 0; i < columns.count; i += kColumns) {
+      score_columns<kQueries, kColumns>(
+          s.q + query * stride, stride, s.q_init + query, quads, columns.at + i,
+          query == 0 ? columns.ahead_bytes + i : nullptr, scales + i, s.scores + i * V::kLanes);
     }
   }
 
@@ -152,15 +152,14 @@ struct AttendInt8 {
                                                  int limit, float* p, int8_t* high, int8_t* low) {
     const int count = chunk.group_count * kPerGroup;
     F peak = V::zero();
-    for (int i = 0; i < count; ++i) {
+    for_columns<V>(chunk, limit, [&](int i, int n) {
       const int g = i / kPerGroup;
-      const int n = lanes_below<V>(chunk, i, limit);
       const F scale = V::load(chunk.v_scales(*op.kv, g) + (i % kPerGroup) * V::kLanes);
       F weight = V::mul(V::load(p + i * V::kLanes), scale);
       if (n < V::kLanes) weight = V::keep_first(weight, n, 0.0F);
       V::store(p + i * V::kLanes, weight);
       peak = V::max(peak, weight);
-    }
+    });
     const float top = V::reduce_max(peak);
     const F inverse = V::set1(top > 1e-30F ? 127.0F / top : 0.0F);
     const F parts = V::set1(128.0F);
@@ -181,27 +180,33 @@ struct AttendInt8 {
   // out[t] = out[t] * factor[t] + sum over keys of weight[t][key] * v[key], kVectors registers of
   // dimensions.
   template <int kQueries, int kVectors>
-  static UPDRAFT_INLINE void add_values(const AttentionBlock& op, const KeyChunk& chunk,
-                                        bool fetch_ahead, int key_limit, const Scratch& s, int slot,
-                                        const Weights* weights, const float* factor, int dim_first,
-                                        float* out) {
+  static __attribute__((noinline)) void add_values(const AttentionBlock& op, const KeyChunk& chunk,
+                                                   bool fetch_ahead, int key_limit,
+                                                   const Scratch& s, int slot,
+                                                   const Weights* weights, const float* factor,
+                                                   int dim_first, float* out) {
     const int64_t stride = op.kv->head_dim_padded;
     I high[kQueries][kVectors];
     I low[kQueries][kVectors];
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         high[t][j] = V::set1_int(0);
         low[t][j] = V::set1_int(-kOffset * weights[t].sum);
       }
     }
     for (int g = 0; g < chunk.group_count; ++g) {
-      if (fetch_ahead) fetch_next_v<V>(op, chunk, g);
       const int quads = (chunk.keys_below(g, key_limit) + 3) / 4;
       const std::byte* row = chunk.v_group(*op.kv, g) + static_cast<int64_t>(dim_first) * 4;
+      const int64_t ahead_bytes =
+          chunk.v_group(*op.kv, group_ahead(chunk, g)) - chunk.v_group(*op.kv, g);
       const int8_t* p_high = s.high + slot * kKeyChunk + g * kKeyGroup;
       const int8_t* p_low = s.low + slot * kKeyChunk + g * kKeyGroup;
       for (int quad = 0; quad < quads; ++quad, row += 4 * stride) {
+        if (fetch_ahead) V::prefetch(row + ahead_bytes, kVectors * V::kLanes * 4);
         B v[kVectors];
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) v[j] = V::load_bytes(row + j * V::kLanes * 4);
 #pragma GCC unroll 8
         for (int t = 0; t < kQueries; ++t) {
@@ -214,9 +219,11 @@ struct AttendInt8 {
         }
       }
     }
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
       const F keep = V::set1(factor[t]);
       const F unit = V::set1(weights[t].unit);
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         float* to = out + t * stride + j * V::kLanes;
         const F sum = V::to_float(V::add_int(V::template shift_left<7>(high[t][j]), low[t][j]));
@@ -236,6 +243,7 @@ struct AttendInt8 {
     score_chunk<kQueries>(op, chunk, query, s);
     float factor[kQueries];
     Weights weights[kQueries];
+#pragma GCC unroll 8
     for (int t = 0; t < kQueries; ++t) {
       float* scores = s.scores + t * kKeyChunk;
       int8_t* high = s.high + t * kKeyChunk;
@@ -256,14 +264,14 @@ struct AttendInt8 {
     const int stride = op.kv->head_dim_padded;
     for (int t = 0; t < kQueries; t += kPart) {
       float* out = state.values + static_cast<int64_t>(query + t) * stride;
+      const bool fetch_ahead = query == 0 && t == 0;
       int dim = 0;
       for (; dim + kVectors * V::kLanes <= stride; dim += kVectors * V::kLanes) {
-        const bool fetch_ahead = query == 0 && t == 0 && dim == 0;
         add_values<kPart, kVectors>(op, chunk, fetch_ahead, limit_max, s, t, weights + t,
                                     factor + t, dim, out + dim);
       }
       for (; dim < stride; dim += V::kLanes) {
-        add_values<kPart, 1>(op, chunk, false, limit_max, s, t, weights + t, factor + t, dim,
+        add_values<kPart, 1>(op, chunk, fetch_ahead, limit_max, s, t, weights + t, factor + t, dim,
                              out + dim);
       }
     }

@@ -2,7 +2,7 @@
 // pass over the keys with a running softmax (FlashAttention's recurrence). The queries of a block
 // share one kv head, so K and V are read once for up to kQueryGroup of them; scores come out as
 // whole registers of keys because K is interleaved (kv_layout.h). How scores and values are
-// multiplied is the page type's own: attention_float.h, attention_int8.h.
+// multiplied is the page type's own: attention_float.h, attention_bf16.h, attention_int8.h.
 //
 // The keys are cut into segments of kSegmentChunks chunks, each with a softmax of its own, merged
 // in order. Threads can so share one long sequence, and whether they do changes no bit.
@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/attention_chunk.h"
 #include "kernels/cpu/attention_float.h"
 #include "kernels/cpu/attention_int8.h"
@@ -28,6 +29,10 @@ struct AttendOf {
 template <class V>
 struct AttendOf<V, DType::kQ8_0> {
   using Type = AttendInt8<V>;
+};
+template <HasBf16Pairs V>
+struct AttendOf<V, DType::kBF16> {
+  using Type = AttendBf16<V>;
 };
 
 template <class V, DType kType>

@@ -13,7 +13,7 @@
 namespace updraft {
 
 // Every set that there are kernels for; which of them this machine has: available_isas().
-enum class CpuIsa { kGeneric, kAvx2, kAvxVnni, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm };
+enum class CpuIsa { kGeneric, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Bf16, kNeon, kNeonDotprod, kNeonI8mm };
 
 struct CpuConfig {
   int thread_count = 0;  // 0: one per core in `cores`, or per core of this process's affinity mask

@@ -31,6 +31,8 @@ const char* isa_name(CpuIsa isa) {
       return "avx-vnni";
     case CpuIsa::kAvx512Vnni:
       return "avx512-vnni";
+    case CpuIsa::kAvx512Bf16:
+      return "avx512-bf16";
     case CpuIsa::kNeon:
       return "neon";
     case CpuIsa::kNeonDotprod:

@@ -28,6 +28,9 @@ std::vector<IsaKernels> machine_isas() {
   if (avx2) isas.push_back({CpuIsa::kAvx2, avx2_kernels});
   if (avx2 && has_avx_vnni()) isas.push_back({CpuIsa::kAvxVnni, avxvnni_kernels});
   if (avx2 && avx512) isas.push_back({CpuIsa::kAvx512Vnni, avx512_kernels});
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) {
+    isas.push_back({CpuIsa::kAvx512Bf16, avx512bf16_kernels});
+  }
   return isas;
 }
 

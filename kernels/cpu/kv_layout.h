@@ -6,6 +6,9 @@
 //          V as rows [position][head_dim padded to 16]
 //          int8 pages only: the scales of K, then of V, f32 [positions padded to 16]
 //
+// bf16 where the instruction set multiplies pairs: K groups are [head_dim / 2][16][2], V groups of
+// 16 positions are [8][head_dim][2 positions].
+//
 // int8: 4 bytes that a dot product takes at once lie together. K groups are [head_dim / 4][16][4],
 // V groups of 16 positions are [4][head_dim][4 positions]. The bytes are those of the rotated heads
 // (head_rotation.h), offset by 128 where the instruction set wants them unsigned.

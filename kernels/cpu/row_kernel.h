@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/bf16_pairs.h"
 #include "kernels/cpu/head_rotation.h"
 #include "kernels/cpu/inline.h"
 #include "kernels/cpu/kernels.h"
@@ -235,10 +236,33 @@ UPDRAFT_INLINE void store_kv_int8(const KvLayout& kv, std::byte* page, int slot,
   for (int d = 0; d < kv.head_dim; ++d) to[4 * d] = static_cast<std::byte>(bytes[d]);
 }
 
+// bf16 pages of instruction sets that multiply pairs: two values side by side (kv_layout.h).
+template <class V>
+UPDRAFT_INLINE void store_kv_pairs(const KvLayout& kv, std::byte* page, int slot, const float* k,
+                                   const float* v) {
+  constexpr int kPart = 64;
+  std::byte part[2 * kPart];
+  std::byte* k_to = page + slot / kKeyGroup * kv.k_group_bytes + slot % kKeyGroup * 4;
+  std::byte* v_to = page + kv.v_offset_bytes + (slot - slot % 2) * kv.v_row_bytes + slot % 2 * 2;
+  for (int first = 0; first < kv.head_dim; first += kPart) {
+    const int count = kv.head_dim - first < kPart ? kv.head_dim - first : kPart;
+    convert_values<V>(k + first, count, kv.type, part);
+    // An odd last dimension has a zero beside it.
+    for (int i = count; i < count + count % 2; ++i) part[2 * i] = part[2 * i + 1] = std::byte{0};
+    for (int i = 0; i < count; i += 2)
+      __builtin_memcpy(k_to + (first + i) * 2 * kKeyGroup, part + 2 * i, 4);
+    convert_values<V>(v + first, count, kv.type, part);
+    for (int i = 0; i < count; ++i) __builtin_memcpy(v_to + (first + i) * 4, part + 2 * i, 2);
+  }
+}
+
 // Columns of K lie 16 values apart, V is a row.
 template <class V>
 void store_kv_row(const KvLayout& kv, std::byte* page, int slot, const float* k, const float* v) {
   if (kv.type == DType::kQ8_0) return store_kv_int8<V>(kv, page, slot, k, v);
+  if constexpr (HasBf16Pairs<V>) {
+    if (kv.type == DType::kBF16) return store_kv_pairs<V>(kv, page, slot, k, v);
+  }
   const int group = slot / kKeyGroup;
   const int lane = slot % kKeyGroup;
   const int bytes = KvLayout::value_bytes(kv.type);

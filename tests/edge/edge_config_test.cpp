@@ -56,7 +56,7 @@ context = 4096
 slots = 3
 queue_max = 9
 page_tokens = 64
-kv_type = "f32"
+kv_type = "int8"
 kv_tokens = 8192
 step_tokens_max = 128
 prefix_cache = false
@@ -97,7 +97,7 @@ format = "json"
   CHECK(config->model.slots == 3);
   CHECK(config->model.queue_max == 9);
   CHECK(config->model.page_tokens == 64);
-  CHECK(config->model.kv_type == "f32");
+  CHECK(config->model.kv_type == "int8");
   CHECK(config->model.kv_tokens == 8192);
   CHECK(config->model.step_tokens_max == 128);
   CHECK_FALSE(config->model.prefix_cache);
@@ -132,7 +132,7 @@ TEST_CASE("what is wrong is named with its key") {
   CHECK(says("[node]\nid = \"Edge 7\"\n" + model, "Edge 7"));
   CHECK(says("[model]\npath = \"m\"\nslots = 0\n",
              "edge.toml:3: [model] slots = 0 is not in 1..256"));
-  CHECK(says("[model]\npath = \"m\"\nkv_type = \"int8\"\n", "int8"));
+  CHECK(says("[model]\npath = \"m\"\nkv_type = \"int4\"\n", "int4"));
   CHECK(says("[model]\npath = \"m\"\ndraft_tokens_max = 65\n", "draft_tokens_max = 65"));
   CHECK(says("[model]\npath = \"m\"\nspeculation = 4\n", "speculation"));
   CHECK(says("[model]\npath = \"m\"\nslotz = 4\n", "slotz"));

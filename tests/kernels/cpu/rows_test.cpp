@@ -2,6 +2,7 @@
 // precision.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 
@@ -194,7 +195,7 @@ TEST_CASE("an instruction set or core that is not there is an error when opening
   CHECK(isas.front() == CpuIsa::kGeneric);
   config.thread_count = 1;
   config.isa = CpuIsa::kAvx512Vnni;
-  if (isas.back() != CpuIsa::kAvx512Vnni) {
+  if (std::find(isas.begin(), isas.end(), CpuIsa::kAvx512Vnni) == isas.end()) {
     CHECK(open_cpu_backend(config).message().find("avx512-vnni") != std::string::npos);
   } else {
     CHECK(take(open_cpu_backend(config))->description() == "cpu avx512-vnni, 1 thread");
