@@ -133,15 +133,16 @@ struct VecAvx512 {
     if constexpr (kShift < 0) high = _mm512_srli_epi16(high, -kShift);
     return _mm512_ternarylogic_epi32(a, high, _mm512_set1_epi8(kMask), 0xF8);  // a | (high & mask)
   }
+  // Two chains, so that one token's sums do not wait for each other; integers have no order.
   template <int kBits, int kGroups>
   static UPDRAFT_INLINE I dot(I init, const B* x, const int8_t* a) {
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g) {
-      int32_t four;
-      __builtin_memcpy(&four, a + 4 * g, 4);
-      init = _mm512_dpbusd_epi32(init, x[g], _mm512_set1_epi32(four));
+    I odd = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; g += 2) {
+      init = _mm512_dpbusd_epi32(init, x[g], broadcast_word(a + 4 * g));
+      odd = _mm512_dpbusd_epi32(odd, x[g + 1], broadcast_word(a + 4 * g + 4));
     }
-    return init;
+    return _mm512_add_epi32(init, odd);
   }
 
   // --- panels (panel_kernel.h): signed weights, activations plus kActBias ---

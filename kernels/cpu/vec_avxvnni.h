@@ -16,10 +16,13 @@ struct VecAvxVnni : VecAvx2 {
   }
   template <int kBits, int kGroups>
   static UPDRAFT_INLINE I dot(I init, const B* x, const int8_t* a) {
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g)
+    I odd = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; g += 2) {
       init = _mm256_dpbusd_avx_epi32(init, x[g], broadcast_word(a + 4 * g));
-    return init;
+      odd = _mm256_dpbusd_avx_epi32(odd, x[g + 1], broadcast_word(a + 4 * g + 4));
+    }
+    return _mm256_add_epi32(init, odd);
   }
   static UPDRAFT_INLINE int32_t sum_bytes(const int8_t* q, int first) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + first));
