@@ -21,6 +21,8 @@ constexpr float kOutlier = 3.0F;  // a step that lost its cores counts as this m
 
 // A draft's worth is estimated: it has to exceed its price by this.
 constexpr float kGainMin = 1.25F;
+// Below this a row is work for nothing, however little time it takes.
+constexpr float kReachMin = 0.1F;
 
 }  // namespace
 
@@ -94,7 +96,8 @@ void share_drafts(std::span<DraftOffer> offers, const StepCost& cost, int32_t ro
     }
     if (best == offers.size()) return;
     // One more row is worth its time when it adds a larger share of tokens than of seconds.
-    if (reach[best] < kGainMin * expected_tokens * cost.row_share(rows + given)) return;
+    const float price = expected_tokens * cost.row_share(rows + given);
+    if (reach[best] < std::max(kReachMin, kGainMin * price)) return;
     DraftOffer& offer = offers[best];
     expected_tokens += reach[best];
     ++offer.drafts;
