@@ -201,16 +201,18 @@ void multiply_plain(const MatmulCall& call, const Plan& plan, const Kernels& ker
   multiply(call, plan, kernels, piece, out, call.out_stride);
 }
 
-// A few tiles of the gate and the same of the other part at a time, so that what they give is
-// still in the cache when it is multiplied.
+// Some tiles of the gate and the same of the other part at a time, so that what they give is still
+// in the cache when it is multiplied: few for many tokens, long runs of weights for few.
 void multiply_gated(const MatmulCall& call, const Plan& plan, const Kernels& kernels,
                     const Piece& piece, int thread) {
   float* scratch = call.scratch + thread * kGatedScratchFloats;
   const int64_t tile_rows = call.weight->tile_rows;
-  for (int64_t tile = 0; tile < piece.tile_count; tile += kGatedTiles) {
+  const int64_t fitting = kGatedScratchFloats / (2 * tile_rows * piece.token_count);
+  const int64_t step = plan.panels ? kGatedTiles : std::max(kGatedTiles, fitting / 4 * 4);
+  for (int64_t tile = 0; tile < piece.tile_count; tile += step) {
     Piece gate = piece;
     gate.tile_first += tile;
-    gate.tile_count = std::min(kGatedTiles, piece.tile_count - tile);
+    gate.tile_count = std::min(step, piece.tile_count - tile);
     Piece up = gate;
     up.part = &call.weight->parts[1];
     const int64_t rows = rows_of(call, gate);
