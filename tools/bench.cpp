@@ -155,6 +155,10 @@ void add_bench(CLI::App& app, int& exit_status) {
   auto flags = std::make_shared<BenchFlags>();
   BenchConfig& bench_config = flags->bench;
   LocalModelConfig& model = bench_config.model;
+  // Random weights soon repeat themselves and a prompt is measured more than once: with these on,
+  // the figures would speak of the text, not of the machine.
+  model.speculation = false;
+  model.prefix_cache = false;
   CLI::App* command = app.add_subcommand(
       "bench", "measure how fast a model file runs on this machine, beside what the machine can");
   command->footer(
@@ -192,8 +196,14 @@ void add_bench(CLI::App& app, int& exit_status) {
       ->check(CLI::Range(0, 1024));
   command->add_option("--cores", model.cores, "pin threads to these cores, comma separated")
       ->delimiter(',');
-  command->add_option("--isa", model.isa, "generic, avx2 or avx512 (default: the best here)");
-  command->add_option("--kv-type", model.kv_type, "format of keys and values");
+  command->add_option(
+      "--isa", model.isa,
+      "instruction set: generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod or "
+      "neon-i8mm (default: the best here)");
+  command->add_option("--kv-type", model.kv_type,
+                      "format of keys and values: f32, f16, bf16 or int8");
+  command->add_flag("--speculation", model.speculation,
+                    "guess tokens that repeat the context (off: random weights repeat themselves)");
   command->add_option("--step-tokens", model.step_tokens_max, "rows of one step at most")
       ->check(CLI::Range(1, 65536));
   command->add_flag("--cold", bench_config.cold_load,

@@ -400,26 +400,10 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
   cpu.cores = config.cores;
   cpu.max_memory_bytes = config.max_memory_bytes;
   cpu.exact = config.exact;
-  if (config.isa == "generic") {
-    cpu.isa = CpuIsa::kGeneric;
-  } else if (config.isa == "avx2") {
-    cpu.isa = CpuIsa::kAvx2;
-  } else if (config.isa == "avxvnni") {
-    cpu.isa = CpuIsa::kAvxVnni;
-  } else if (config.isa == "avx512") {
-    cpu.isa = CpuIsa::kAvx512Vnni;
-  } else if (config.isa == "avx512bf16") {
-    cpu.isa = CpuIsa::kAvx512Bf16;
-  } else if (config.isa == "neon") {
-    cpu.isa = CpuIsa::kNeon;
-  } else if (config.isa == "neon-dotprod") {
-    cpu.isa = CpuIsa::kNeonDotprod;
-  } else if (config.isa == "neon-i8mm") {
-    cpu.isa = CpuIsa::kNeonI8mm;
-  } else if (!config.isa.empty()) {
-    return fail("isa = \"" + config.isa +
-                "\" is not one of generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod, "
-                "neon-i8mm");
+  if (!config.isa.empty()) {
+    const Result<CpuIsa> isa = parse_isa(config.isa);
+    if (!isa) return isa.error();
+    cpu.isa = *isa;
   }
   return open_cpu_backend(cpu);
 }

@@ -1,4 +1,5 @@
-// Cutting attention into items: blocks of queries per kv head, and segments of keys where there are few of them.
+// Cutting attention into items: blocks of queries per kv head, and segments of keys where there are
+// few of them.
 #include "kernels/cpu/attention.h"
 
 #include <algorithm>

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -13,7 +14,16 @@
 namespace updraft {
 
 // Every set that there are kernels for; which of them this machine has: available_isas().
-enum class CpuIsa { kGeneric, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Bf16, kNeon, kNeonDotprod, kNeonI8mm };
+enum class CpuIsa {
+  kGeneric,
+  kAvx2,
+  kAvxVnni,
+  kAvx512Vnni,
+  kAvx512Bf16,
+  kNeon,
+  kNeonDotprod,
+  kNeonI8mm
+};
 
 struct CpuConfig {
   int thread_count = 0;  // 0: one per core in `cores`, or per core of this process's affinity mask
@@ -31,5 +41,8 @@ Result<std::unique_ptr<Backend>> open_cpu_backend(const CpuConfig& config);
 // What this machine can run, best last; for tests and `updraft doctor`.
 std::vector<CpuIsa> available_isas();
 const char* isa_name(CpuIsa isa);
+// From its spelling in configuration and on the command line: generic, avx2, avxvnni, avx512,
+// avx512bf16, neon, neon-dotprod, neon-i8mm. Errors: another name.
+Result<CpuIsa> parse_isa(std::string_view name);
 
 }  // namespace updraft

@@ -1,17 +1,36 @@
 // The names of the instruction sets, and the choice among those that the machine has.
 #include "kernels/cpu/isa.h"
 
+#include <string>
+#include <string_view>
+#include <utility>
+
 #include "common/base/check.h"
 
 namespace updraft {
 namespace {
 
 std::vector<IsaKernels> all_isas() {
-  std::vector<IsaKernels> isas = {{CpuIsa::kGeneric, generic_kernels}};
+  std::vector<IsaKernels> isas = {{CpuIsa::kGeneric, generic_kernels, generic_peak_loops}};
   const std::vector<IsaKernels> more = machine_isas();
   isas.insert(isas.end(), more.begin(), more.end());
   return isas;
 }
+
+IsaKernels entry_of(CpuIsa isa) {
+  for (const IsaKernels& entry : all_isas()) {
+    if (entry.isa == isa) return entry;
+  }
+  UPDRAFT_CHECK(false, "an instruction set of this machine");
+}
+
+// As configuration and command line write them.
+constexpr std::pair<std::string_view, CpuIsa> kSpellings[] = {
+    {"generic", CpuIsa::kGeneric},          {"avx2", CpuIsa::kAvx2},
+    {"avxvnni", CpuIsa::kAvxVnni},          {"avx512", CpuIsa::kAvx512Vnni},
+    {"avx512bf16", CpuIsa::kAvx512Bf16},    {"neon", CpuIsa::kNeon},
+    {"neon-dotprod", CpuIsa::kNeonDotprod}, {"neon-i8mm", CpuIsa::kNeonI8mm},
+};
 
 }  // namespace
 
@@ -43,11 +62,16 @@ const char* isa_name(CpuIsa isa) {
   return "unknown";
 }
 
-const Kernels& kernels_of(CpuIsa isa) {
-  for (const IsaKernels& entry : all_isas()) {
-    if (entry.isa == isa) return entry.kernels();
+Result<CpuIsa> parse_isa(std::string_view name) {
+  std::string known;
+  for (const auto& [spelling, isa] : kSpellings) {
+    if (spelling == name) return isa;
+    known += (known.empty() ? "" : ", ") + std::string(spelling);
   }
-  UPDRAFT_CHECK(false, "an instruction set of this machine");
+  return fail("isa = \"" + std::string(name) + "\" is not one of " + known);
 }
+
+const Kernels& kernels_of(CpuIsa isa) { return entry_of(isa).kernels(); }
+const PeakLoops& peak_loops_of(CpuIsa isa) { return entry_of(isa).peak_loops(); }
 
 }  // namespace updraft

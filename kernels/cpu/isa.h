@@ -6,12 +6,14 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/peak.h"
 
 namespace updraft {
 
 struct IsaKernels {
   CpuIsa isa;
   const Kernels& (*kernels)();
+  const PeakLoops& (*peak_loops)();
 };
 
 // Beyond the generic one: what the processor and the operating system support, best last.
@@ -20,6 +22,8 @@ std::vector<IsaKernels> machine_isas();
 // Tells the core that it is spinning on a word that another core will write.
 void pause_core();
 
+// Of one of available_isas().
 const Kernels& kernels_of(CpuIsa isa);
+const PeakLoops& peak_loops_of(CpuIsa isa);
 
 }  // namespace updraft

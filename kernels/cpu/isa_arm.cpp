@@ -21,9 +21,10 @@ std::vector<IsaKernels> machine_isas() {
   const bool dotprod = neon && (hwcap & kHwcapDotprod) != 0;
   const bool i8mm = dotprod && (hwcap2 & kHwcap2I8mm) != 0;
   std::vector<IsaKernels> isas;
-  if (neon) isas.push_back({CpuIsa::kNeon, neon_kernels});
-  if (dotprod) isas.push_back({CpuIsa::kNeonDotprod, neon_dotprod_kernels});
-  if (i8mm) isas.push_back({CpuIsa::kNeonI8mm, neon_i8mm_kernels});
+  if (neon) isas.push_back({CpuIsa::kNeon, neon_kernels, neon_peak_loops});
+  if (dotprod)
+    isas.push_back({CpuIsa::kNeonDotprod, neon_dotprod_kernels, neon_dotprod_peak_loops});
+  if (i8mm) isas.push_back({CpuIsa::kNeonI8mm, neon_i8mm_kernels, neon_i8mm_peak_loops});
   return isas;
 }
 

@@ -25,11 +25,12 @@ std::vector<IsaKernels> machine_isas() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx2) isas.push_back({CpuIsa::kAvx2, avx2_kernels});
-  if (avx2 && has_avx_vnni()) isas.push_back({CpuIsa::kAvxVnni, avxvnni_kernels});
-  if (avx2 && avx512) isas.push_back({CpuIsa::kAvx512Vnni, avx512_kernels});
+  if (avx2) isas.push_back({CpuIsa::kAvx2, avx2_kernels, avx2_peak_loops});
+  if (avx2 && has_avx_vnni())
+    isas.push_back({CpuIsa::kAvxVnni, avxvnni_kernels, avxvnni_peak_loops});
+  if (avx2 && avx512) isas.push_back({CpuIsa::kAvx512Vnni, avx512_kernels, avx512_peak_loops});
   if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) {
-    isas.push_back({CpuIsa::kAvx512Bf16, avx512bf16_kernels});
+    isas.push_back({CpuIsa::kAvx512Bf16, avx512bf16_kernels, avx512_peak_loops});
   }
   return isas;
 }

@@ -7,23 +7,14 @@
 #include <cstring>
 #include <thread>
 
+#include "kernels/cpu/isa.h"
+
 namespace updraft {
 namespace {
 
 constexpr int64_t kRounds = 1 << 14;     // of an arithmetic loop per item
 constexpr int64_t kReadBytes = 1 << 20;  // per item
 constexpr int64_t kItemsPerThread = 8;
-
-const PeakLoops& loops_of(CpuIsa isa) {
-  switch (isa) {
-    case CpuIsa::kAvx512Vnni:
-      return avx512_peak_loops();
-    case CpuIsa::kAvx2:
-      return avx2_peak_loops();
-    default:
-      return generic_peak_loops();
-  }
-}
 
 int64_t now_ns() {
   return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
@@ -62,21 +53,21 @@ double CpuPeak::rate(int ms, double amount_per_item, int64_t items, Work work) {
 }
 
 double CpuPeak::int8_ops_per_s(int ms) {
-  const PeakLoops& loops = loops_of(isa_);
+  const PeakLoops& loops = peak_loops_of(isa_);
   std::atomic<int32_t> sink{0};
   return rate(ms, loops.int8_ops_per_round * kRounds, kItemsPerThread * pool_->thread_count(),
               [&](int64_t, int) { sink.fetch_add(loops.int8(kRounds)); });
 }
 
 double CpuPeak::fma_ops_per_s(int ms) {
-  const PeakLoops& loops = loops_of(isa_);
+  const PeakLoops& loops = peak_loops_of(isa_);
   std::atomic<int32_t> sink{0};
   return rate(ms, loops.fma_ops_per_round * kRounds, kItemsPerThread * pool_->thread_count(),
               [&](int64_t, int) { sink.fetch_add(static_cast<int32_t>(loops.fma(kRounds))); });
 }
 
 double CpuPeak::read_bytes_per_s(int ms) {
-  const PeakLoops& loops = loops_of(isa_);
+  const PeakLoops& loops = peak_loops_of(isa_);
   std::atomic<uint64_t> sink{0};
   const auto items = static_cast<int64_t>(buffer_.size_bytes()) / kReadBytes;
   return rate(ms, static_cast<double>(kReadBytes), items, [&](int64_t item, int) {

@@ -53,8 +53,13 @@ struct PeakLoops {
   // The 8-byte words of the buffer, xored; bytes is a multiple of 256.
   uint64_t (*read)(const void* at, int64_t bytes);
 };
+// Those of the other processor family are declared and not there.
 const PeakLoops& generic_peak_loops();
 const PeakLoops& avx2_peak_loops();
+const PeakLoops& avxvnni_peak_loops();
 const PeakLoops& avx512_peak_loops();
+const PeakLoops& neon_peak_loops();
+const PeakLoops& neon_dotprod_peak_loops();
+const PeakLoops& neon_i8mm_peak_loops();
 
 }  // namespace updraft

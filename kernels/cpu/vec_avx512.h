@@ -136,6 +136,8 @@ struct VecAvx512 {
   // Two chains, so that one token's sums do not wait for each other; integers have no order.
   template <int kBits, int kGroups>
   static UPDRAFT_INLINE I dot(I init, const B* x, const int8_t* a) {
+    if constexpr (kGroups == 1) return _mm512_dpbusd_epi32(init, x[0], broadcast_word(a));
+    static_assert(kGroups == 1 || kGroups % 2 == 0, "whole pairs");
     I odd = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; g += 2) {

@@ -16,6 +16,8 @@ struct VecAvxVnni : VecAvx2 {
   }
   template <int kBits, int kGroups>
   static UPDRAFT_INLINE I dot(I init, const B* x, const int8_t* a) {
+    if constexpr (kGroups == 1) return _mm256_dpbusd_avx_epi32(init, x[0], broadcast_word(a));
+    static_assert(kGroups == 1 || kGroups % 2 == 0, "whole pairs");
     I odd = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; g += 2) {

@@ -68,8 +68,8 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^boost/(beast|asio|json).*"),
      {"common/http", "common/text", "tools"}},  // text: tool definitions as templates print them
     {std::regex("^CLI/.*"), {"tools"}},
-    {std::regex("^immintrin\\.h$"), {"kernels/cpu/vec_avx"}},
-    {std::regex("^arm_neon\\.h$"), {"kernels/cpu/vec_neon"}},
+    {std::regex("^immintrin\\.h$"), {"kernels/cpu/vec_avx", "kernels/cpu/peak_avx"}},
+    {std::regex("^arm_neon\\.h$"), {"kernels/cpu/vec_neon", "kernels/cpu/peak_neon"}},
     {std::regex("^sys/auxv\\.h$"), {"kernels/cpu/isa_arm.cpp"}},
 };
 

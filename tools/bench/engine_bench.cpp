@@ -168,17 +168,17 @@ class EngineBench {
     if (!kv_type) return kv_type.error();
     cost_ = model_cost(*model_, *kv_type);
     const auto weights = static_cast<uint64_t>(cost_.layer_bytes + cost_.head_bytes);
-    auto peak = CpuPeak::open(isa(), *pool_, std::min(weights, kProbeBytesMax));
+    CpuIsa isa = available_isas().back();
+    if (!config_.model.isa.empty()) {
+      const auto named = parse_isa(config_.model.isa);
+      if (!named) return named.error();
+      isa = *named;
+    }
+    auto peak = CpuPeak::open(isa, *pool_, std::min(weights, kProbeBytesMax));
     if (!peak) return peak.error();
     peak_.emplace(std::move(*peak));
     report_load();
     return {};
-  }
-
-  CpuIsa isa() const {
-    if (config_.model.isa == "generic") return CpuIsa::kGeneric;
-    if (config_.model.isa == "avx2") return CpuIsa::kAvx2;
-    return available_isas().back();
   }
 
   void report_load() {

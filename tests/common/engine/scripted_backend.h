@@ -57,7 +57,9 @@ class ScriptedBackend final : public Backend {
   }
   void prepare_qkv(const QkvPrepare& op) override { inner_->prepare_qkv(op); }
   void attention(const Attention& op) override { inner_->attention(op); }
-  void silu_mul(Act in, Act out) override { inner_->silu_mul(in, out); }
+  void gated_matmul(Mat gate_up, Act in, Act out) override {
+    inner_->gated_matmul(gate_up, in, out);
+  }
   void logits(Mat head, Act in) override { inner_->logits(head, in); }
   std::span<float> read_logits() override {
     const std::span<float> all = inner_->read_logits();

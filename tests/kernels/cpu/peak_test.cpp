@@ -6,21 +6,14 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/isa.h"
+
 using namespace updraft;
-
-namespace {
-
-const PeakLoops& loops_of(CpuIsa isa) {
-  if (isa == CpuIsa::kAvx512Vnni) return avx512_peak_loops();
-  return isa == CpuIsa::kAvx2 ? avx2_peak_loops() : generic_peak_loops();
-}
-
-}  // namespace
 
 TEST_CASE("the arithmetic loops do as many operations as they say") {
   for (const CpuIsa isa : available_isas()) {
     CAPTURE(isa_name(isa));
-    const PeakLoops& loops = loops_of(isa);
+    const PeakLoops& loops = peak_loops_of(isa);
     for (const int64_t rounds : {1, 7, 100}) {
       const double products = loops.int8_ops_per_round / 2 * static_cast<double>(rounds);
       CHECK(loops.int8(rounds) == static_cast<int32_t>(-3 * products));
@@ -39,7 +32,8 @@ TEST_CASE("the reading loop sees every byte") {
   }
   for (const CpuIsa isa : available_isas()) {
     CAPTURE(isa_name(isa));
-    CHECK(loops_of(isa).read(words.data(), static_cast<int64_t>(words.size() * 8)) == expected);
+    CHECK(peak_loops_of(isa).read(words.data(), static_cast<int64_t>(words.size() * 8)) ==
+          expected);
   }
 }
 
