@@ -104,7 +104,7 @@ class RogueNodes(StackTest):
         wait_until(lambda: len(rogue.said("connected")) >= 2, what="the connection to be made anew")
 
     def test_another_nodes_request_cannot_be_hijacked(self):
-        body = chat("Hi", stream=True, max_tokens=1500, ignore_eos=True, temperature=1.0, seed=3)
+        body = chat("Hi", stream=True, max_tokens=3900, ignore_eos=True, temperature=1.0, seed=3)
         stream = self.router.stream("/v1/chat/completions", body, {"x-updraft-tier": "cloud"})
         self.addCleanup(stream.close)
         events = iter(stream)
@@ -115,7 +115,7 @@ class RogueNodes(StackTest):
         self.assertEqual(rest[-1], "[DONE]")
         self.assertNotIn("HIJACKED", "".join(rest))
         self.assertIn('"finish_reason":"length"', rest[-2] + rest[-3])
-        self.assertGreater(self.router.metric("updraft_router_stale_messages_total"), 0)
+        wait_until(lambda: self.router.metric("updraft_router_stale_messages_total") > 0, what="a stale message to be counted")
 
     def test_an_unknown_key_or_a_wrong_router_key_gets_nowhere(self):
         self.stack.new_key("stranger")
