@@ -25,7 +25,9 @@ struct ChatAnswer {
   int64_t completion_tokens = 0;
   double ttft_ms = 0;  // as this client saw it
   double total_ms = 0;
-  double tokens_per_s() const;  // of the tokens after the first
+  // Of the tokens after the first; of all of them over the whole time where they came too close
+  // together to be told apart.
+  double tokens_per_s() const;
 };
 
 struct ChatOptions {
