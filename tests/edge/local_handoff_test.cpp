@@ -39,7 +39,7 @@ class EchoService final : public InferenceService {
     started.node_id = "echo";
     started.tier = Tier::kEdge;
     sink(started);
-    if (request.model == "hold") {
+    if (request.model == "hold" && !answers_held_) {
       const std::lock_guard lock(mutex_);
       held_[request.id] = std::move(sink);
       return;
@@ -94,6 +94,8 @@ class EchoService final : public InferenceService {
   }
   bool ready(std::string*) const override { return true; }
 
+  // From now on "hold" is answered like everything else.
+  void answer_held() { answers_held_ = true; }
   bool wait_cancelled(int count) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
@@ -102,19 +104,22 @@ class EchoService final : public InferenceService {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::atomic<bool> answers_held_ = false;
   std::map<RequestId, EventSink> held_;
   int cancelled_ = 0;
 };
 
 struct Daemon {
-  explicit Daemon(LocalServerConfig config = {}) {
+  explicit Daemon(LocalServerConfig config = {}) { start(std::move(config)); }
+  void start(LocalServerConfig config) {
     config.socket_path = dir.file("edge.sock");
     Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
     REQUIRE_MESSAGE(started.ok(), started.message());
     server = std::move(started).value();
   }
-  std::unique_ptr<LocalClient> client(bool map_memory = true) {
+  std::unique_ptr<LocalClient> client(bool map_memory = true, int32_t reconnect_ms = 0) {
     LocalClientOptions options;
+    options.reconnect_ms = reconnect_ms;
     options.socket_path = dir.file("edge.sock");
     options.map_memory = map_memory;
     options.payload_bytes = 2 << 20;
@@ -369,6 +374,68 @@ TEST_CASE("the daemon's end is an error at the client, and every request in flig
   CHECK(std::get<RequestError>(events.back()).code == ErrorCode::kNodeLost);
   CHECK_FALSE(client->next(100).ok());
   CHECK_FALSE(client->submit(chat("y")).ok());
+}
+
+TEST_CASE(
+    "after a restart of the daemon what had not begun to answer is answered by the next one") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 10000);
+  // One whose answer has begun, two that wait, one of them with its text in the payload area.
+  const Result<uint32_t> begun = client->submit(chat("x", "spill-hold"));
+  const Result<uint32_t> small = client->submit(chat("small", "hold"));
+  const Result<uint32_t> large = client->submit(chat(std::string(100000, 'p'), "hold"));
+  REQUIRE((begun.ok() && small.ok() && large.ok()));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 3; }));
+  const std::string before = client->welcome().session_token;
+  daemon.server.reset();
+  daemon.service.answer_held();
+  daemon.start({});
+  std::map<uint32_t, std::vector<Event>> events;
+  for (int ends = 0; ends < 3;) {
+    auto next = client->next(10000);
+    REQUIRE_MESSAGE(next.ok(), next.message());
+    REQUIRE(next->has_value());
+    ends += is_end((*next)->second) ? 1 : 0;
+    events[(*next)->first].push_back(std::move((*next)->second));
+  }
+  CHECK(client->welcome().session_token != before);
+  CHECK(std::get<RequestError>(events[*begun].back()).code == ErrorCode::kNodeLost);
+  CHECK(answer(events[*small]) == "small");
+  CHECK(std::holds_alternative<Finished>(events[*small].back()));
+  CHECK(answer(events[*large]) == "[100000 ppp]");
+  // And it goes on as before, cancels included.
+  const Result<uint32_t> again = client->submit(chat("x", "spill-hold"));
+  REQUIRE(again.ok());
+  client->cancel(*again);
+  CHECK(std::holds_alternative<RequestError>(collect(*client, *again).back()));
+}
+
+TEST_CASE("a daemon that does not come back is an error after the time to wait for it") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 50);
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  daemon.server.reset();
+  CHECK(std::get<RequestError>(collect(*client, *handle).back()).code == ErrorCode::kNodeLost);
+  CHECK_FALSE(client->next(0).ok());
+}
+
+TEST_CASE("after a fork the session stays the parent's, and the child is told so") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> held = client->submit(chat("x", "hold"));
+  REQUIRE(held.ok());
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto refused = client->submit(chat("from the child"));
+    const bool told = refused.message().find("belongs to the parent process") != std::string::npos;
+    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+  client->cancel(*held);
+  CHECK(std::get<RequestError>(collect(*client, *held).back()).code == ErrorCode::kCancelled);
 }
 
 TEST_CASE("sessions and memory are limited, and the refusal says so") {
