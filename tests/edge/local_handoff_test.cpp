@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "common/base/clock.h"
@@ -602,4 +604,88 @@ TEST_CASE(
   mutator.join();
   CHECK(ended == 300);
   CHECK(daemon.server->stats().sessions == 1);
+}
+
+TEST_CASE(
+    "a client that rewrites header, rings, slots and payload all the time hurts only itself") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto sibling = daemon.client();
+  const std::vector<std::byte> frame = encode(Submit{[] {
+                                                       Request request = chat("", "echo");
+                                                       request.id = new_request_id();
+                                                       return request;
+                                                     }(),
+                                                     1, 0});
+  for (uint32_t round = 0; round < 40; ++round) {
+    HostileClient client(path);
+    REQUIRE(std::holds_alternative<LocalWelcome>(client.answer));
+    const SegmentHeader header = client.segment->header();
+    std::byte* base = client.segment->payload().data() - header.payload_offset;
+    std::memcpy(client.segment->payload().data(), frame.data(), frame.size());
+    const PartSpan span{0, 0, header.payload_offset + 4096, 20000};
+    std::memcpy(client.segment->payload().data() + 2048, &span, sizeof span);
+    std::atomic<bool> stop = false;
+    // Each round aims at another area: 0 header, 1 submission ring, 2 slots, 3 frame, spans,
+    // payload.
+    const uint64_t from[] = {0, header.submit_offset, header.slots_offset, header.payload_offset};
+    const uint64_t bytes[] = {sizeof(SegmentHeader), sizeof(RingIndices) + 256,
+                              header.slot_count * sizeof(SlotState), 4096 + 20000};
+    std::thread mutator([&] {
+      std::minstd_rand random(round + 1);
+      while (!stop) {
+        auto* at = reinterpret_cast<volatile uint64_t*>(base + from[round % 4] +
+                                                        random() % (bytes[round % 4] / 8) * 8);
+        const uint64_t kept = *at;
+        *at = random() % 2 == 0 ? ~0ULL - random() % 64 : uint64_t{random()};
+        // Half of the lies last only for a moment: between the daemon's check and its use, say.
+        if (random() % 2 == 0) *at = kept;
+      }
+    });
+    RingProducer producer(client.segment->submit_ring());
+    for (uint32_t generation = 1; generation <= 50; ++generation) {
+      client.segment->slot(generation % 8).word.store(slot_word(generation, SlotPhase::kFilled));
+      const SubmitRecord record{generation % 8,
+                                generation,
+                                header.payload_offset,
+                                static_cast<uint32_t>(frame.size()),
+                                1,
+                                header.payload_offset + 2048};
+      if (producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1))) ==
+          PushOutcome::kBroken)
+        break;
+      client.theirs->ring();
+    }
+    stop = true;
+    mutator.join();
+  }
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+  CHECK(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+}
+
+TEST_CASE("another user is refused, whatever the socket's mode says") {
+  if (getuid() != 0) {
+    MESSAGE("skipped: only root can become somebody else");
+    return;
+  }
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  REQUIRE(chmod(daemon.dir.path().c_str(), 0755) == 0);
+  REQUIRE(chmod(path.c_str(), 0666) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (setresuid(65534, 65534, 65534) != 0) _exit(2);
+    LocalClientOptions options;
+    options.socket_path = path;
+    options.payload_bytes = 256 << 10;
+    const auto client = LocalClient::connect(options);
+    _exit(client.message().find("user 65534 may not use this daemon") != std::string::npos ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(daemon.server->stats().sessions_refused == 1);
 }
