@@ -45,14 +45,22 @@ struct EdgeService::Flight {
   bool started = false;
   std::atomic<bool> cancelled{false};
 
-  // A copy for a side, with the time that is left.
-  Request for_side(int64_t now_ns) const {
-    Request copy = request;
-    if (deadline_ms > 0) {
-      copy.hints.deadline_ms =
-          std::max<int64_t>(1, deadline_ms - (now_ns - received_ns) / kNsPerMs);
+  // What a side gets, with the time that is left. The payload may be megabytes: it is copied only
+  // while the other side may still have to get it.
+  Request for_side(int64_t now_ns, bool other_side_may_follow) {
+    Request out;
+    if (other_side_may_follow) {
+      out = request;
+    } else {
+      out = std::move(request);
+      request = {};
+      request.id = out.id;
+      request.hints = out.hints;
     }
-    return copy;
+    if (deadline_ms > 0) {
+      out.hints.deadline_ms = std::max<int64_t>(1, deadline_ms - (now_ns - received_ns) / kNsPerMs);
+    }
+    return out;
   }
 };
 
@@ -244,7 +252,8 @@ void EdgeService::place(const FlightPtr& flight, const EdgeNeed& need) {
 void EdgeService::go_local(const FlightPtr& flight) {
   flight->tried_local = true;
   const RequestId id = flight->request.id;
-  local_.submit(flight->for_side(monotonic_ns()),
+  const bool may_move = flight->may_rise && !flight->tried_pool;
+  local_.submit(flight->for_side(monotonic_ns(), may_move),
                 [this, flight](Event event) { on_event(flight, false, std::move(event)); });
   if (flight->cancelled.load())
     local_.cancel(id);  // a cancel that came before the model knew the request
@@ -253,7 +262,7 @@ void EdgeService::go_local(const FlightPtr& flight) {
 void EdgeService::go_up(const FlightPtr& flight) {
   flight->tried_pool = true;
   const RequestId id = flight->request.id;
-  Request request = flight->for_side(monotonic_ns());
+  Request request = flight->for_side(monotonic_ns(), flight->fits_here && !flight->tried_local);
   if (is_local_name(request.model)) {
     // An alias means something here only; above it goes under the served name unless the pool knows
     // it, too.

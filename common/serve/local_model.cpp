@@ -35,6 +35,15 @@ namespace {
 constexpr int32_t kRetryAfterMsMin = 1'000;
 constexpr int32_t kRetryAfterMsMax = 60'000;
 constexpr float kAverageWeight = 0.1F;  // of the newest value
+// A prompt that takes less time to tokenize than another thread takes to wake up.
+constexpr int64_t kPromptBytesAtOnce = 1024;
+constexpr size_t kMessagesAtOnce = 8;
+
+bool prepared_at_once(const Request& request) {
+  return request.prompt_ids.empty() && request.messages.size() <= kMessagesAtOnce &&
+         request.prompts.size() <= kMessagesAtOnce &&
+         prompt_text_bytes(request) <= kPromptBytesAtOnce;
+}
 
 void average(float& into, float value) {
   into = into == 0.0F ? value : into + kAverageWeight * (value - into);
@@ -109,7 +118,7 @@ class EngineModel final : public LocalModel {
 
   // --- prepare thread ---
   void prepare_loop();
-  void prepare(const JobPtr& job);
+  void prepare(const JobPtr& job);  // and small requests on their sender's thread
   void start(const JobPtr& job, PreparedPrompts prompts);
   void end_early(const JobPtr& job, RequestError error);
 
@@ -172,6 +181,8 @@ void EngineModel::submit(Request request, EventSink sink) {
   }
   if (full) {
     refuse(job->sink, std::move(*full));
+  } else if (prepared_at_once(job->request) && !mailbox_.closed()) {
+    prepare(job);
   } else if (!mailbox_.push(job)) {
     // There is room for every admitted job: the mailbox can only be closed.
     end_early(job, error_of(ErrorCode::kCancelled, "the model is being unloaded"));

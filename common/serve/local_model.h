@@ -1,9 +1,10 @@
 // LocalModel: a model file made into an InferenceService: tokenizer + chat template + engine. The edge daemon, the cloud
 // node and `updraft run` all answer through it.
 //
-// Threads: submit() only queues; the prepare thread renders and tokenizes, so that a 1 MB prompt stalls neither an HTTP
-// nor a pool thread; the engine thread runs the steps. Sinks are called on the engine thread, or on the prepare thread for
-// what is refused before the engine.
+// Threads: submit() queues all but prompts of at most 1 KiB, which it renders and tokenizes itself (sooner done than another
+// thread woken); the prepare thread does that for the rest, so that a 1 MB prompt stalls neither an HTTP nor a pool thread;
+// the engine thread runs the steps. Sinks are called on the engine thread, or where it is prepared for what is refused
+// before the engine.
 #pragma once
 
 #include <atomic>

@@ -3,12 +3,16 @@
 #include "edge/client/local_client.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <boost/interprocess/managed_external_buffer.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <map>
+#include <thread>
 
 #include "common/base/clock.h"
 #include "common/ipc/doorbell.h"
@@ -27,6 +31,7 @@ constexpr int kHandshakeTimeoutMs = 5000;
 constexpr size_t kInlineBytesMax = 4096;  // larger parts go into the payload area
 constexpr int64_t kSpinNs = 5 * kNsPerUs;
 constexpr uint32_t kUnmappedRequestsMax = 64;
+constexpr auto kReconnectPause = std::chrono::milliseconds(10);
 
 struct Handshaken {
   UniqueFd socket;
@@ -54,6 +59,18 @@ Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vec
   return Handshaken{std::move(*socket), std::move(*welcome)};
 }
 
+// How many forks lie between this process and its first ancestor that asked: tells a child's copy
+// of a client from the parent's without a system call.
+uint32_t fork_depth() {
+  static std::atomic<uint32_t> depth = 0;
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { depth.fetch_add(1, std::memory_order_relaxed); });
+  (void)registered;
+  return depth.load(std::memory_order_relaxed);
+}
+const char* const kForked =
+    "this session belongs to the parent process: after fork() the child must connect for itself";
+
 // A part's payload, wherever it lies.
 std::string& part_bytes(ContentPart& part) {
   return part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
@@ -62,7 +79,7 @@ std::string& part_bytes(ContentPart& part) {
 class MappedClient final : public LocalClient {
  public:
   static Result<std::unique_ptr<LocalClient>> connect(const LocalClientOptions& options) {
-    auto client = std::unique_ptr<MappedClient>(new MappedClient);
+    auto client = std::unique_ptr<MappedClient>(new MappedClient(options));
     SegmentShape shape;
     shape.payload_bytes = options.payload_bytes;
     Result<std::unique_ptr<Segment>> segment = Segment::create(shape);
@@ -79,10 +96,6 @@ class MappedClient final : public LocalClient {
     if (!shaken) return shaken.error();
     client->socket_ = std::move(shaken->socket);
     client->welcome_ = std::move(shaken->welcome);
-    Result<std::unique_ptr<ControlDialer>> control =
-        ControlDialer::connect(client->welcome_.control_endpoint, client->welcome_.session_token);
-    if (!control) return control.error();
-    client->control_ = std::move(control).value();
     client->submit_.emplace(client->segment_->submit_ring());
     client->complete_.emplace(client->segment_->complete_ring());
     const std::span<std::byte> payload = client->segment_->payload();
@@ -94,9 +107,15 @@ class MappedClient final : public LocalClient {
     return std::unique_ptr<LocalClient>(std::move(client));
   }
 
+  ~MappedClient() override {
+    // The parent's ZeroMQ threads are not here: closing would wait for them.
+    if (forked()) (void)control_.release();
+  }
+
   const LocalWelcome& welcome() const override { return welcome_; }
 
   Result<Buffer> allocate(uint64_t bytes) override {
+    if (forked()) return fail(kForked);
     if (bytes == 0) return fail("a buffer of 0 bytes was asked for");
     void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
     if (at == nullptr) {
@@ -107,9 +126,12 @@ class MappedClient final : public LocalClient {
     return Buffer{{static_cast<std::byte*>(at), bytes}};
   }
 
-  void release(Buffer buffer) override { heap_.deallocate(buffer.bytes.data()); }
+  void release(Buffer buffer) override {
+    if (!forked()) heap_.deallocate(buffer.bytes.data());
+  }
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
+    if (forked()) return fail(kForked);
     if (gone_) return fail("the edge daemon is gone");
     if (free_slots_.empty())
       return fail("too many requests in flight: the daemon allows " +
@@ -126,6 +148,7 @@ class MappedClient final : public LocalClient {
   }
 
   Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) override {
+    if (forked()) return fail(kForked);
     const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
     for (;;) {
       if (!ready_.empty()) return take_ready();
@@ -140,8 +163,15 @@ class MappedClient final : public LocalClient {
 
   void cancel(uint32_t handle) override {
     const uint32_t index = handle % kHandleSlots;
-    if (index >= slots_.size() || slots_[index].handle != handle || slots_[index].id.empty())
+    if (forked() || index >= slots_.size() || slots_[index].handle != handle ||
+        slots_[index].id.empty())
       return;
+    // Most sessions never cancel: the channel, with its thread, begins with the first time.
+    if (!control_) {
+      auto control = ControlDialer::connect(welcome_.control_endpoint, welcome_.session_token);
+      if (!control) return;
+      control_ = std::move(control).value();
+    }
     (void)control_->send(encode(Cancel{slots_[index].id, 1}));
   }
 
@@ -152,10 +182,14 @@ class MappedClient final : public LocalClient {
     RequestId id;  // empty: free
     uint32_t generation = 0;
     uint32_t handle = 0;
+    SubmitRecord record{};   // as submitted, for the daemon's successor
+    bool answering = false;  // a chunk of its answer was taken
     std::vector<Buffer> buffers;
   };
 
-  MappedClient() = default;
+  explicit MappedClient(const LocalClientOptions& options) : options_(options) {}
+
+  bool forked() const { return fork_depth() != fork_depth_; }
 
   Result<void> place_large_parts(Request& request, std::vector<PlacedPart>& placed) {
     for (uint32_t m = 0; m < request.messages.size(); ++m) {
@@ -233,6 +267,8 @@ class MappedClient final : public LocalClient {
     free_slots_.pop_back();
     slot.generation = generation;
     slot.id = request.id;
+    slot.record = record;
+    slot.answering = false;
     slot.handle = (generation % (UINT32_MAX / kHandleSlots)) * kHandleSlots + index;
     slot.buffers = {*area};
     for (const PlacedPart& part : placed) slot.buffers.push_back(part.buffer);
@@ -240,14 +276,13 @@ class MappedClient final : public LocalClient {
   }
 
   Result<void> take_records() {
-    Record record;
     bool ring_daemon = false;
     for (;;) {
-      Result<bool> got = complete_->pop(record, ring_daemon);
+      Result<bool> got = complete_->pop(record_, ring_daemon);
       if (!got) return got.error();
       if (!*got) break;
-      if (record.kind == kEventRecord && record.content.size() >= sizeof(EventHeader))
-        take_event(record);
+      if (record_.kind == kEventRecord && record_.content.size() >= sizeof(EventHeader))
+        take_event(record_);
     }
     if (ring_daemon) daemon_bell_->ring();
     return {};
@@ -265,6 +300,7 @@ class MappedClient final : public LocalClient {
     const uint32_t handle = slot.handle;
     for (Event& event : events->events) {
       const bool end = is_end(event);
+      slot.answering = slot.answering || std::holds_alternative<TokenChunk>(event);
       ready_.emplace_back(handle, std::move(event));
       if (end) {
         free_slot(header.slot);
@@ -292,10 +328,8 @@ class MappedClient final : public LocalClient {
   // Spins for a few microseconds, then sleeps on the doorbell and the socket's hang-up.
   void wait_for_events(int64_t deadline_ns) {
     const int64_t spin_until_ns = monotonic_ns() + kSpinNs;
-    const RingIndices* indices = segment_->complete_ring().indices;
-    const uint64_t seen = indices->tail.load(std::memory_order_relaxed);
     while (monotonic_ns() < spin_until_ns) {
-      if (indices->tail.load(std::memory_order_relaxed) != seen) return;
+      if (complete_->maybe_ready()) return;
     }
     if (!complete_->prepare_wait()) return;
     pollfd entries[2] = {{my_bell_->fd(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
@@ -307,25 +341,70 @@ class MappedClient final : public LocalClient {
     if (entries[1].revents != 0) lose_daemon();
   }
 
-  // Everything in flight ends with a typed error.
+  // What has begun to answer ends with a typed error; the rest goes to the daemon's successor, or
+  // ends as well when none comes in time.
   void lose_daemon() {
     (void)take_records();
-    gone_ = true;
     for (uint32_t index = 0; index < slots_.size(); ++index) {
-      if (slots_[index].id.empty()) continue;
-      ready_.emplace_back(slots_[index].handle,
-                          error_of(ErrorCode::kNodeLost,
-                                   "the edge daemon went away before the answer was complete"));
-      free_slot(index);
+      if (slots_[index].answering) end_lost(index);
     }
+    const int64_t until_ns = monotonic_ns() + options_.reconnect_ms * kNsPerMs;
+    while (monotonic_ns() < until_ns) {
+      if (reconnect()) return;
+      std::this_thread::sleep_for(kReconnectPause);
+    }
+    gone_ = true;
+    for (uint32_t index = 0; index < slots_.size(); ++index) end_lost(index);
   }
 
+  void end_lost(uint32_t index) {
+    if (slots_[index].id.empty()) return;
+    ready_.emplace_back(
+        slots_[index].handle,
+        error_of(ErrorCode::kNodeLost, "the edge daemon went away before the answer was complete"));
+    free_slot(index);
+  }
+
+  // The same memory for the next daemon. The old one has given it up (its end of the socket is
+  // shut), so the rings begin anew before the new one can see them; payloads stay where they are.
+  bool reconnect() {
+    new (segment_->submit_ring().indices) RingIndices{};
+    new (segment_->complete_ring().indices) RingIndices{};
+    submit_.emplace(segment_->submit_ring());
+    complete_.emplace(segment_->complete_ring());
+    Result<Handshaken> shaken =
+        shake_hands(options_, {segment_->fd(), my_bell_->fd(), daemon_bell_->fd()});
+    if (!shaken) return false;
+    socket_ = std::move(shaken->socket);
+    welcome_ = std::move(shaken->welcome);
+    control_.reset();
+    for (uint32_t index = 0; index < slots_.size(); ++index) {
+      if (!slots_[index].id.empty() && !submit_again(index)) end_lost(index);
+    }
+    return true;
+  }
+
+  // Under a new generation: what the old daemon may still have written is not this request's.
+  bool submit_again(uint32_t index) {
+    Slot& slot = slots_[index];
+    slot.record.generation = ++slot.generation;
+    segment_->slot(index).word.store(slot_word(slot.generation, SlotPhase::kFilled),
+                                     std::memory_order_release);
+    const PushOutcome outcome =
+        submit_->push(kSubmitRecord, std::as_bytes(std::span(&slot.record, 1)));
+    if (outcome == PushOutcome::kPushedRing) daemon_bell_->ring();
+    return outcome == PushOutcome::kPushed || outcome == PushOutcome::kPushedRing;
+  }
+
+  const LocalClientOptions options_;
+  const uint32_t fork_depth_ = fork_depth();
   UniqueFd socket_;
   LocalWelcome welcome_;
   std::unique_ptr<Segment> segment_;
   std::optional<Doorbell> my_bell_;
   std::optional<Doorbell> daemon_bell_;
-  std::unique_ptr<ControlDialer> control_;
+  std::unique_ptr<ControlDialer> control_;  // none before the first cancel
+  Record record_;                           // its buffer is reused
   std::optional<RingProducer> submit_;
   std::optional<RingConsumer> complete_;
   bip::managed_external_buffer heap_;

@@ -6,7 +6,7 @@
 // in.
 //
 // Threads: a LocalClient belongs to one thread at a time. After fork() it belongs to the parent
-// only.
+// only: in the child every call is refused. Its descriptors do not survive an exec.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,10 @@ struct LocalClientOptions {
   uint64_t payload_bytes = 8 << 20;  // of the payload area
   std::string client_name = "client";
   bool map_memory = true;  // false: whole requests over the control channel
+  // When the daemon goes away: how long next() waits for another one at the same path. It gets the
+  // same segment again and every request that has not begun to answer; those that have end with
+  // kNodeLost. 0: the session ends with its daemon. Mapped sessions only.
+  int32_t reconnect_ms = 0;
 };
 
 // $XDG_RUNTIME_DIR/updraft/edge.sock, or /tmp/updraft-<uid>/edge.sock without a runtime directory.

@@ -112,6 +112,16 @@ TEST_CASE("many bytes that are few tokens stay") {
   CHECK(s.model.measured_count() == 1);
 }
 
+TEST_CASE("a payload that can go nowhere else is handed on, not copied") {
+  Setup bound;
+  Request request = chat_request("a", std::string(50'000, 'x') + " y", "tiny");
+  request.hints.local_only = true;
+  const char* place = request.messages[0].parts[0].text.data();
+  bound.submit(std::move(request));
+  REQUIRE(eventually([&] { return bound.model.has("a"); }));
+  CHECK(bound.model.payload_place("a") == place);
+}
+
 TEST_CASE(
     "router away: what fits is served, the rest is 503 with Retry-After, local-only names both "
     "numbers") {

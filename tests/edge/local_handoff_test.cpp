@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "common/base/clock.h"
@@ -28,7 +30,10 @@ using namespace updraft;
 namespace {
 
 // Answers with the text of the request's parts (long ones and images as their byte count); holds
-// requests whose model is "hold" until they are cancelled; floods those whose model is "flood".
+// requests whose model is "hold" until they are cancelled; floods those whose model is "flood";
+// sends those named "spill" a little more than the client's ring holds, "spill-hold" without an
+// end.
+constexpr int kSpillChunks = 1050;
 class EchoService final : public InferenceService {
  public:
   void submit(Request request, EventSink sink) override {
@@ -36,19 +41,21 @@ class EchoService final : public InferenceService {
     started.node_id = "echo";
     started.tier = Tier::kEdge;
     sink(started);
-    if (request.model == "hold") {
+    if (request.model == "hold" && !answers_held_) {
       const std::lock_guard lock(mutex_);
       held_[request.id] = std::move(sink);
       return;
     }
-    if (request.model == "flood") {
-      for (int i = 0; i < 4000; ++i) {
+    if (request.model == "flood" || request.model.rfind("spill", 0) == 0) {
+      const int chunks = request.model == "flood" ? 4000 : kSpillChunks;
+      for (int i = 0; i < chunks; ++i) {
         TokenChunk chunk;
         chunk.offset = i;
         chunk.ids = {i};
         chunk.text = std::string(1000, 'x');
         sink(std::move(chunk));
       }
+      if (request.model == "spill") return sink(Finished{});
       const std::lock_guard lock(mutex_);
       held_[request.id] = std::move(sink);
       return;
@@ -89,6 +96,8 @@ class EchoService final : public InferenceService {
   }
   bool ready(std::string*) const override { return true; }
 
+  // From now on "hold" is answered like everything else.
+  void answer_held() { answers_held_ = true; }
   bool wait_cancelled(int count) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
@@ -97,19 +106,22 @@ class EchoService final : public InferenceService {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::atomic<bool> answers_held_ = false;
   std::map<RequestId, EventSink> held_;
   int cancelled_ = 0;
 };
 
 struct Daemon {
-  explicit Daemon(LocalServerConfig config = {}) {
+  explicit Daemon(LocalServerConfig config = {}) { start(std::move(config)); }
+  void start(LocalServerConfig config) {
     config.socket_path = dir.file("edge.sock");
     Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
     REQUIRE_MESSAGE(started.ok(), started.message());
     server = std::move(started).value();
   }
-  std::unique_ptr<LocalClient> client(bool map_memory = true) {
+  std::unique_ptr<LocalClient> client(bool map_memory = true, int32_t reconnect_ms = 0) {
     LocalClientOptions options;
+    options.reconnect_ms = reconnect_ms;
     options.socket_path = dir.file("edge.sock");
     options.map_memory = map_memory;
     options.payload_bytes = 2 << 20;
@@ -298,6 +310,60 @@ TEST_CASE("a client that does not read gets a typed error, its sibling notices n
   CHECK(error->message.find("does not read") != std::string::npos);
 }
 
+TEST_CASE("a full ring makes the stream wait, and nothing is missing when the client reads on") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> handle = client->submit(chat("x", "spill"));
+  REQUIRE(handle.ok());
+  // Everything was sent before the first read: what the ring did not hold waits in the daemon.
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_taken == 1; }));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 0; }));
+  const std::vector<Event> events = collect(*client, *handle);
+  REQUIRE(events.size() == 1 + kSpillChunks + 1);
+  for (int i = 0; i < kSpillChunks; ++i)
+    REQUIRE(std::get<TokenChunk>(events[static_cast<size_t>(i) + 1]).offset == i);
+  CHECK(std::holds_alternative<Finished>(events.back()));
+}
+
+TEST_CASE("a client that stopped reading loses its stream after the stall's limit") {
+  LocalServerConfig config;
+  config.stall_ms = 50;
+  Daemon daemon(config);
+  const auto sleeper = daemon.client();
+  const auto sibling = daemon.client();
+  const Result<uint32_t> spill = sleeper->submit(chat("x", "spill-hold"));
+  REQUIRE(spill.ok());
+  REQUIRE(daemon.service.wait_cancelled(1));
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+  const std::vector<Event> events = collect(*sleeper, *spill);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kOverloaded);
+  // It reads again: the session serves on.
+  const Result<uint32_t> again = sleeper->submit(chat("awake"));
+  REQUIRE(again.ok());
+  CHECK(answer(collect(*sleeper, *again)) == "awake");
+}
+
+TEST_CASE("a user's requests in flight are limited over all its sessions") {
+  LocalServerConfig config;
+  config.requests_per_uid_max = 3;
+  Daemon daemon(config);
+  const auto first = daemon.client();
+  const auto second = daemon.client();
+  for (int i = 0; i < 3; ++i) REQUIRE(first->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 3; }));
+  const Result<uint32_t> handle = second->submit(chat("one more"));
+  REQUIRE(handle.ok());
+  const std::vector<Event> events = collect(*second, *handle);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kRateLimited);
+  CHECK(error->message.find("has 3 requests in flight") != std::string::npos);
+}
+
 TEST_CASE("the daemon's end is an error at the client, and every request in flight ends") {
   Daemon daemon;
   const auto client = daemon.client();
@@ -310,6 +376,68 @@ TEST_CASE("the daemon's end is an error at the client, and every request in flig
   CHECK(std::get<RequestError>(events.back()).code == ErrorCode::kNodeLost);
   CHECK_FALSE(client->next(100).ok());
   CHECK_FALSE(client->submit(chat("y")).ok());
+}
+
+TEST_CASE(
+    "after a restart of the daemon what had not begun to answer is answered by the next one") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 10000);
+  // One whose answer has begun, two that wait, one of them with its text in the payload area.
+  const Result<uint32_t> begun = client->submit(chat("x", "spill-hold"));
+  const Result<uint32_t> small = client->submit(chat("small", "hold"));
+  const Result<uint32_t> large = client->submit(chat(std::string(100000, 'p'), "hold"));
+  REQUIRE((begun.ok() && small.ok() && large.ok()));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 3; }));
+  const std::string before = client->welcome().session_token;
+  daemon.server.reset();
+  daemon.service.answer_held();
+  daemon.start({});
+  std::map<uint32_t, std::vector<Event>> events;
+  for (int ends = 0; ends < 3;) {
+    auto next = client->next(10000);
+    REQUIRE_MESSAGE(next.ok(), next.message());
+    REQUIRE(next->has_value());
+    ends += is_end((*next)->second) ? 1 : 0;
+    events[(*next)->first].push_back(std::move((*next)->second));
+  }
+  CHECK(client->welcome().session_token != before);
+  CHECK(std::get<RequestError>(events[*begun].back()).code == ErrorCode::kNodeLost);
+  CHECK(answer(events[*small]) == "small");
+  CHECK(std::holds_alternative<Finished>(events[*small].back()));
+  CHECK(answer(events[*large]) == "[100000 ppp]");
+  // And it goes on as before, cancels included.
+  const Result<uint32_t> again = client->submit(chat("x", "spill-hold"));
+  REQUIRE(again.ok());
+  client->cancel(*again);
+  CHECK(std::holds_alternative<RequestError>(collect(*client, *again).back()));
+}
+
+TEST_CASE("a daemon that does not come back is an error after the time to wait for it") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 50);
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  daemon.server.reset();
+  CHECK(std::get<RequestError>(collect(*client, *handle).back()).code == ErrorCode::kNodeLost);
+  CHECK_FALSE(client->next(0).ok());
+}
+
+TEST_CASE("after a fork the session stays the parent's, and the child is told so") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> held = client->submit(chat("x", "hold"));
+  REQUIRE(held.ok());
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto refused = client->submit(chat("from the child"));
+    const bool told = refused.message().find("belongs to the parent process") != std::string::npos;
+    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+  client->cancel(*held);
+  CHECK(std::get<RequestError>(collect(*client, *held).back()).code == ErrorCode::kCancelled);
 }
 
 TEST_CASE("sessions and memory are limited, and the refusal says so") {
@@ -476,4 +604,88 @@ TEST_CASE(
   mutator.join();
   CHECK(ended == 300);
   CHECK(daemon.server->stats().sessions == 1);
+}
+
+TEST_CASE(
+    "a client that rewrites header, rings, slots and payload all the time hurts only itself") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto sibling = daemon.client();
+  const std::vector<std::byte> frame = encode(Submit{[] {
+                                                       Request request = chat("", "echo");
+                                                       request.id = new_request_id();
+                                                       return request;
+                                                     }(),
+                                                     1, 0});
+  for (uint32_t round = 0; round < 40; ++round) {
+    HostileClient client(path);
+    REQUIRE(std::holds_alternative<LocalWelcome>(client.answer));
+    const SegmentHeader header = client.segment->header();
+    std::byte* base = client.segment->payload().data() - header.payload_offset;
+    std::memcpy(client.segment->payload().data(), frame.data(), frame.size());
+    const PartSpan span{0, 0, header.payload_offset + 4096, 20000};
+    std::memcpy(client.segment->payload().data() + 2048, &span, sizeof span);
+    std::atomic<bool> stop = false;
+    // Each round aims at another area: 0 header, 1 submission ring, 2 slots, 3 frame, spans,
+    // payload.
+    const uint64_t from[] = {0, header.submit_offset, header.slots_offset, header.payload_offset};
+    const uint64_t bytes[] = {sizeof(SegmentHeader), sizeof(RingIndices) + 256,
+                              header.slot_count * sizeof(SlotState), 4096 + 20000};
+    std::thread mutator([&] {
+      std::minstd_rand random(round + 1);
+      while (!stop) {
+        auto* at = reinterpret_cast<volatile uint64_t*>(base + from[round % 4] +
+                                                        random() % (bytes[round % 4] / 8) * 8);
+        const uint64_t kept = *at;
+        *at = random() % 2 == 0 ? ~0ULL - random() % 64 : uint64_t{random()};
+        // Half of the lies last only for a moment: between the daemon's check and its use, say.
+        if (random() % 2 == 0) *at = kept;
+      }
+    });
+    RingProducer producer(client.segment->submit_ring());
+    for (uint32_t generation = 1; generation <= 50; ++generation) {
+      client.segment->slot(generation % 8).word.store(slot_word(generation, SlotPhase::kFilled));
+      const SubmitRecord record{generation % 8,
+                                generation,
+                                header.payload_offset,
+                                static_cast<uint32_t>(frame.size()),
+                                1,
+                                header.payload_offset + 2048};
+      if (producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1))) ==
+          PushOutcome::kBroken)
+        break;
+      client.theirs->ring();
+    }
+    stop = true;
+    mutator.join();
+  }
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+  CHECK(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+}
+
+TEST_CASE("another user is refused, whatever the socket's mode says") {
+  if (getuid() != 0) {
+    MESSAGE("skipped: only root can become somebody else");
+    return;
+  }
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  REQUIRE(chmod(daemon.dir.path().c_str(), 0755) == 0);
+  REQUIRE(chmod(path.c_str(), 0666) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (setresuid(65534, 65534, 65534) != 0) _exit(2);
+    LocalClientOptions options;
+    options.socket_path = path;
+    options.payload_bytes = 256 << 10;
+    const auto client = LocalClient::connect(options);
+    _exit(client.message().find("user 65534 may not use this daemon") != std::string::npos ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(daemon.server->stats().sessions_refused == 1);
 }

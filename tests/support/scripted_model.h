@@ -118,6 +118,11 @@ class Scripted : public Base {
     const std::lock_guard lock(mutex_);
     return submitted_.at(0);
   }
+  // Where the bytes of its first part lie: tells a moved payload from a copied one.
+  const char* payload_place(const RequestId& id) const {
+    const std::lock_guard lock(mutex_);
+    return requests_.at(id).messages.at(0).parts.at(0).text.data();
+  }
   size_t submitted_count() const {
     const std::lock_guard lock(mutex_);
     return submitted_.size();
