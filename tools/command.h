@@ -17,6 +17,10 @@ void add_cloud(CLI::App& app, int& exit_status);
 void add_router(CLI::App& app, int& exit_status);
 void add_chat(CLI::App& app, int& exit_status);
 void add_run(CLI::App& app, int& exit_status);
+void add_bench(CLI::App& app, int& exit_status);
+void add_make_model(CLI::App& app, int& exit_status);
+void add_quantize(CLI::App& app, int& exit_status);
+void add_quality(CLI::App& app, int& exit_status);
 void add_keys(CLI::App& app, int& exit_status);
 
 // "updraft: <message>" on standard error; returns 1, the exit status.

@@ -62,6 +62,10 @@ int main(int argc, char** argv) {
   updraft::add_router(app, exit_status);
   updraft::add_chat(app, exit_status);
   updraft::add_run(app, exit_status);
+  updraft::add_bench(app, exit_status);
+  updraft::add_make_model(app, exit_status);
+  updraft::add_quantize(app, exit_status);
+  updraft::add_quality(app, exit_status);
   updraft::add_keys(app, exit_status);
   try {
     app.parse(argc, argv);

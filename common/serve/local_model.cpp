@@ -370,6 +370,8 @@ void EngineModel::finished(const JobPtr& job, const AnswerOutcome& outcome) {
 
 // --- opening ---
 
+}  // namespace
+
 Result<DType> parse_kv_type(const std::string& name) {
   if (name == "f32") return DType::kF32;
   if (name == "f16") return DType::kF16;
@@ -400,6 +402,8 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
   }
   return open_cpu_backend(cpu);
 }
+
+namespace {
 
 // A template by name, or the file's. None in the file is not an error: completions work without.
 Result<std::shared_ptr<const ChatTemplate>> open_template(const LocalModelConfig& config,
@@ -444,6 +448,8 @@ Result<void> check_config(const LocalModelConfig& config) {
   return range("step_tokens_max", config.step_tokens_max, 1, 65'536);
 }
 
+}  // namespace
+
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
                                             const std::shared_ptr<const Model>& model,
                                             std::unique_ptr<Backend> backend,
@@ -465,6 +471,8 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
+
+namespace {
 
 // Never to be sampled: the tokenizer's own list and rows of the embedding table that have no token.
 std::vector<int32_t> banned_ids(const Tokenizer& tokenizer, int32_t vocab_count) {

@@ -16,8 +16,13 @@
 #include "common/base/result.h"
 #include "common/message/node_status.h"
 #include "common/message/service.h"
+#include "kernels/quant/dtype.h"
 
 namespace updraft {
+
+class Backend;
+class Engine;
+class Model;
 
 struct LocalModelConfig {
   std::string model_path;
@@ -75,5 +80,12 @@ class LocalModel : public InferenceService {
   // New requests get kOverloaded; running ones go on. Any thread.
   virtual void drain() = 0;
 };
+
+// Parts of open(), for tools that drive the engine without text: the format that kv_type names, the device that the
+// configuration names, and the engine on it with the configuration's context, slots and KV memory.
+Result<DType> parse_kv_type(const std::string& name);
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config);
+Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config, const std::shared_ptr<const Model>& model,
+                                            std::unique_ptr<Backend> backend, const Progress& progress);
 
 }  // namespace updraft

@@ -65,6 +65,8 @@ std::optional<std::string> spelled_bytes(std::string_view token) {
 
 }  // namespace
 
+std::string byte_spelling(uint8_t byte) { return to_utf8(byte_alphabet()[byte]); }
+
 MergeTable::MergeTable(size_t merge_count) {
   size_t size = 16;
   while (size < merge_count * 2) size *= 2;

@@ -15,6 +15,9 @@
 
 namespace updraft {
 
+// How a byte-level vocabulary spells a byte: " " is "\xC4\xA0" (U+0120).
+std::string byte_spelling(uint8_t byte);
+
 // (left id, right id) -> rank, for some 100,000 merges looked up once per byte of text: one flat
 // table, linear probing.
 class MergeTable {

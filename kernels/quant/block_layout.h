@@ -49,6 +49,15 @@ inline ScaleMin unpack_scale_min(const std::byte* packed, int index) {
           static_cast<uint8_t>((both >> 4) | ((byte_at(packed, index) >> 6) << 4))};
 }
 
+// The reverse for all 8 sub-blocks: 6-bit scales and mins into the 12 bytes.
+inline void pack_scale_mins(const uint8_t* scale, const uint8_t* min, std::byte* packed) {
+  for (int s = 0; s < 4; ++s) {
+    packed[s] = static_cast<std::byte>(scale[s] | ((scale[s + 4] >> 4) << 6));
+    packed[s + 4] = static_cast<std::byte>(min[s] | ((min[s + 4] >> 4) << 6));
+    packed[s + 8] = static_cast<std::byte>((scale[s + 4] & 15) | ((min[s + 4] & 15) << 4));
+  }
+}
+
 // The 32 unsigned quants of sub-block `index` (0..7) of a superblock; for Q6_K without the offset
 // of 32 removed.
 inline void unpack_q4_k(const std::byte* block, int index, uint8_t* q) {

@@ -18,23 +18,38 @@ void store_le(std::byte* at, T value) {
 }
 
 // Truncation to an integer in [0, limit]; NaN becomes 0, so that bad weights never become undefined
-// behaviour.
+// behaviour. Without branches, like everything per weight here: the compiler makes vectors of it.
 int truncate_to(float value, int limit) {
-  if (!(value > 0.0F)) return 0;
-  return value >= static_cast<float>(limit) ? limit : static_cast<int>(value);
+  const auto top = static_cast<float>(limit);
+  const float positive = value > 0.0F ? value : 0.0F;
+  return static_cast<int>(positive < top ? positive : top);
+}
+
+// Nearest integer in [-127, 127], halves away from zero; NaN becomes -127.
+int round_to_byte(float value) {
+  const float low = value > -127.0F ? value : -127.0F;
+  const float clamped = low < 127.0F ? low : 127.0F;
+  const int whole = static_cast<int>(clamped);
+  const float rest = clamped - static_cast<float>(whole);  // exact
+  return whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0);
+}
+
+float largest_magnitude(const float* x) {
+  float lanes[8] = {};
+  for (int i = 0; i < 32; i += 8) {
+    for (int l = 0; l < 8; ++l) {
+      const float magnitude = std::fabs(x[i + l]);
+      lanes[l] = magnitude > lanes[l] ? magnitude : lanes[l];
+    }
+  }
+  return *std::max_element(lanes, lanes + 8);
 }
 
 // The value of largest magnitude, with its sign; the first on ties.
 float signed_peak(const float* x) {
-  float peak = 0.0F;
-  float magnitude = 0.0F;
-  for (int i = 0; i < 32; ++i) {
-    if (std::fabs(x[i]) > magnitude) {
-      magnitude = std::fabs(x[i]);
-      peak = x[i];
-    }
-  }
-  return peak;
+  const float magnitude = largest_magnitude(x);
+  if (magnitude == 0.0F) return 0.0F;
+  return *std::find_if(x, x + 32, [&](float v) { return std::fabs(v) == magnitude; });
 }
 
 float inverse(float d) { return d != 0.0F ? 1.0F / d : 0.0F; }
@@ -51,16 +66,11 @@ void store_quants(const int* q, std::byte* qs, std::byte* high) {
 }
 
 void encode_q8_0(const float* x, std::byte* block) {
-  float peak = 0.0F;
-  for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(x[i]));
-  const float d = peak / 127.0F;
+  const float d = largest_magnitude(x) / 127.0F;
   const float id = inverse(d);
   store_le(block, float_to_half(d));
-  for (int i = 0; i < 32; ++i) {
-    const float q = std::round(x[i] * id);
-    const int clamped = q >= -127.0F ? static_cast<int>(std::min(q, 127.0F)) : -127;
-    block[kQ8_0Quants + i] = static_cast<std::byte>(clamped);
-  }
+  for (int i = 0; i < 32; ++i)
+    block[kQ8_0Quants + i] = static_cast<std::byte>(round_to_byte(x[i] * id));
 }
 
 // y = d * (q - levels / 2): the peak maps to q = 0.

@@ -134,12 +134,7 @@ ScaleMins fit_super_block(const float* x, int q_max) {
 void store_scale_mins(const ScaleMins& sm, std::byte* block) {
   store_half(block, sm.d);
   store_half(block + 2, sm.dmin);
-  std::byte* packed = block + kKScales;
-  for (int s = 0; s < 4; ++s) {
-    packed[s] = static_cast<std::byte>(sm.scale[s] | ((sm.scale[s + 4] >> 4) << 6));
-    packed[s + 4] = static_cast<std::byte>(sm.min[s] | ((sm.min[s + 4] >> 4) << 6));
-    packed[s + 8] = static_cast<std::byte>((sm.scale[s + 4] & 15) | ((sm.min[s + 4] & 15) << 4));
-  }
+  pack_scale_mins(sm.scale.data(), sm.min.data(), block + kKScales);
 }
 
 void quants_of(const float* x, const ScaleMins& sm, int q_max, uint8_t* q) {

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
     " + '<|im_end|>' + '\\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-FILE_TYPES = {gguf.Q4_0: 2, gguf.Q8_0: 7}  # general.file_type: mostly Q4_0, mostly Q8_0
+FILE_TYPES = {gguf.F32: 0, gguf.Q4_0: 2, gguf.Q8_0: 7}  # general.file_type: all F32, mostly Q4_0 ...
 
 
 def metadata(shape, tokenizer, kind, context_length):
@@ -80,10 +80,14 @@ def main():
     parser = argparse.ArgumentParser(description="Export a training run to two GGUF files.")
     parser.add_argument("--run", required=True, help="folder that train.py wrote")
     parser.add_argument("--out", default="configs/models")
+    parser.add_argument("--f32", help="write only this: the cloud file's weights, not quantised")
     options = parser.parse_args()
     run, out = Path(options.run), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer = ChatTokenizer.load(run / "tokenizer.json")
+    if options.f32:
+        export(run / "after-long.pt", tokenizer, gguf.F32, 4096, Path(options.f32))
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
     export(run / "after-quantised.pt", tokenizer, gguf.Q4_0, 512, out / EDGE_NAME)
     export(run / "after-long.pt", tokenizer, gguf.Q8_0, 4096, out / CLOUD_NAME)
     return 0
