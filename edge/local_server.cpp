@@ -4,21 +4,25 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
+#include <set>
 #include <thread>
 #include <utility>
+#include <variant>
 
 #include "common/base/clock.h"
 #include "common/base/mailbox.h"
 #include "common/ipc/doorbell.h"
 #include "common/ipc/unix_socket.h"
 #include "common/log/log.h"
-#include "common/message/event_message.h"
 #include "common/message/handshake.h"
+#include "common/message/pool_message.h"
 #include "common/message/request_check.h"
 #include "common/net/control_socket.h"
 #include "edge/local_session.h"
@@ -33,6 +37,11 @@ constexpr int kSubmissionsPerTurn = 32;  // fairness between sessions
 constexpr int kControlMessagesPerTurn = 64;
 constexpr size_t kPostedEventsMax = 1 << 16;
 constexpr int64_t kHandshakeNs = 3 * kNsPerSecond;
+constexpr int64_t kSpinNs = 5 * kNsPerUs;
+constexpr size_t kSpinSessionsMax = 8;  // more hot sessions than this keep the thread awake anyway
+constexpr int kSpinTurnsMax = 16;       // then everybody else has a turn
+constexpr int kTickMs = 200;            // while something waits for the clock
+constexpr rlim_t kDescriptorsPerSession = 4;  // socket, pidfd, two doorbells
 
 // What an epoll entry stands for, packed into its 64 bits: session id << 3 | source.
 enum class Source : uint64_t { kListener, kPosted, kControl, kSocket, kDoorbell, kProcess };
@@ -40,11 +49,12 @@ uint64_t tag(Source source, uint64_t session_id = 0) {
   return session_id << 3 | static_cast<uint64_t>(source);
 }
 
-// An event of the service on its way to the server's thread.
+// What sinks send to the server's thread: an unmapped session's event, or what a delivery to a
+// mapped one asks for.
 struct Posted {
   uint64_t session_id = 0;
   LocalTicket ticket;
-  Event event;
+  std::variant<Event, LocalOutbox::Outcome> what;
 };
 
 class LocalServerImpl final : public LocalServer {
@@ -84,6 +94,7 @@ class LocalServerImpl final : public LocalServer {
     watch(listener_.get(), tag(Source::kListener));
     watch(wake_->fd(), tag(Source::kPosted));
     watch(control_->poll_fd(), tag(Source::kControl));
+    raise_descriptor_limit();
     boot_epoch_ =
         static_cast<uint64_t>(unix_seconds()) << 20 | (static_cast<uint64_t>(getpid()) & 0xFFFFF);
     thread_ = std::thread([this] { run(); });
@@ -94,7 +105,8 @@ class LocalServerImpl final : public LocalServer {
     LocalServerStats out;
     out.sessions = session_count_.load(std::memory_order_relaxed);
     out.mapped_bytes = mapped_bytes_.load(std::memory_order_relaxed);
-    out.requests_in_flight = requests_.load(std::memory_order_relaxed);
+    out.requests_in_flight = requests_->load(std::memory_order_relaxed);
+    out.requests_taken = taken_.load(std::memory_order_acquire);
     out.sessions_refused = refused_.load(std::memory_order_relaxed);
     out.sessions_broken = broken_.load(std::memory_order_relaxed);
     return out;
@@ -114,10 +126,25 @@ class LocalServerImpl final : public LocalServer {
     if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
   }
 
+  // Every session holds descriptors; the soft limit of 1,024 ends at 250 sessions.
+  void raise_descriptor_limit() const {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    const rlim_t wanted = static_cast<rlim_t>(config_.sessions_max) * kDescriptorsPerSession + 1024;
+    if (limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = std::min(wanted, limit.rlim_max);
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < wanted) {
+      log_warn("fewer descriptors than sessions may need",
+               {{"descriptors", limit.rlim_cur}, {"wanted", wanted}});
+    }
+  }
+
   void run() {
     epoll_event events[64];
     while (!stopping_) {
-      const int timeout_ms = waiting_handshakes_.empty() ? -1 : 200;
+      spin_for_submissions();
+      const bool clock_matters = !waiting_handshakes_.empty() || !watched_.empty();
+      const int timeout_ms = clock_matters ? kTickMs : -1;
       const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
       for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
       // ZeroMQ's descriptor tells only of changes: look each time round.
@@ -126,7 +153,40 @@ class LocalServerImpl final : public LocalServer {
       }) > 0) {
       }
       drop_late_handshakes();
+      end_stalled_streams();
     }
+  }
+
+  // Sessions that just submitted are likely to do so again: a few microseconds of looking at their
+  // rings cost less than a sleep and a wake-up. Afterwards the waiter flags are up, so that the
+  // next submission rings.
+  void spin_for_submissions() {
+    if (hot_.empty()) return;
+    for (int turn = 0; turn < kSpinTurnsMax && hot_.size() <= kSpinSessionsMax; ++turn) {
+      if (!spin_once()) break;
+    }
+    for (const uint64_t id : std::exchange(hot_, {})) {
+      const auto it = sessions_.find(id);
+      if (it == sessions_.end()) continue;
+      LocalSession::Mapped& mapped = *it->second->mapped;
+      it->second->hot = false;
+      if (!mapped.submit.prepare_wait()) mapped.daemon_bell.ring();
+    }
+  }
+
+  // True when one of the hot sessions had something within kSpinNs.
+  bool spin_once() {
+    const int64_t until_ns = monotonic_ns() + kSpinNs;
+    do {
+      for (size_t i = 0; i < hot_.size(); ++i) {
+        const uint64_t id = hot_[i];
+        const auto it = sessions_.find(id);
+        if (it == sessions_.end() || !it->second->mapped->submit.maybe_ready()) continue;
+        take_submissions(id);
+        return true;
+      }
+    } while (monotonic_ns() < until_ns);
+    return false;
   }
 
   void handle(uint64_t what, uint32_t events) {
@@ -226,6 +286,10 @@ class LocalServerImpl final : public LocalServer {
       if (auto mapped = map_segment(*session, std::move(message->fds)); !mapped)
         return refuse(socket, mapped.message());
     }
+    std::optional<LocalOutbox::Mapped> way_out;
+    if (session->mapped)
+      way_out.emplace(LocalOutbox::Mapped{session->mapped->segment, session->mapped->client_bell});
+    session->outbox = std::make_shared<LocalOutbox>(std::move(way_out), requests_);
     // A client in another pid namespace has no process here; the socket's hang-up still tells of
     // its end.
     if (Result<UniqueFd> pidfd = peer_pidfd(peer->pid); pidfd)
@@ -251,10 +315,9 @@ class LocalServerImpl final : public LocalServer {
     Result<Doorbell> daemon = Doorbell::adopt(std::move(fds[2]));
     if (!daemon) return daemon.error();
     const RingMemory submit = (*segment)->submit_ring();
-    const RingMemory complete = (*segment)->complete_ring();
     session.mapped.emplace(LocalSession::Mapped{
-        std::move(segment).value(), std::move(client).value(), std::move(daemon).value(),
-        RingConsumer(submit), RingProducer(complete)});
+        std::move(segment).value(), std::make_shared<Doorbell>(std::move(client).value()),
+        std::move(daemon).value(), RingConsumer(submit)});
     return {};
   }
 
@@ -281,16 +344,15 @@ class LocalServerImpl final : public LocalServer {
     by_token_[session->token] = id;
     sessions_.emplace(id, std::move(session));
     session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
-    handle_doorbell(
-        id);  // also puts the ring's consumer to sleep, so that the first submission rings
+    if (sessions_.at(id)->mapped) take_submissions(id);  // what was there before the doorbell
   }
 
   void end_session(uint64_t id, const std::string& why) {
     const auto it = sessions_.find(id);
     if (it == sessions_.end()) return;
     LocalSession& session = *it->second;
-    for (const auto& [ticket, request] : session.in_flight) service_.cancel(request.service_id);
-    requests_.fetch_sub(static_cast<int32_t>(session.in_flight.size()), std::memory_order_relaxed);
+    const std::vector<RequestId> open = session.outbox->close();
+    for (const RequestId& request : open) service_.cancel(request);
     if (session.mapped) {
       const auto bytes = static_cast<int64_t>(session.mapped->segment->bytes());
       mapped_by_uid_[session.peer.uid] -= bytes;
@@ -299,9 +361,9 @@ class LocalServerImpl final : public LocalServer {
     unwatch(session.socket.get());
     unwatch(session.pidfd.get());
     if (session.mapped) unwatch(session.mapped->daemon_bell.fd());
-    log_info("local session ended",
-             {{"session", id}, {"in_flight", session.in_flight.size()}, {"why", why}});
+    log_info("local session ended", {{"session", id}, {"in_flight", open.size()}, {"why", why}});
     by_token_.erase(session.token);
+    watched_.erase(id);
     sessions_.erase(it);
     session_count_.store(static_cast<int32_t>(sessions_.size()), std::memory_order_relaxed);
   }
@@ -317,45 +379,80 @@ class LocalServerImpl final : public LocalServer {
     if (it == sessions_.end() || !it->second->mapped) return;
     LocalSession& session = *it->second;
     session.mapped->daemon_bell.clear();
-    if (auto flushed = session.flush_backlog(); !flushed)
+    if (auto flushed = session.outbox->flush(); !flushed)
       return break_session(id, flushed.message());
-    for (int taken = 0;;) {
+    take_submissions(id);
+  }
+
+  // What the session has submitted, up to a turn's worth; leaves it hot (spin_for_submissions).
+  void take_submissions(uint64_t id) {
+    LocalSession& session = *sessions_.at(id);
+    for (int taken = 0; taken < kSubmissionsPerTurn; ++taken) {
       Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
       if (!submission) return break_session(id, submission.message());
-      if (*submission) {
-        start(session, std::move(**submission));
-        if (++taken < kSubmissionsPerTurn) continue;
-        session.mapped->daemon_bell.ring();  // the rest after the others had their turn
-        return;
-      }
-      if (session.mapped->submit.prepare_wait()) return;
+      if (!*submission) break;
+      start(session, std::move(**submission));
     }
+    if (!std::exchange(session.hot, true)) hot_.push_back(id);
   }
 
   void start(LocalSession& session, LocalSession::Submission submission) {
     Request& request = submission.request;
-    LocalSession::InFlight entry;
-    entry.service_id = new_request_id();
-    entry.client_id =
-        request.id.empty() ? entry.service_id : request.id;  // empty: the frame could not be read
-    request.id = entry.service_id;
+    const RequestId service_id = new_request_id();
+    // Empty: the frame could not be read.
+    const RequestId client_id = request.id.empty() ? service_id : request.id;
+    request.id = service_id;
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
-    if (!submission.refused && session.in_flight.size() >= kRequestsPerSessionMax) {
-      submission.refused = error_of(ErrorCode::kRateLimited,
-                                    "this session has " + std::to_string(kRequestsPerSessionMax) +
-                                        " requests in flight already",
-                                    100);
+    if (!submission.refused) submission.refused = over_quota(session);
+    session.outbox->open(ticket, client_id, service_id);
+    // Pairs with the acquire in stats(): whoever sees it taken sees it in flight, or ended.
+    taken_.fetch_add(1, std::memory_order_release);
+    if (session.mapped) {
+      start_mapped(session, ticket, std::move(submission));
+    } else {
+      start_unmapped(session, ticket, std::move(submission));
     }
-    const std::shared_ptr<std::atomic<bool>> lost = entry.lost;
-    session.in_flight.emplace(ticket, std::move(entry));
-    requests_.fetch_add(1, std::memory_order_relaxed);
-    if (submission.refused) {
-      deliver(session.id, ticket, std::move(*submission.refused));
-      return;
+  }
+
+  std::optional<RequestError> over_quota(const LocalSession& session) const {
+    if (session.outbox->in_flight() >= kRequestsPerSessionMax) {
+      return error_of(ErrorCode::kRateLimited,
+                      "this session has " + std::to_string(kRequestsPerSessionMax) +
+                          " requests in flight already",
+                      100);
     }
-    service_.submit(std::move(request), [posted = posted_, id = session.id, ticket,
-                                         lost](Event event) {
+    // Counting goes over all sessions: only when the daemon's sum leaves a doubt.
+    if (requests_->load(std::memory_order_relaxed) < config_.requests_per_uid_max)
+      return std::nullopt;
+    int64_t of_user = 0;
+    for (const auto& [id, other] : sessions_) {
+      if (other->peer.uid == session.peer.uid)
+        of_user += static_cast<int64_t>(other->outbox->in_flight());
+    }
+    if (of_user < config_.requests_per_uid_max) return std::nullopt;
+    return error_of(ErrorCode::kRateLimited,
+                    "user " + std::to_string(session.peer.uid) + " has " +
+                        std::to_string(config_.requests_per_uid_max) +
+                        " requests in flight already",
+                    100);
+  }
+
+  void start_mapped(const LocalSession& session, LocalTicket ticket,
+                    LocalSession::Submission submission) {
+    // The sink may outlive session and server: it holds the outbox and the mailbox, nothing else.
+    auto sink = [outbox = session.outbox, posted = posted_, id = session.id, ticket](Event event) {
+      LocalOutbox::Outcome outcome = outbox->deliver(ticket, std::move(event));
+      if (outcome.asks_for_something())
+        (void)posted->push_reserved(Posted{id, ticket, std::move(outcome)});
+    };
+    if (submission.refused) return sink(std::move(*submission.refused));
+    service_.submit(std::move(submission.request), std::move(sink));
+  }
+
+  void start_unmapped(const LocalSession& session, LocalTicket ticket,
+                      LocalSession::Submission submission) {
+    auto sink = [outbox = session.outbox, posted = posted_, id = session.id, ticket](Event event) {
       const bool end = is_end(event);
       Posted value{id, ticket, std::move(event)};
       // One end per admitted request, so ends are bounded. A chunk that finds the mailbox full
@@ -363,55 +460,53 @@ class LocalServerImpl final : public LocalServer {
       if (end) {
         (void)posted->push_reserved(std::move(value));
       } else if (!posted->push(std::move(value))) {
-        lost->store(
-            true,
-            std::memory_order_relaxed);  // the mailbox's lock orders it before the end that follows
+        LocalOutbox::Outcome lost{outbox->lose(ticket), false, {}};
+        if (lost.asks_for_something())
+          (void)posted->push_reserved(Posted{id, ticket, std::move(lost)});
       }
-    });
+    };
+    if (submission.refused) return sink(std::move(*submission.refused));
+    service_.submit(std::move(submission.request), std::move(sink));
   }
 
   void deliver_posted() {
     wake_->clear();
-    for (Posted& posted : posted_->drain())
-      deliver(posted.session_id, posted.ticket, std::move(posted.event));
-  }
-
-  void deliver(uint64_t session_id, LocalTicket ticket, Event event) {
-    const auto it = sessions_.find(session_id);
-    if (it == sessions_.end()) return;
-    LocalSession& session = *it->second;
-    const auto found = session.in_flight.find(ticket);
-    if (found == session.in_flight.end()) return;
-    LocalSession::InFlight& request = found->second;
-    const bool end = is_end(event);
-    if (request.lost->load(std::memory_order_relaxed) && !request.cancelled_slow) {
-      request.cancelled_slow = true;
-      service_.cancel(request.service_id);
-    }
-    if (request.cancelled_slow && !end) return;
-    if (request.cancelled_slow) event = slow_reader_error();
-    const std::vector<std::byte> frame = encode(to_message(request.client_id, 1, std::move(event)));
-    if (!session.mapped) {
-      (void)control_->send(session.control_peer, frame);
-    } else {
-      Result<bool> sent = session.send_event(ticket, frame, end);
-      if (!sent) return break_session(session_id, sent.message());
-      if (!*sent) {
-        request.cancelled_slow = true;
-        service_.cancel(request.service_id);
+    for (Posted& posted : posted_->drain()) {
+      const auto it = sessions_.find(posted.session_id);
+      if (it == sessions_.end()) continue;
+      if (auto* event = std::get_if<Event>(&posted.what)) {
+        const auto frame = it->second->outbox->frame_of(posted.ticket, std::move(*event));
+        if (frame) (void)control_->send(it->second->control_peer, *frame);
+      } else {
+        look_after(it->first, std::get<LocalOutbox::Outcome>(posted.what));
       }
     }
-    if (end) {
-      session.in_flight.erase(found);
-      requests_.fetch_sub(1, std::memory_order_relaxed);
-    }
   }
 
-  static RequestError slow_reader_error() {
-    return error_of(ErrorCode::kOverloaded,
-                    "the client does not read its answers (" +
-                        std::to_string(LocalSession::kBacklogBytesMax) +
-                        " bytes may wait in a session), or its ring is too small for them");
+  void look_after(uint64_t id, const LocalOutbox::Outcome& outcome) {
+    if (outcome.to_cancel) service_.cancel(*outcome.to_cancel);
+    if (outcome.waits) watched_.insert(id);
+    if (!outcome.broken.empty()) break_session(id, outcome.broken);
+  }
+
+  // A client that reads nothing for stall_ms loses its open requests; the backlog keeps their ends.
+  void end_stalled_streams() {
+    const int64_t now_ns = monotonic_ns();
+    for (auto it = watched_.begin(); it != watched_.end();) {
+      const uint64_t id = *it;
+      LocalOutbox& outbox = *sessions_.at(id)->outbox;
+      const std::optional<int64_t> since_ns = outbox.stalled_since_ns();
+      const bool stalled = since_ns && now_ns - *since_ns > config_.stall_ms * kNsPerMs;
+      if (stalled) {
+        const std::vector<RequestId> given_up = outbox.give_up();
+        for (const RequestId& request : given_up) service_.cancel(request);
+        if (!given_up.empty()) {
+          log_info("local client does not read",
+                   {{"session", id}, {"requests_ended", given_up.size()}});
+        }
+      }
+      it = since_ns ? std::next(it) : watched_.erase(it);
+    }
   }
 
   // --- the control channel ---
@@ -424,9 +519,7 @@ class LocalServerImpl final : public LocalServer {
       return log_warn("local control message refused",
                       {{"session", session.id}, {"why", message.message()}});
     if (const auto* cancel = std::get_if<Cancel>(&*message)) {
-      for (const auto& [ticket, request] : session.in_flight) {
-        if (request.client_id == cancel->id) service_.cancel(request.service_id);
-      }
+      for (const RequestId& id : session.outbox->service_ids_of(cancel->id)) service_.cancel(id);
     } else if (auto* submit = std::get_if<Submit>(&*message);
                submit != nullptr && !session.mapped) {
       session.control_peer = in.peer;
@@ -451,7 +544,8 @@ class LocalServerImpl final : public LocalServer {
   // Snapshots for stats().
   std::atomic<int32_t> session_count_ = 0;
   std::atomic<int64_t> mapped_bytes_ = 0;
-  std::atomic<int32_t> requests_ = 0;
+  const std::shared_ptr<std::atomic<int32_t>> requests_ = std::make_shared<std::atomic<int32_t>>(0);
+  std::atomic<int64_t> taken_ = 0;
   std::atomic<int64_t> refused_ = 0;
   std::atomic<int64_t> broken_ = 0;
 
@@ -466,6 +560,8 @@ class LocalServerImpl final : public LocalServer {
   std::map<uint64_t, std::unique_ptr<LocalSession>> sessions_;
   std::map<std::string, uint64_t> by_token_;
   std::map<uid_t, int64_t> mapped_by_uid_;
+  std::vector<uint64_t> hot_;   // mapped sessions whose ring is polled, not waited for
+  std::set<uint64_t> watched_;  // sessions with a backlog
   std::thread thread_;
 };
 

@@ -1,8 +1,12 @@
 // The daemon's side of the local handoff: sessions of local clients, each with its segment, in
 // front of an InferenceService. A client, dead or hostile, can hurt only itself.
 //
-// Threads: one of its own, which owns listener, sessions, rings and the control channel. Events of
-// the service arrive on other threads and are posted through a mailbox.
+// Threads: one of its own, which owns listener, sessions, submission rings and the control channel.
+// Events of the service go from their own threads into the completion ring (local_outbox.h); what
+// the server has to do about one, and events of unmapped sessions, are posted through a mailbox.
+//
+// While submissions come in quick succession the thread spins at most 5 us for the next one before
+// it sleeps; an idle session costs nothing.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +23,15 @@ struct LocalServerConfig {
   int32_t sessions_max = 256;
   int64_t segment_bytes_max = 64LL << 20;           // one session
   int64_t segment_bytes_per_uid_max = 512LL << 20;  // all sessions of a user
+  int32_t requests_per_uid_max = 4096;              // in flight, all sessions of a user
+  int64_t stall_ms = 10'000;  // a client that reads nothing for so long loses its open requests
 };
 
 struct LocalServerStats {
   int32_t sessions = 0;
   int64_t mapped_bytes = 0;
   int32_t requests_in_flight = 0;
+  int64_t requests_taken = 0;  // since the start, refused ones too
   int64_t sessions_refused = 0;
   int64_t sessions_broken = 0;  // ended because their memory made no sense
 };

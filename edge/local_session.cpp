@@ -1,4 +1,4 @@
-// Reading submissions out of a segment that its owner may be rewriting, and writing events into it.
+// Reading submissions out of a segment that its owner may be rewriting.
 #include "edge/local_session.h"
 
 #include <cstring>
@@ -44,17 +44,19 @@ std::optional<RequestError> fill_part(Request& request, const PartSpan& span,
 }  // namespace
 
 Result<std::optional<LocalSession::Submission>> LocalSession::next_submission() {
-  Record record;
-  bool ring_client = false;
-  Result<bool> got = mapped->submit.pop(record, ring_client);
+  RecordView record;
+  Result<bool> got = mapped->submit.front(record);
   if (!got) return got.error();
-  if (ring_client) mapped->client_bell.ring();
   if (!*got) return std::optional<Submission>();
   if (record.kind != kSubmitRecord || record.content.size() != sizeof(SubmitRecord)) {
     return fail("submission ring: a record of kind " + std::to_string(record.kind) + " with " +
                 std::to_string(record.content.size()) + " bytes");
   }
-  Result<Submission> submission = read_submission(load_le<SubmitRecord>(record.content.data()));
+  const auto descriptor = load_le<SubmitRecord>(record.content.data());
+  bool ring_client = false;
+  mapped->submit.pop_front(ring_client);
+  if (ring_client) mapped->client_bell->ring();
+  Result<Submission> submission = read_submission(descriptor);
   if (!submission) return submission.error();
   return std::optional<Submission>(std::move(submission).value());
 }
@@ -72,10 +74,8 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
     return fail("submission: slot " + std::to_string(record.slot) +
                 " is not filled in generation " + std::to_string(record.generation));
   }
-  for (const auto& [ticket, request] : in_flight) {
-    if (ticket.slot == record.slot)
-      return fail("submission: slot " + std::to_string(record.slot) + " is already in flight");
-  }
+  if (outbox->slot_in_flight(record.slot))
+    return fail("submission: slot " + std::to_string(record.slot) + " is already in flight");
   slot.word.store(slot_word(record.generation, SlotPhase::kAccepted), std::memory_order_release);
   if (record.frame_bytes > kFrameBytesMax || record.span_count > kSpanCountMax) {
     out.refused =
@@ -111,72 +111,6 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
   }
   out.refused = check_request(out.request);
   return out;
-}
-
-Result<bool> LocalSession::push(LocalTicket ticket, ByteView frame) {
-  const EventHeader header{ticket.slot, ticket.generation};
-  if (sizeof header + frame.size() > mapped->complete.content_bytes_max()) {
-    return fail("completion ring: an event of " + std::to_string(frame.size()) +
-                " bytes does not fit this client's ring");
-  }
-  const PushOutcome outcome =
-      mapped->complete.push(kEventRecord, std::as_bytes(std::span(&header, 1)), frame);
-  switch (outcome) {
-    case PushOutcome::kPushedRing:
-      mapped->client_bell.ring();
-      return true;
-    case PushOutcome::kPushed:
-      return true;
-    case PushOutcome::kFull:
-      return false;
-    case PushOutcome::kBroken:
-      return fail("completion ring: the client's position is impossible");
-  }
-  return false;
-}
-
-Result<bool> LocalSession::send_event(LocalTicket ticket, ByteView frame, bool is_end) {
-  if (!is_end && sizeof(EventHeader) + frame.size() > mapped->complete.content_bytes_max())
-    return false;
-  if (backlog_.empty()) {
-    Result<bool> pushed = push(ticket, frame);
-    if (!pushed) return pushed.error();
-    if (*pushed) {
-      if (is_end) mark_done(ticket);
-      return true;
-    }
-  }
-  if (!is_end && backlog_bytes_ + frame.size() > kBacklogBytesMax) return false;
-  backlog_bytes_ += frame.size();
-  backlog_.push_back({ticket, {frame.begin(), frame.end()}, is_end});
-  // There may be room again since the push; if not, the client rings when it has read something.
-  if (auto flushed = flush_backlog(); !flushed) return flushed.error();
-  return true;
-}
-
-Result<void> LocalSession::flush_backlog() {
-  while (!backlog_.empty()) {
-    const Waiting& first = backlog_.front();
-    Result<bool> pushed = push(first.ticket, first.frame);
-    if (!pushed) return pushed.error();
-    if (*pushed) {
-      if (first.is_end) mark_done(first.ticket);
-      backlog_bytes_ -= first.frame.size();
-      backlog_.pop_front();
-    } else if (mapped->complete.prepare_wait(first.frame.size() + sizeof(EventHeader))) {
-      break;
-    }
-  }
-  return {};
-}
-
-void LocalSession::mark_done(LocalTicket ticket) {
-  // The client may have read the end already and filled the slot anew: only this generation's
-  // acceptance becomes DONE.
-  uint64_t accepted = slot_word(ticket.generation, SlotPhase::kAccepted);
-  mapped->segment->slot(ticket.slot)
-      .word.compare_exchange_strong(accepted, slot_word(ticket.generation, SlotPhase::kDone),
-                                    std::memory_order_release, std::memory_order_relaxed);
 }
 
 }  // namespace updraft

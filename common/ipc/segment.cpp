@@ -181,6 +181,8 @@ Result<std::unique_ptr<Segment>> Segment::adopt(UniqueFd fd, uint64_t bytes_max)
   }
   state->header = load_le<SegmentHeader>(state->base());
   if (auto ok = check_header(state->header, bytes); !ok) return ok.error();
+  state->fd
+      .reset();  // the mapping holds the memory; a daemon with many sessions needs its descriptors
   return std::unique_ptr<Segment>(new Segment(std::move(state)));
 }
 

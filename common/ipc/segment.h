@@ -56,7 +56,7 @@ class Segment {
   // of the header.
   static Result<std::unique_ptr<Segment>> adopt(UniqueFd fd, uint64_t bytes_max);
 
-  int fd() const;
+  int fd() const;  // of a created segment; -1 of an adopted one
   uint64_t bytes() const;
   const SegmentHeader& header() const;  // the private copy
   RingMemory submit_ring() const;

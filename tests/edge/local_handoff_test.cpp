@@ -28,7 +28,10 @@ using namespace updraft;
 namespace {
 
 // Answers with the text of the request's parts (long ones and images as their byte count); holds
-// requests whose model is "hold" until they are cancelled; floods those whose model is "flood".
+// requests whose model is "hold" until they are cancelled; floods those whose model is "flood";
+// sends those named "spill" a little more than the client's ring holds, "spill-hold" without an
+// end.
+constexpr int kSpillChunks = 1050;
 class EchoService final : public InferenceService {
  public:
   void submit(Request request, EventSink sink) override {
@@ -41,14 +44,16 @@ class EchoService final : public InferenceService {
       held_[request.id] = std::move(sink);
       return;
     }
-    if (request.model == "flood") {
-      for (int i = 0; i < 4000; ++i) {
+    if (request.model == "flood" || request.model.rfind("spill", 0) == 0) {
+      const int chunks = request.model == "flood" ? 4000 : kSpillChunks;
+      for (int i = 0; i < chunks; ++i) {
         TokenChunk chunk;
         chunk.offset = i;
         chunk.ids = {i};
         chunk.text = std::string(1000, 'x');
         sink(std::move(chunk));
       }
+      if (request.model == "spill") return sink(Finished{});
       const std::lock_guard lock(mutex_);
       held_[request.id] = std::move(sink);
       return;
@@ -296,6 +301,60 @@ TEST_CASE("a client that does not read gets a typed error, its sibling notices n
   REQUIRE(error != nullptr);
   CHECK(error->code == ErrorCode::kOverloaded);
   CHECK(error->message.find("does not read") != std::string::npos);
+}
+
+TEST_CASE("a full ring makes the stream wait, and nothing is missing when the client reads on") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<uint32_t> handle = client->submit(chat("x", "spill"));
+  REQUIRE(handle.ok());
+  // Everything was sent before the first read: what the ring did not hold waits in the daemon.
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_taken == 1; }));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 0; }));
+  const std::vector<Event> events = collect(*client, *handle);
+  REQUIRE(events.size() == 1 + kSpillChunks + 1);
+  for (int i = 0; i < kSpillChunks; ++i)
+    REQUIRE(std::get<TokenChunk>(events[static_cast<size_t>(i) + 1]).offset == i);
+  CHECK(std::holds_alternative<Finished>(events.back()));
+}
+
+TEST_CASE("a client that stopped reading loses its stream after the stall's limit") {
+  LocalServerConfig config;
+  config.stall_ms = 50;
+  Daemon daemon(config);
+  const auto sleeper = daemon.client();
+  const auto sibling = daemon.client();
+  const Result<uint32_t> spill = sleeper->submit(chat("x", "spill-hold"));
+  REQUIRE(spill.ok());
+  REQUIRE(daemon.service.wait_cancelled(1));
+  const Result<uint32_t> handle = sibling->submit(chat("unharmed"));
+  REQUIRE(handle.ok());
+  CHECK(answer(collect(*sibling, *handle)) == "unharmed");
+  const std::vector<Event> events = collect(*sleeper, *spill);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kOverloaded);
+  // It reads again: the session serves on.
+  const Result<uint32_t> again = sleeper->submit(chat("awake"));
+  REQUIRE(again.ok());
+  CHECK(answer(collect(*sleeper, *again)) == "awake");
+}
+
+TEST_CASE("a user's requests in flight are limited over all its sessions") {
+  LocalServerConfig config;
+  config.requests_per_uid_max = 3;
+  Daemon daemon(config);
+  const auto first = daemon.client();
+  const auto second = daemon.client();
+  for (int i = 0; i < 3; ++i) REQUIRE(first->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 3; }));
+  const Result<uint32_t> handle = second->submit(chat("one more"));
+  REQUIRE(handle.ok());
+  const std::vector<Event> events = collect(*second, *handle);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kRateLimited);
+  CHECK(error->message.find("has 3 requests in flight") != std::string::npos);
 }
 
 TEST_CASE("the daemon's end is an error at the client, and every request in flight ends") {

@@ -1,0 +1,117 @@
+// A session's way out: events go from whichever thread has them (the engine's, a pool link's)
+// straight into the client's completion ring, without a stop at the server's thread. What finds the
+// ring full waits here, at most kBacklogBytesMax, until the client has read something.
+//
+// Threads: any; the mutex makes them one producer of the ring. It is held for one small record at a
+// time and never across a system call. The server's thread opens requests, flushes, watches the
+// clock and closes; after close() nothing touches the segment any more and late events fall on the
+// floor.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/base/bytes.h"
+#include "common/base/result.h"
+#include "common/ipc/doorbell.h"
+#include "common/ipc/ring.h"
+#include "common/ipc/segment.h"
+#include "common/message/event.h"
+
+namespace updraft {
+
+// The place of a request in its session; unmapped sessions number their requests in `generation`,
+// slot 0.
+struct LocalTicket {
+  uint32_t slot = 0;
+  uint32_t generation = 0;
+  auto operator<=>(const LocalTicket&) const = default;
+};
+
+class LocalOutbox {
+ public:
+  static constexpr size_t kBacklogBytesMax = 256 * 1024;
+
+  struct Mapped {
+    std::shared_ptr<ipc::Segment> segment;
+    std::shared_ptr<ipc::Doorbell> client_bell;
+  };
+  // What the server's thread has to do about a delivery.
+  struct Outcome {
+    std::optional<RequestId> to_cancel;  // a service id: its client does not read
+    bool waits = false;                  // the backlog began: watch the clock
+    std::string broken;                  // the client's memory makes no sense: end the session
+    bool asks_for_something() const { return to_cancel || waits || !broken.empty(); }
+  };
+
+  // requests_in_flight counts those of all sessions; it outlives the server in the hands of sinks.
+  LocalOutbox(std::optional<Mapped> mapped,
+              std::shared_ptr<std::atomic<int32_t>> requests_in_flight);
+
+  // A request begins: client_id is echoed in its events, service_id is what the service knows.
+  void open(LocalTicket ticket, RequestId client_id, RequestId service_id);
+  bool slot_in_flight(uint32_t slot) const;
+  size_t in_flight() const;
+  std::vector<RequestId> service_ids_of(const RequestId& client_id) const;
+
+  // Mapped sessions: into the ring, or into the backlog when it is full. A request whose event
+  // found no room ends with a typed error in place of everything that follows; an end always gets
+  // in.
+  Outcome deliver(LocalTicket ticket, Event event);
+  // Unmapped sessions: the event as the frame that goes over the control channel; nothing when the
+  // request has ended before.
+  std::optional<std::vector<std::byte>> frame_of(LocalTicket ticket, Event event);
+  // Unmapped: a chunk found no room on its way here; the stream ends with the slow reader's error.
+  // The service id, to be cancelled, the first time.
+  std::optional<RequestId> lose(LocalTicket ticket);
+
+  // Moves the backlog into the ring as far as it goes. Error: broken memory, end the session.
+  Result<void> flush();
+  // Since when nothing of a waiting backlog could be moved; nothing when none waits, and then the
+  // next backlog is announced again (Outcome::waits).
+  std::optional<int64_t> stalled_since_ns();
+  // The client has not read for too long: every open request ends with the typed error. Their
+  // service ids, to be cancelled.
+  std::vector<RequestId> give_up();
+  // Ends the session here. The service ids of what was open, to be cancelled.
+  std::vector<RequestId> close();
+
+ private:
+  struct Open {
+    RequestId client_id;
+    RequestId service_id;
+    bool dropped = false;  // an event was left out: only the end follows
+  };
+  struct Waiting {
+    LocalTicket ticket;
+    std::vector<std::byte> frame;
+    bool is_end;
+  };
+
+  enum class Pushed : uint8_t { kYes, kFull, kBroken };
+  Pushed push_locked(LocalTicket ticket, ByteView frame, bool is_end);
+  void flush_locked();
+  void mark_done_locked(LocalTicket ticket);
+  void ring_if_wanted(std::unique_lock<std::mutex>& lock);
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::optional<Mapped> mapped_;
+  std::optional<ipc::RingProducer> ring_;
+  std::map<LocalTicket, Open> open_;
+  std::deque<Waiting> backlog_;
+  size_t backlog_bytes_ = 0;
+  int64_t progress_ns_ = 0;  // when the backlog began or last moved
+  bool announced_ = false;   // the server knows of the backlog
+  bool broken_ = false;
+  bool client_sleeps_ = false;  // ring its doorbell once the lock is free
+  const std::shared_ptr<std::atomic<int32_t>> requests_in_flight_;
+};
+
+}  // namespace updraft
