@@ -4,8 +4,7 @@
  *   build/examples/chat_c [-s SOCKET] QUESTION */
 #include <stdio.h>
 #include <string.h>
-
-#include "updraft_client.h"
+#include <updraft_client.h>
 
 static int complain(const char* what) {
   fprintf(stderr, "chat: %s: %s\n", what, updraft_error_text());

@@ -4,8 +4,7 @@
 //   build/examples/chat_cpp [-s SOCKET] QUESTION QUESTION
 #include <cstdio>
 #include <cstring>
-
-#include "updraft_client.hpp"
+#include <updraft_client.hpp>
 
 using namespace updraft::client;
 
