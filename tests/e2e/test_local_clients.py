@@ -3,6 +3,7 @@ package's own promises."""
 
 import array
 import gc
+import json
 import os
 import struct
 import subprocess
@@ -197,6 +198,17 @@ class LocalClients(unittest.TestCase):
             for sample in (image, pixels):
                 with self.assertRaises(updraft.Unsupported):
                     session.chat([{"role": "user", "content": updraft.Image(sample)}]).result()
+
+    def test_the_bench_measures_through_this_daemon(self):
+        done = self.run_example(PROGRAM, "bench", "ipc", "--smoke", "--json", "--socket", self.socket)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        through = [line for line in lines if line["test"] == "daemon"]
+        self.assertEqual([line["spins"] for line in through], [False, True])
+        for line in through:
+            self.assertGreater(line["first_token_p50_us"], line["handoff_p50_us"])
+            self.assertGreater(line["handoff_p50_us"], 0)
+        self.assertEqual(lines[-1]["test"], "summary")
+        self.assertEqual({line["by"] for line in lines if "by" in line}, {"updraft", "eventfd", "unix socket", "zeromq"})
 
     def test_ctrl_c_ends_a_wait(self):
         code = ("import os, signal, threading, updraft, sys\n"
