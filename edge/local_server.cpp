@@ -19,6 +19,7 @@
 #include "common/base/clock.h"
 #include "common/base/mailbox.h"
 #include "common/ipc/doorbell.h"
+#include "common/ipc/listen_fds.h"
 #include "common/ipc/unix_socket.h"
 #include "common/log/log.h"
 #include "common/message/handshake.h"
@@ -77,13 +78,14 @@ class LocalServerImpl final : public LocalServer {
     // mailbox.
     while (!sessions_.empty()) end_session(sessions_.begin()->first, "the daemon stops");
     posted_->close();
-    ::unlink(config_.socket_path.c_str());
+    if (owns_socket_file_) ::unlink(config_.socket_path.c_str());
   }
 
   Result<void> open() {
-    Result<UniqueFd> listener = listen_unix(config_.socket_path);
+    Result<LocalListener> listener = listen_or_inherit(config_.socket_path);
     if (!listener) return listener.error();
-    listener_ = std::move(listener).value();
+    listener_ = std::move(listener->fd);
+    owns_socket_file_ = !listener->inherited;
     control_endpoint_ = "ipc://" + config_.socket_path + ".control";
     Result<std::unique_ptr<ControlListener>> control = ControlListener::bind(control_endpoint_);
     if (!control) return control.error();
@@ -551,6 +553,7 @@ class LocalServerImpl final : public LocalServer {
 
   // Owned by the server's thread from here on.
   UniqueFd listener_;
+  bool owns_socket_file_ = false;  // not one that was inherited or is another daemon's
   UniqueFd epoll_;
   std::unique_ptr<ControlListener> control_;
   std::string control_endpoint_;

@@ -212,7 +212,10 @@ void add_bench(CLI::App& app, int& exit_status) {
   command->add_flag("--smoke", flags->smoke,
                     "seconds instead of minutes: checks that every line works; makes a model "
                     "without -m");
-  command->callback([flags, &exit_status] { exit_status = bench(*flags); });
+  add_bench_ipc(*command, exit_status);
+  command->callback([flags, command, &exit_status] {
+    if (command->get_subcommands().empty()) exit_status = bench(*flags);
+  });
 }
 
 }  // namespace updraft

@@ -61,7 +61,8 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^spdlog/.*"), {"common/log"}},
     {std::regex("^toml\\+\\+/.*"), {"common/config"}},
     {std::regex("^prometheus/.*"), {"common/metrics"}},
-    {std::regex("^(zmq\\.h|zmq\\.hpp|zmq_addon\\.hpp)$"), {"common/net"}},
+    {std::regex("^(zmq\\.h|zmq\\.hpp|zmq_addon\\.hpp)$"),
+     {"common/net", "tools/bench"}},  // bench: as a peer to compare with
     {std::regex("^flatbuffers/.*"), {"common/message"}},
     {std::regex("^pcre2\\.h$"), {"common/text"}},
     {std::regex("^boost/interprocess/.*"), {"common/ipc", "edge/client"}},

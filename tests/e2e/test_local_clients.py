@@ -1,0 +1,234 @@
+"""Programs beside a running edge daemon that come through shared memory: the examples in C, C++ and Python, and the Python
+package's own promises."""
+
+import array
+import gc
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+import zlib
+
+from harness import PROGRAM, ROOT, Stack, chat, wait_until
+
+sys.path.insert(0, str(ROOT / "edge/client/python"))
+os.environ.setdefault("UPDRAFT_CLIENT_LIBRARY", str(PROGRAM.parent.parent / "lib/libupdraft_client.so.1"))
+import updraft  # noqa: E402
+
+EXAMPLES = PROGRAM.parent.parent / "examples"
+
+
+class LocalClients(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.stack = Stack(("edge",))
+        try:
+            cls.edge = cls.stack.start_node("edge")
+        except BaseException:
+            cls.stack.close()
+            raise
+        cls.socket = cls.edge.facts["socket"]
+        # What each client must answer: the same greedy request through HTTP.
+        cls.expected = {q: cls.answer_over_http(q) for q in ("Go back.", "Swipe up please")}
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.stack.close()
+
+    @classmethod
+    def answer_over_http(cls, question):
+        answer = cls.edge.post("/v1/chat/completions", chat(question, max_tokens=64))
+        assert answer.status == 200, answer.body
+        return answer.json()["choices"][0]["message"]["content"]
+
+    def run_example(self, *command, status=0):
+        env = {**self.stack.env, "PYTHONPATH": str(ROOT / "edge/client/python")}
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60, env=env)
+        self.assertEqual(done.returncode, status, done.stderr)
+        return done
+
+    def test_the_c_example_prints_the_answer(self):
+        done = self.run_example(EXAMPLES / "chat_c", "-s", self.socket, "Go back.")
+        self.assertEqual(done.stdout, self.expected["Go back."] + "\n")
+        self.assertIn("prompt tokens", done.stderr)
+
+    def test_the_c_example_says_when_nobody_listens(self):
+        done = self.run_example(EXAMPLES / "chat_c", "-s", "/nowhere/edge.sock", "Go back.", status=1)
+        self.assertIn("/nowhere/edge.sock", done.stderr)
+
+    def test_the_cpp_example_prints_both_answers(self):
+        done = self.run_example(EXAMPLES / "chat_cpp", "-s", self.socket, "Go back.", "Swipe up please")
+        self.assertEqual(done.stdout, self.expected["Go back."] + "\n" + self.expected["Swipe up please"] + "\n")
+
+    def test_the_python_example_prints_the_answer(self):
+        done = self.run_example(sys.executable, ROOT / "edge/examples/chat.py", "--socket", self.socket, "Go back.")
+        self.assertEqual(done.stdout, self.expected["Go back."] + "\n")
+        done = self.run_example(sys.executable, ROOT / "edge/examples/chat.py", "--socket", "/nowhere/x", "Go back.", status=1)
+        self.assertIn("/nowhere/x", done.stderr)
+
+    def test_tokens_arrive_one_by_one_and_make_the_answer(self):
+        with updraft.Session(self.socket) as session:
+            self.assertIn("updraft-demo", session.models)
+            stream = session.chat("Go back.", max_tokens=64, temperature=0)
+            tokens = list(stream)
+            self.assertEqual("".join(map(str, tokens)), self.expected["Go back."])
+            self.assertEqual(tokens[-1].finish, "stop")
+            answer = stream.result()
+            self.assertEqual(answer.text, self.expected["Go back."])
+            self.assertEqual(answer.completion_tokens, len(answer.ids))
+            self.assertEqual(answer.place.tier, "edge")
+            self.assertGreater(answer.first_token_s, 0)
+
+    def test_two_streams_interleave(self):
+        with updraft.Session(self.socket) as session:
+            streams = {q: session.chat(q, max_tokens=64, temperature=0) for q in self.expected}
+            for question, stream in reversed(streams.items()):
+                self.assertEqual(stream.result().text, self.expected[question])
+
+    def test_a_text_written_into_shared_memory_asks_like_any_other(self):
+        question = b"Go back."
+        with updraft.Session(self.socket) as session:
+            buffer = session.allocate(len(question))
+            buffer.view[:] = question
+            stream = session.chat([{"role": "user", "content": buffer}], max_tokens=64, temperature=0)
+            self.assertEqual(stream.result().text, self.expected["Go back."])
+            with self.assertRaises(updraft.InvalidArgument):
+                buffer.view  # the submit took it
+
+    def test_token_ids_are_continued_and_logprobs_come_back(self):
+        with updraft.Session(self.socket) as session:
+            lists = session.complete([5, 6, 7], max_tokens=4, temperature=0, ignore_eos=True, logprobs=True).result()
+            arrays = session.complete(array.array("i", [5, 6, 7]), max_tokens=4, temperature=0, ignore_eos=True)
+            tokens = list(arrays)
+            self.assertEqual(arrays.result().ids, lists.ids)
+            self.assertEqual(lists.prompt_tokens, 3)
+            self.assertEqual(tokens[-1].finish, "length")
+            scored = list(session.complete([5, 6, 7], max_tokens=4, temperature=0, ignore_eos=True, logprobs=True))
+            self.assertTrue(all(len(t.logprobs) == len(t.ids) and max(t.logprobs, default=0) <= 0 for t in scored), scored)
+
+    def test_what_fails_has_a_name_and_a_reason(self):
+        with self.assertRaises(updraft.NoDaemon) as caught:
+            updraft.Session("/nowhere/edge.sock")
+        self.assertIn("/nowhere/edge.sock", str(caught.exception))
+        with updraft.Session(self.socket) as session:
+            with self.assertRaises(updraft.ModelNotFound) as caught:
+                session.chat("x", model="no-such-model").result()
+            self.assertIn("no-such-model", str(caught.exception))
+            with self.assertRaises(updraft.InvalidArgument):
+                session.chat("x", heat=1)
+            with self.assertRaises(updraft.InvalidArgument):
+                session.chat([{"role": "user", "content": updraft.Image(b"GIF89a")}])
+            with self.assertRaises(updraft.RequestFailed) as caught:
+                session.chat("x", temperature=-1).result()
+            self.assertEqual(caught.exception.code, "invalid_request")
+            with self.assertRaises(updraft.Unsupported):
+                session.chat([{"role": "user", "content": ["What is this?", updraft.Image(self.png(4, 4))]}]).result()
+            with self.assertRaises(updraft.NoRoom):
+                session.allocate(1 << 30)
+        with self.assertRaises(updraft.SessionLost):
+            session.chat("x")
+
+    def test_leaving_a_stream_cancels_it(self):
+        with updraft.Session(self.socket) as session:
+            with session.chat("Go back.", max_tokens=400, ignore_eos=True) as stream:
+                next(stream)
+            wait_until(lambda: self.edge.metric("updraft_edge_requests_in_flight") == 0, what="the request to end")
+            stream = session.chat("Go back.", max_tokens=400, ignore_eos=True)
+            stream.cancel()
+            with self.assertRaises(updraft.Cancelled):
+                stream.result()
+
+    def test_views_outlive_the_session(self):
+        session = updraft.Session(self.socket)
+        view = session.allocate(100000).view
+        session.close()
+        view[:5] = b"alive"  # would be a fault if the memory were gone
+        self.assertEqual(bytes(view[:5]), b"alive")
+        self.assertEqual(self.edge.metric("updraft_local_sessions"), 1)
+        del view
+        gc.collect()
+        wait_until(lambda: self.edge.metric("updraft_local_sessions") == 0, what="the session's end")
+
+    def png(self, width, height):
+        pixels = memoryview(bytes(range(256)) * (width * height * 3 // 256 + 1))[:width * height * 3].cast("B", (height, width, 3))
+        return updraft.images.png_of_pixels(pixels)
+
+    def test_pixels_become_a_png_that_holds_them(self):
+        png = self.png(50, 20)
+        self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
+        chunks, at = {}, 8
+        while at < len(png):
+            size, name = struct.unpack(">I4s", png[at:at + 8])
+            content = png[at + 8:at + 8 + size]
+            self.assertEqual(struct.unpack(">I", png[at + 8 + size:at + 12 + size])[0], zlib.crc32(name + content))
+            chunks[name], at = content, at + 12 + size
+        self.assertEqual(chunks[b"IHDR"], struct.pack(">IIBBBBB", 50, 20, 8, 2, 0, 0, 0))
+        rows = zlib.decompress(chunks[b"IDAT"])
+        want = (bytes(range(256)) * 12)[:50 * 20 * 3]
+        self.assertEqual(rows, b"".join(b"\0" + want[y * 150:(y + 1) * 150] for y in range(20)))
+
+    def test_numpy_arrays_and_pil_images_are_taken(self):
+        try:
+            import numpy
+            import PIL.Image
+        except ImportError:
+            self.skipTest("numpy and Pillow are not installed")
+        pixels = numpy.arange(30 * 40 * 3, dtype=numpy.uint8).reshape(30, 40, 3)
+        image = PIL.Image.fromarray(pixels)
+        with updraft.Session(self.socket) as session:
+            # Pillow reads what the package's own encoder wrote, also from a sliced array.
+            import io
+            for sample in (pixels, pixels[::2, ::2], pixels[:, :, 0]):
+                data, mime, used = updraft.Image(sample).encoded(session._piece_or_none)
+                self.assertTrue((numpy.asarray(PIL.Image.open(io.BytesIO(data))) == sample).all())
+            # Pillow renders into shared memory; no bytes object lies between.
+            piece, mime, used = updraft.Image(image).encoded(session._piece_or_none)
+            self.assertIsInstance(piece, updraft.Buffer)
+            self.assertTrue((numpy.asarray(PIL.Image.open(io.BytesIO(bytes(piece.view[:used])))) == pixels).all())
+            piece.release()
+            # An array over shared memory is written in place, and ids are read in place.
+            buffer = session.allocate(4096)
+            buffer.array((4, 4), "int32")[:] = 7
+            self.assertEqual(bytes(buffer.view[:64]), struct.pack("<i", 7) * 16)
+            ids = numpy.array([5, 6, 7], dtype=numpy.int32)
+            self.assertEqual(session.complete(ids, max_tokens=2, temperature=0).result().prompt_tokens, 3)
+            for sample in (image, pixels):
+                with self.assertRaises(updraft.Unsupported):
+                    session.chat([{"role": "user", "content": updraft.Image(sample)}]).result()
+
+    def test_the_bench_measures_through_this_daemon(self):
+        done = self.run_example(PROGRAM, "bench", "ipc", "--smoke", "--json", "--socket", self.socket)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        through = [line for line in lines if line["test"] == "daemon"]
+        self.assertEqual([line["spins"] for line in through], [False, True])
+        for line in through:
+            self.assertGreater(line["first_token_p50_us"], line["handoff_p50_us"])
+            self.assertGreater(line["handoff_p50_us"], 0)
+        self.assertEqual(lines[-1]["test"], "summary")
+        self.assertEqual({line["by"] for line in lines if "by" in line}, {"updraft", "eventfd", "unix socket", "zeromq"})
+
+    def test_ctrl_c_ends_a_wait(self):
+        code = ("import os, signal, threading, updraft, sys\n"
+                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+                "session = updraft.Session(sys.argv[1])\n"
+                "threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+                "session._core.streams[1] = stream = updraft.Stream(session._core, 1)\n"
+                "try:\n    next(stream)\nexcept KeyboardInterrupt:\n    print('interrupted')\n")
+        done = self.run_example(sys.executable, "-c", code, self.socket)
+        self.assertEqual(done.stdout, "interrupted\n")
+
+    def test_the_package_installs_and_brings_its_library(self):
+        with tempfile.TemporaryDirectory() as folder:
+            env = {**os.environ, "UPDRAFT_CLIENT_LIBRARY": str(PROGRAM.parent.parent / "lib/libupdraft_client.so.1")}
+            done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps",
+                                   "--target", folder, str(ROOT / "edge/client/python")], capture_output=True, text=True, env=env)
+            if done.returncode != 0 and "setuptools" in done.stderr:
+                self.skipTest("pip cannot fetch setuptools here")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            env = {k: v for k, v in os.environ.items() if k not in ("UPDRAFT_CLIENT_LIBRARY", "PYTHONPATH")}
+            code = f"import sys; sys.path.insert(0, {folder!r}); import updraft; print(updraft.Session({self.socket!r}).models)"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd="/")
+            self.assertIn("updraft-demo", done.stdout, done.stderr)

@@ -1,0 +1,124 @@
+// A local server in this process whose service answers as the tests tell it, for clients that come
+// through the library.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "common/message/service.h"
+#include "edge/local_server.h"
+#include "tests/support/shared_data.h"
+
+namespace updraft::testing {
+
+// By the model's name: "echo" answers with the bytes of the parts and prompts in pieces of at most
+// 1000, "script" with the events it was given, "hold" starts and never ends by itself.
+class EchoService final : public InferenceService {
+ public:
+  void submit(Request request, EventSink sink) override {
+    Started started;
+    started.node_id = "echo";
+    started.tier = Tier::kEdge;
+    started.model = request.model;
+    started.decision = "it is here";
+    started.prompt_tokens = 7;
+    std::vector<Event> script;
+    {
+      const std::lock_guard lock(mutex_);
+      last_ = request;
+      ++submitted_;
+      script = script_;
+      if (request.model == "hold") held_[request.id] = sink;
+    }
+    changed_.notify_all();
+    sink(started);
+    if (request.model == "hold") return;
+    if (request.model == "script") {
+      for (Event& event : script) sink(std::move(event));
+      return;
+    }
+    std::string all;
+    for (const ChatMessage& message : request.messages)
+      for (const ContentPart& part : message.parts) all += part.text + part.bytes;
+    for (const std::string& prompt : request.prompts) all += prompt;
+    int32_t offset = 0;
+    for (size_t at = 0; at < all.size(); at += 1000) {
+      TokenChunk chunk;
+      chunk.offset = offset++;
+      chunk.ids = {chunk.offset};
+      chunk.text = all.substr(at, 1000);
+      sink(std::move(chunk));
+    }
+    sink(Finished{});
+  }
+
+  void cancel(const RequestId& id) override {
+    EventSink sink;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto it = held_.find(id);
+      if (it == held_.end()) return;
+      sink = std::move(it->second);
+      held_.erase(it);
+      ++cancelled_;
+    }
+    changed_.notify_all();
+    sink(error_of(ErrorCode::kCancelled, "the client left"));
+  }
+
+  std::vector<ModelInfo> models() const override {
+    ModelInfo model;
+    model.id = "echo";
+    model.context_tokens = 512;
+    return {model};
+  }
+  bool ready(std::string*) const override { return true; }
+
+  void set_script(std::vector<Event> events) {
+    const std::lock_guard lock(mutex_);
+    script_ = std::move(events);
+  }
+  Request last() {
+    const std::lock_guard lock(mutex_);
+    return last_;
+  }
+  bool wait_submitted(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return submitted_ >= count; });
+  }
+  bool wait_cancelled(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Request last_;
+  std::vector<Event> script_;
+  std::map<RequestId, EventSink> held_;
+  int submitted_ = 0;
+  int cancelled_ = 0;
+};
+
+struct EchoDaemon {
+  explicit EchoDaemon(LocalServerConfig config = {}) {
+    config.socket_path = socket();
+    Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
+    REQUIRE_MESSAGE(started.ok(), started.message());
+    server = std::move(started).value();
+  }
+  std::string socket() const { return dir.file("edge.sock"); }
+
+  TempDir dir;
+  EchoService service;
+  std::unique_ptr<LocalServer> server;
+};
+
+}  // namespace updraft::testing

@@ -1,0 +1,147 @@
+// updraft bench ipc: the handoff between processes, beside what else there is, and through a
+// daemon.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include "common/http/json_text.h"
+#include "tools/bench/ipc_bench.h"
+#include "tools/command.h"
+
+namespace updraft {
+namespace {
+
+struct IpcFlags {
+  IpcBenchConfig bench;
+  std::vector<int> cores = {0, 1};
+  std::string socket;
+  bool json = false;
+  bool smoke = false;
+};
+
+const IpcLine* find(const std::vector<IpcLine>& lines, IpcTest test, uint64_t bytes,
+                    const std::string& peer, bool spins) {
+  for (const IpcLine& line : lines) {
+    if (line.test == test && line.bytes == bytes && line.peer == peer && line.spins == spins)
+      return &line;
+  }
+  return nullptr;
+}
+
+// Its time as a multiple of Updraft's in the same test: spinning, or blocking where the peer is
+// slow anyway.
+double ratio(const std::vector<IpcLine>& lines, const IpcLine& line) {
+  const IpcLine* ours = find(lines, line.test, line.bytes, "updraft", line.spins);
+  return ours == nullptr ? 0 : line.p50_us / ours->p50_us;
+}
+
+std::string size_text(uint64_t bytes) {
+  if (bytes >= 1 << 20) return std::to_string(bytes >> 20) + " MiB";
+  if (bytes >= 1 << 10) return std::to_string(bytes >> 10) + " KiB";
+  return std::to_string(bytes) + " B";
+}
+
+void print_text(const std::vector<IpcLine>& lines) {
+  std::printf("%-7s %-8s %-12s %-9s %12s %12s %12s %9s %8s\n", "test", "payload", "by", "waiting",
+              "p50 us", "p99 us", "per second", "GB/s", "ratio");
+  for (const IpcLine& line : lines) {
+    std::printf("%-7s %-8s %-12s %-9s %12.3f %12.3f %12.0f %9.2f %8.2f\n", ipc_test_name(line.test),
+                size_text(line.bytes).c_str(), line.peer.c_str(),
+                line.spins ? "spinning" : "blocking", line.p50_us, line.p99_us, line.per_s,
+                line.gb_per_s, ratio(lines, line));
+  }
+}
+
+void print_json(const std::vector<IpcLine>& lines) {
+  for (const IpcLine& line : lines) {
+    std::printf(
+        "{\"test\": %s, \"bytes\": %llu, \"by\": %s, \"spins\": %s, \"p50_us\": %.6g, \"p99_us\": "
+        "%.6g, "
+        "\"per_s\": %.6g, \"gb_per_s\": %.6g, \"ratio\": %.6g}\n",
+        json_string(ipc_test_name(line.test)).c_str(), static_cast<unsigned long long>(line.bytes),
+        json_string(line.peer).c_str(), line.spins ? "true" : "false", line.p50_us, line.p99_us,
+        line.per_s, line.gb_per_s, ratio(lines, line));
+  }
+}
+
+void print_daemon(const DaemonLine& line, bool json) {
+  const char* format =
+      json
+          ? "{\"test\": \"daemon\", \"spins\": %s, \"requests\": %d, \"first_token_p50_us\": %.6g, "
+            "\"first_token_p99_us\": %.6g, \"handoff_p50_us\": %.6g, \"handoff_p99_us\": %.6g}\n"
+          : "daemon  spins: %-5s  %d requests, submit to first token p50 %.1f us, p99 %.1f us; of "
+            "it handoff "
+            "both ways p50 %.1f us, p99 %.1f us\n";
+  std::printf(format, line.spins ? "true" : "false", line.requests, line.first_token_p50_us,
+              line.first_token_p99_us, line.handoff_p50_us, line.handoff_p99_us);
+}
+
+void print_summary(const std::vector<IpcLine>& lines, bool json) {
+  uint64_t largest = 0;
+  for (const IpcLine& line : lines) largest = std::max(largest, line.bytes);
+  const IpcLine* small = find(lines, IpcTest::kHand, 64, "updraft", true);
+  const IpcLine* large = find(lines, IpcTest::kHand, largest, "updraft", true);
+  const IpcLine* rate = find(lines, IpcTest::kRate, 64, "updraft", true);
+  const IpcLine* sparse = find(lines, IpcTest::kSparse, 64, "updraft", false);
+  const IpcLine* floor = find(lines, IpcTest::kSparse, 64, "eventfd", false);
+  if (!small || !large || !rate || !sparse || !floor) return;
+  const char* format = json ? "{\"test\": \"summary\", \"hand_64_us\": %.6g, \"hand_64_p99_us\": "
+                              "%.6g, \"hand_largest_us\": %.6g, "
+                              "\"descriptors_per_s\": %.6g, \"sparse_to_eventfd\": %.6g}\n"
+                            : "\nhand 64 B p50 %.3f us, p99 %.3f us; largest payload %.3f us; %.3g "
+                              "descriptors/s; sparse %.2f x raw "
+                              "eventfd\n";
+  std::printf(format, small->p50_us, small->p99_us, large->p50_us, rate->per_s,
+              sparse->p50_us / floor->p50_us);
+}
+
+int bench_ipc(IpcFlags flags) {
+  if (flags.cores.size() != 2) return complain("bench ipc: --cores needs two cores");
+  flags.bench.client_core = flags.cores[0];
+  flags.bench.server_core = flags.cores[1];
+  if (flags.smoke) {
+    flags.bench.bytes = {64, 1 << 20};
+    flags.bench.rounds = 1;
+    flags.bench.sample_ns = 2'000'000;
+  }
+  const Result<std::vector<IpcLine>> lines = run_ipc_bench(flags.bench);
+  if (!lines) return complain("bench ipc: " + lines.message());
+  flags.json ? print_json(*lines) : print_text(*lines);
+  if (!flags.socket.empty()) {
+    for (const bool spins : {false, true}) {
+      const Result<DaemonLine> line = run_daemon_bench(flags.socket, spins, flags.smoke ? 5 : 300);
+      if (!line) return complain("bench ipc: " + line.message());
+      print_daemon(*line, flags.json);
+    }
+  }
+  print_summary(*lines, flags.json);
+  return 0;
+}
+
+}  // namespace
+
+void add_bench_ipc(CLI::App& bench, int& exit_status) {
+  auto flags = std::make_shared<IpcFlags>();
+  CLI::App* command = bench.add_subcommand("ipc", "measure handing payloads to another process");
+  command->footer(
+      "hand: round trip, the payload stays where it lies; sparse: the same after 1 ms of silence; "
+      "echo: written, "
+      "returned, read;\n"
+      "fill: one way, written and read; rate: one way, descriptors alone. Two processes on two "
+      "cores; medians of "
+      "the rounds.\n"
+      "ratio: time as a multiple of Updraft's with the same kind of waiting.");
+  command->add_option("--cores", flags->cores, "the client's and the server's core")
+      ->delimiter(',');
+  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--socket", flags->socket,
+                      "also measure through the edge daemon that listens there");
+  command->add_flag("--json", flags->json, "one JSON object a line");
+  command->add_flag("--smoke", flags->smoke,
+                    "a second instead of a minute: checks that every line works");
+  command->callback([flags, &exit_status] { exit_status = bench_ipc(*flags); });
+}
+
+}  // namespace updraft
