@@ -132,7 +132,8 @@ TEST_CASE("Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 give the bytes that ggml gives") {
                                                  {"q5_0_bytes_i8", DType::kQ5_0},
                                                  {"q5_1_bytes_i8", DType::kQ5_1}};
   for (const auto& [key, type] : cases) {
-    CAPTURE(std::string(key));
+    const std::string name = key;
+    CAPTURE(name);
     const std::vector<double> expected = json_numbers(text.str(), key);
     std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(type, 256)));
     REQUIRE(bytes.size() == expected.size());
