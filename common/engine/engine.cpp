@@ -53,7 +53,8 @@ class ThreadedEngine final : public Engine {
                plan.context_tokens,
                vocab_count,
                config.mixed_step_ms,
-               config.draft_tokens_max},
+               config.draft_tokens_max,
+               config.step_clock ? config.step_clock : monotonic_ns},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });

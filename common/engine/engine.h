@@ -35,6 +35,8 @@ struct EngineConfig {
   // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
   // prompt_lookup.h guesses, draft_control.h decides how many are worth their time.
   int32_t draft_tokens_max = 16;
+  // What steps are timed with, in ns; empty: monotonic_ns(). A test's clock makes what follows from it repeatable.
+  std::function<int64_t()> step_clock;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };

@@ -127,9 +127,9 @@ void EngineCore::run(std::vector<uint64_t>& ended) {
     if (!std::exchange(sequence.started, true)) sequence.sink->on_start();
   }
   const Batch batch = build_batch();
-  const int64_t before_ns = monotonic_ns();
+  const int64_t before_ns = config_.step_clock();
   const std::span<float> logits = forward_.run(*backend_, batch);
-  const int64_t step_ns = monotonic_ns() - before_ns;
+  const int64_t step_ns = config_.step_clock() - before_ns;
   const int64_t sampled_before = sampled_;
   scheduler_.commit(plan_);
   deliver(logits, ended);

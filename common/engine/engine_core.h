@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/engine/draft_control.h"
 #include "common/engine/engine.h"
 #include "common/engine/forward.h"
@@ -24,6 +26,7 @@ struct EngineCoreConfig {
   int32_t vocab_count = 0;
   int32_t mixed_step_ms = 0;
   int32_t draft_tokens_max = 0;
+  std::function<int64_t()> step_clock = monotonic_ns;
 };
 
 class EngineCore {

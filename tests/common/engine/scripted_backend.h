@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -18,9 +17,9 @@ namespace updraft::testing {
 class ScriptedBackend final : public Backend {
  public:
   // script[p] is the token at position p, of every sequence; behind its end the model speaks for
-  // itself. Each step takes at least step_us, so that more rows cost nothing.
-  ScriptedBackend(std::unique_ptr<Backend> inner, std::vector<int32_t> script, int step_us = 0)
-      : inner_(std::move(inner)), script_(std::move(script)), step_us_(step_us) {}
+  // itself.
+  ScriptedBackend(std::unique_ptr<Backend> inner, std::vector<int32_t> script)
+      : inner_(std::move(inner)), script_(std::move(script)) {}
 
   std::string description() const override { return "scripted " + inner_->description(); }
   uint64_t memory_used_bytes() const override { return inner_->memory_used_bytes(); }
@@ -43,7 +42,6 @@ class ScriptedBackend final : public Backend {
     return inner_->kv_page_bytes(shape);
   }
   void begin(const Batch& batch) override {
-    until_ = std::chrono::steady_clock::now() + std::chrono::microseconds(step_us_);
     next_positions_.clear();
     for (const int32_t row : batch.logit_rows) {
       next_positions_.push_back(batch.positions[static_cast<size_t>(row)] + 1);
@@ -69,8 +67,6 @@ class ScriptedBackend final : public Backend {
       const std::span<float> row = all.subspan(i * vocab_count_, vocab_count_);
       row[static_cast<size_t>(script_[position])] = *std::max_element(row.begin(), row.end()) + 20;
     }
-    while (std::chrono::steady_clock::now() < until_) {
-    }
     return all;
   }
   void copy_page(int32_t from, int32_t to) override { inner_->copy_page(from, to); }
@@ -81,10 +77,8 @@ class ScriptedBackend final : public Backend {
  private:
   const std::unique_ptr<Backend> inner_;
   const std::vector<int32_t> script_;
-  const int step_us_;
   size_t vocab_count_ = 0;
   std::vector<int32_t> next_positions_;  // of each logit row's next token
-  std::chrono::steady_clock::time_point until_;
 };
 
 }  // namespace updraft::testing

@@ -44,9 +44,17 @@ std::unique_ptr<Backend> fast_cpu() {
   return std::move(*backend);
 }
 
-// Steps long enough that drafts seem to cost nothing: as many of them as there can be.
-std::unique_ptr<Backend> eager(std::unique_ptr<Backend> backend, std::vector<int32_t> script = {}) {
-  return std::make_unique<ScriptedBackend>(std::move(backend), std::move(script), 400);
+constexpr int64_t kStepNs = 400'000;
+
+// Every step seems to take as long as any other, so drafts cost nothing: as many of them as there
+// can be.
+EngineConfig eager(EngineConfig config) {
+  config.step_clock = [now = int64_t{0}]() mutable { return now += kStepNs; };
+  return config;
+}
+
+std::unique_ptr<Backend> scripted(std::vector<int32_t> script) {
+  return std::make_unique<ScriptedBackend>(exact_cpu(), std::move(script));
 }
 
 // A request of any kind: prompts that repeat themselves, greedy or not, penalties, stops, bias.
@@ -113,7 +121,7 @@ Drafts compare(const std::shared_ptr<const Model>& model, EngineConfig config,
   const auto plain = open_engine(plain_config, model, backend());
   const auto expected = answers(*plain, requests);
   CHECK(plain->load().draft_tokens == 0);
-  const auto guessing = open_engine(config, model, eager(backend()));
+  const auto guessing = open_engine(eager(config), model, backend());
   const auto found = answers(*guessing, requests);
   for (size_t i = 0; i < requests.size(); ++i) {
     CAPTURE(i);
@@ -171,7 +179,7 @@ TEST_CASE("every kind of request in mixed batches gets the same answer with and 
     all.accepted += drafts.accepted;
   }
   // Guesses of both kinds were there to be told apart.
-  CHECK(all.accepted > 30);
+  CHECK(all.accepted > 300);
   CHECK(all.ran - all.accepted > 100);
 }
 
@@ -196,13 +204,14 @@ TEST_CASE("a trained model tells the same stories with and without drafts") {
 TEST_CASE("an echo takes far fewer steps than tokens, in order, from first to last") {
   const auto script = echo_script();
   const auto model = random_model(small_hyperparameters(), 3);
-  const auto engine = open_engine(small_engine(), model, eager(exact_cpu(), script));
+  const auto engine = open_engine(eager(small_engine()), model, scripted(script));
   const auto answer = run_all(*engine, {echo_request(1, script, 38)})[0];
   CHECK(answer == std::vector<int32_t>(script.begin() + 42, script.end()));
   const EngineLoad load = engine->load();
-  CHECK(load.steps <= 30);  // how many guesses run follows the measured time of a step
-  CHECK(load.draft_tokens_accepted >= 8);
-  CHECK(load.decode_tokens_per_s > 0.0F);
+  CHECK(load.steps <= 12);
+  CHECK(load.draft_tokens_accepted >= 26);
+  // A rate of one sequence counts what it got, not how often it was its turn.
+  CHECK(load.decode_tokens_per_s > 3.0F / (static_cast<float>(kStepNs) * 1e-9F) / 2.0F);
 }
 
 TEST_CASE("the limit, a stop id, the sink and the context end an answer inside a run of drafts") {
@@ -210,7 +219,7 @@ TEST_CASE("the limit, a stop id, the sink and the context end an answer inside a
   Hyperparameters h = small_hyperparameters();
   h.context_tokens = 64;
   const auto model = random_model(h, 3);
-  const auto engine = open_engine(small_engine(), model, eager(exact_cpu(), script));
+  const auto engine = open_engine(eager(small_engine()), model, scripted(script));
   uint64_t id = 1;
   const auto ask = [&](SequenceRequest request, size_t sink_stops_at) {
     auto recorder = std::make_shared<Recorder>();
@@ -248,13 +257,13 @@ TEST_CASE("the limit, a stop id, the sink and the context end an answer inside a
   CHECK(by_context->end == SequenceEnd::kLength);
   REQUIRE(wait_idle(*engine));
   CHECK(engine->load().kv_pages_free == engine->load().kv_pages_total);
-  CHECK(engine->load().draft_tokens_accepted > 40);
+  CHECK(engine->load().draft_tokens_accepted > 400);
 }
 
 TEST_CASE("a cancel from inside a run of drafts ends the sequence once and frees its pages") {
   const auto script = echo_script();
   const auto model = random_model(small_hyperparameters(), 3);
-  const auto engine = open_engine(small_engine(), model, eager(exact_cpu(), script));
+  const auto engine = open_engine(eager(small_engine()), model, scripted(script));
   for (uint64_t cut = 1; cut <= 30; ++cut) {
     CAPTURE(cut);
     auto recorder = std::make_shared<Recorder>();
@@ -281,7 +290,7 @@ TEST_CASE("guesses that keep being wrong stop being tried") {
     script.insert(script.end(), {1, 2, 5 + i % 90});
   }
   const auto model = random_model(small_hyperparameters(), 3);
-  const auto engine = open_engine(small_engine(), model, eager(exact_cpu(), script));
+  const auto engine = open_engine(eager(small_engine()), model, scripted(script));
   const auto answer =
       run_all(*engine, {greedy_request(1, {script.begin(), script.begin() + 30}, 200)})[0];
   CHECK(answer == std::vector<int32_t>(script.begin() + 30, script.begin() + 230));
