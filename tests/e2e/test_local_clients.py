@@ -147,7 +147,7 @@ class LocalClients(unittest.TestCase):
         session.close()
         view[:5] = b"alive"  # would be a fault if the memory were gone
         self.assertEqual(bytes(view[:5]), b"alive")
-        self.assertEqual(self.edge.metric("updraft_local_sessions"), 1)
+        wait_until(lambda: self.edge.metric("updraft_local_sessions") == 1, what="the session to be counted")
         del view
         gc.collect()
         wait_until(lambda: self.edge.metric("updraft_local_sessions") == 0, what="the session's end")
