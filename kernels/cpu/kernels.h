@@ -32,7 +32,6 @@ static_assert(sizeof(ActBlock) == 52);
 struct MatmulTiles {
   const std::byte* tiles = nullptr;
   int64_t tile_stride_bytes = 0;
-  int64_t header_bytes = 0;  // tile_header_bytes(): the quants begin there
   int64_t tile_count = 0;
   int64_t cols = 0;
   const void* acts = nullptr;
@@ -53,7 +52,6 @@ inline constexpr int64_t kPanelBytesPerBlock = 40;  // of one token
 struct MatmulPanel {
   const std::byte* tiles = nullptr;
   int64_t tile_stride_bytes = 0;
-  int64_t header_bytes = 0;
   int64_t tile_count = 0;
   int64_t cols = 0;
   const std::byte* acts = nullptr;

@@ -138,7 +138,6 @@ void run_kernel(const MatmulCall& call, const Plan& plan, const Kernels& kernels
     MatmulPanel op;
     op.tiles = tiles;
     op.tile_stride_bytes = part.tile_stride_bytes;
-    op.header_bytes = part.header_bytes;
     op.tile_count = tile_count;
     op.cols = call.weight->cols;
     op.acts = reinterpret_cast<const std::byte*>(call.blocks) +
@@ -151,7 +150,6 @@ void run_kernel(const MatmulCall& call, const Plan& plan, const Kernels& kernels
   MatmulTiles op;
   op.tiles = tiles;
   op.tile_stride_bytes = part.tile_stride_bytes;
-  op.header_bytes = part.header_bytes;
   op.tile_count = tile_count;
   op.cols = call.weight->cols;
   op.act_stride_bytes =

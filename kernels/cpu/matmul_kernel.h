@@ -34,7 +34,10 @@ template <class V, DType kType>
 struct QuantFormat {
   static constexpr int kRows = V::kLanes;
   static constexpr TileFormat kFormat = tile_format(kType);
-  static constexpr bool kSuper = kFormat.header_cols == kSuperBlockCols;
+  static constexpr int kGroupBlocks = kFormat.group_blocks;
+  static constexpr int64_t kHeaderBytes = int64_t{kFormat.header_bytes_per_row} * kRows;
+  static constexpr int64_t kQuantBytes = int64_t{kFormat.quant_bytes_per_row} * kRows;
+  static constexpr bool kSuper = kGroupBlocks * kBlockCols == kSuperBlockCols;
   static constexpr bool kHasMin = kType == DType::kQ4_1 || kType == DType::kQ5_1 ||
                                   kType == DType::kQ4_K || kType == DType::kQ5_K;
   static constexpr bool kHalves = kType == DType::kQ6_K;
@@ -54,7 +57,7 @@ struct QuantFormat {
     if constexpr (kHasMin) super.dmin = V::load_half(header + 2 * kRows);
   }
 
-  // `header` is the block's own (formats of 32) or its superblock's, with `s` the block in it.
+  // `header` is that of the block's group, `s` the block in it.
   static UPDRAFT_INLINE BlockScales<V> scales(const std::byte* header, const SuperScales<V>& super,
                                               int s) {
     BlockScales<V> out;
@@ -65,7 +68,7 @@ struct QuantFormat {
       out.scale = V::mul(super.d, V::load_u8(header + (4 + 2 * s) * kRows));
       out.second = V::sub(V::zero(), V::mul(super.dmin, V::load_u8(header + (5 + 2 * s) * kRows)));
     } else {
-      out.scale = V::load_half(header);
+      out.scale = V::load_half(header + 2 * s * kRows);
       if constexpr (kHasMin) out.second = V::load_half(header + 2 * kRows);
     }
     return out;
@@ -145,46 +148,54 @@ struct QuantFormat {
   }
 };
 
-// How far ahead of their use weights are fetched: memory takes about 100 ns, a core reads about 30
+// How far ahead of their use weights are fetched: memory takes about 100 ns, a core reads about 40
 // bytes in each of them.
-inline constexpr int64_t kPrefetchQuantBytes = 8192;
-inline constexpr int64_t kPrefetchHeaderBytes = 1024;
+inline constexpr int64_t kPrefetchBytes = 4096;
 
-// One tile times kTokens rows.
-template <class V, DType kType, int kTokens>
-__attribute__((noinline)) void quant_tile(const std::byte* tile, int64_t header_bytes, int64_t cols,
-                                          const std::byte* acts, int64_t act_stride, float* out,
-                                          int64_t out_stride) {
+// kBlocks blocks of a group, from its first on, times kTokens rows.
+template <class V, DType kType, int kTokens, int kBlocks>
+UPDRAFT_INLINE void quant_group(const std::byte* header, const std::byte* acts, int64_t act_stride,
+                                typename V::F* total) {
   using Format = QuantFormat<V, kType>;
-  constexpr int kRows = V::kLanes;
-  constexpr int64_t kQuantBytes = Format::kFormat.quant_bytes_per_row * kRows;
-  constexpr int64_t kHeaderBytes = Format::kFormat.header_bytes_per_row * kRows;
-  const std::byte* header = tile;
-  const std::byte* quants = tile + header_bytes;
-  typename V::F total[kTokens];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) total[t] = V::zero();
+  const std::byte* quants = header + Format::kHeaderBytes;
+  // The hardware's own fetching stops at page borders. Where the tile is in the cache already, this
+  // costs little.
+  V::prefetch(header + kPrefetchBytes, Format::kHeaderBytes);
   SuperScales<V> super{V::zero(), V::zero()};
-  const int64_t blocks = cols / kBlockCols;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int s = Format::kSuper ? static_cast<int>(b % 8) : 0;
-    if constexpr (Format::kSuper) {
-      if (s == 0) Format::load_super(header, super);
-    }
-    // The hardware's own prefetching stops at page borders. Where the tile is in the cache already,
-    // this costs little.
-    V::prefetch(quants + kPrefetchQuantBytes, kQuantBytes);
-    V::prefetch(header + kPrefetchHeaderBytes, 1);
+  if constexpr (Format::kSuper) Format::load_super(header, super);
+#pragma GCC unroll 2
+  for (int s = 0; s < kBlocks; ++s, quants += Format::kQuantBytes) {
+    V::prefetch(quants + kPrefetchBytes, Format::kQuantBytes);
     const BlockScales<V> scales = Format::scales(header, super, s);
     typename V::B x[8];
     Format::unpack(quants, x);
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      const auto& a = reinterpret_cast<const ActBlock*>(acts + t * act_stride)[b];
+      const auto& a = reinterpret_cast<const ActBlock*>(acts + t * act_stride)[s];
       total[t] = Format::accumulate(total[t], x, scales, a);
     }
-    quants += kQuantBytes;
-    if (!Format::kSuper || s == 7) header += kHeaderBytes;
+  }
+}
+
+// One tile times kTokens rows.
+template <class V, DType kType, int kTokens>
+__attribute__((noinline)) void quant_tile(const std::byte* tile, int64_t cols,
+                                          const std::byte* acts, int64_t act_stride, float* out,
+                                          int64_t out_stride) {
+  using Format = QuantFormat<V, kType>;
+  constexpr int kGroupBlocks = Format::kGroupBlocks;
+  typename V::F total[kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) total[t] = V::zero();
+  const int64_t groups = cols / kBlockCols / kGroupBlocks;
+  for (int64_t g = 0; g < groups; ++g) {
+    quant_group<V, kType, kTokens, kGroupBlocks>(tile, acts, act_stride, total);
+    tile += Format::kHeaderBytes + kGroupBlocks * Format::kQuantBytes;
+    acts += kGroupBlocks * static_cast<int64_t>(sizeof(ActBlock));
+  }
+  if constexpr (kGroupBlocks == 2) {
+    if (cols / kBlockCols % 2 != 0)
+      quant_group<V, kType, kTokens, 1>(tile, acts, act_stride, total);
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) V::store(out + t * out_stride, total[t]);
@@ -219,7 +230,7 @@ __attribute__((noinline)) void float_tiles(const std::byte* tile, int64_t tile_s
 #pragma GCC unroll 4
       for (int i = 0; i < kTiles; ++i) {
         const std::byte* at = tile + i * tile_stride + c * kColBytes;
-        if constexpr (kTokens <= 2) V::prefetch(at + kPrefetchQuantBytes / 4, 1);
+        if constexpr (kTokens <= 2) V::prefetch(at + kPrefetchBytes / 2, 1);
         const typename V::F w = load_weights<V, kType>(at);
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) {
@@ -244,8 +255,7 @@ void matmul_tokens(const MatmulTiles& op, int64_t tile, int64_t tile_count, int6
   float* out = op.out + token * op.out_stride + tile * V::kLanes;
   if constexpr (!is_float_format(kType)) {
     (void)tile_count;
-    quant_tile<V, kType, kTokens>(tiles, op.header_bytes, op.cols, acts, op.act_stride_bytes, out,
-                                  op.out_stride);
+    quant_tile<V, kType, kTokens>(tiles, op.cols, acts, op.act_stride_bytes, out, op.out_stride);
   } else if (tile_count == 4) {
     constexpr int kTiles = kTokens <= 2 ? 4 : 1;
     for (int i = 0; i < 4; i += kTiles) {

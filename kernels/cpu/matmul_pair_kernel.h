@@ -32,18 +32,16 @@ struct PairedFormat {
   static constexpr bool kHasSecond = Format::kHalves || Format::kHasMin;
 
   // Blocks [first, first + count) of one tile into out[0], out[kPairTiles], ...
-  static UPDRAFT_INLINE void pack(const std::byte* tile, int64_t header_bytes, int64_t first,
-                                  int64_t count, PairedBlock<V>* out) {
-    constexpr int64_t kQuantBytes = Format::kFormat.quant_bytes_per_row * V::kLanes;
-    constexpr int64_t kHeaderBytes = Format::kFormat.header_bytes_per_row * V::kLanes;
-    constexpr int64_t kPerHeader = Format::kFormat.header_cols / kBlockCols;
+  static UPDRAFT_INLINE void pack(const std::byte* tile, int64_t first, int64_t count,
+                                  PairedBlock<V>* out) {
     SuperScales<V> super{V::zero(), V::zero()};
     for (int64_t b = first; b < first + count; ++b, out += kPairTiles) {
-      const std::byte* header = tile + b / kPerHeader * kHeaderBytes;
-      const std::byte* quants = tile + header_bytes + b * kQuantBytes;
+      const std::byte* header = tile + tile_header_offset(Format::kFormat, V::kLanes, b);
+      const std::byte* quants = tile + tile_quants_offset(Format::kFormat, V::kLanes, b);
       if constexpr (Format::kSuper) Format::load_super(header, super);
-      V::prefetch(quants + kPrefetchQuantBytes, kQuantBytes);
-      const BlockScales<V> scales = Format::scales(header, super, static_cast<int>(b % kPerHeader));
+      V::prefetch(quants + kPrefetchBytes, Format::kQuantBytes);
+      const BlockScales<V> scales =
+          Format::scales(header, super, static_cast<int>(b % Format::kGroupBlocks));
       typename V::B x[8];
       Format::unpack(quants, x);
 #pragma GCC unroll 4
@@ -151,8 +149,7 @@ void matmul_pairs(const MatmulTiles& op) {
     PairedBlock<V> panel[kPairBlocks * kPairTiles];
     for (int64_t first = 0; first < blocks; first += kPairBlocks) {
       const int64_t count = blocks - first < kPairBlocks ? blocks - first : kPairBlocks;
-      for (int i = 0; i < kPairTiles; ++i)
-        Paired::pack(tiles[i], op.header_bytes, first, count, panel + i);
+      for (int i = 0; i < kPairTiles; ++i) Paired::pack(tiles[i], first, count, panel + i);
       float* rows = op.out + tile * V::kLanes;
       PairOut out{{rows, both ? rows + V::kLanes : nowhere},
                   {op.out_stride, both ? op.out_stride : 0}};

@@ -62,25 +62,21 @@ struct PanelSource {
 };
 template <class V, DType kType>
 UPDRAFT_INLINE void unpack_panel_tile(const PanelSource& from, const PanelSource& ahead,
-                                      int64_t header_bytes, int64_t count, int tile_index,
-                                      std::byte* panel) {
+                                      int64_t count, int tile_index, std::byte* panel) {
   using Format = QuantFormat<V, kType>;
   constexpr PanelKind kKind = panel_kind<V, kType>();
   using Layout = PanelLayout<V, kKind>;
-  constexpr int64_t kQuantBytes = Format::kFormat.quant_bytes_per_row * V::kLanes;
-  constexpr int64_t kHeaderBytes = Format::kFormat.header_bytes_per_row * V::kLanes;
-  constexpr int kPerHeader = Format::kFormat.header_cols / kBlockCols;
+  constexpr TileFormat kFormat = Format::kFormat;
+  static_assert(kPanelBlocks % Format::kGroupBlocks == 0, "a panel begins with a header");
   std::byte* to = panel + tile_index * Layout::kRegister;
   SuperScales<V> super{V::zero(), V::zero()};
-  const std::byte* quants = from.tile + header_bytes + from.block * kQuantBytes;
-  const std::byte* quants_ahead = ahead.tile + header_bytes + ahead.block * kQuantBytes;
   for (int64_t i = 0; i < count; ++i, to += Layout::kBlock) {
-    const int64_t block = from.block + i;
-    const std::byte* header = from.tile + block / kPerHeader * kHeaderBytes;
-    const int s = static_cast<int>(block % kPerHeader);
-    V::prefetch(quants_ahead + i * kQuantBytes, kQuantBytes);
-    if (s == 0)
-      V::prefetch(ahead.tile + (ahead.block + i) / kPerHeader * kHeaderBytes, kHeaderBytes);
+    const std::byte* header = from.tile + tile_header_offset(kFormat, V::kLanes, from.block + i);
+    const int s = static_cast<int>(i % Format::kGroupBlocks);
+    const std::byte* quants = header + Format::kHeaderBytes + s * Format::kQuantBytes;
+    const std::byte* later = ahead.tile + tile_quants_offset(kFormat, V::kLanes, ahead.block + i);
+    V::prefetch(later, Format::kQuantBytes);
+    if (s == 0) V::prefetch(later - Format::kHeaderBytes, Format::kHeaderBytes);
     if constexpr (Format::kSuper) {
       if (s == 0) Format::load_super(header, super);
     }
@@ -93,7 +89,7 @@ UPDRAFT_INLINE void unpack_panel_tile(const PanelSource& from, const PanelSource
       V::store(reinterpret_cast<float*>(to + Layout::kMin), scales.second);
     }
     typename V::B x[8];
-    Format::unpack_signed(quants + i * kQuantBytes, x);
+    Format::unpack_signed(quants, x);
     typename V::I sum = V::set1_int(0);
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
@@ -250,7 +246,7 @@ void matmul_panel(const MatmulPanel& op) {
       for (int i = 0; i < kPanelTiles; ++i) {
         const PanelSource ahead{tiles[i] + (last ? kPanelTiles * op.tile_stride_bytes : 0),
                                 last ? 0 : b + kPanelBlocks};
-        unpack_panel_tile<V, kType>({tiles[i], b}, ahead, op.header_bytes, count, i, panel);
+        unpack_panel_tile<V, kType>({tiles[i], b}, ahead, count, i, panel);
       }
       const PanelOut out{{rows, pair ? rows + V::kLanes : nowhere},
                          {op.out_stride, pair ? op.out_stride : 0}};

@@ -17,23 +17,22 @@ void store_le(std::byte* at, T value) {
   std::memcpy(at, &value, sizeof value);
 }
 
-// One row's place in a tile. All offsets are in bytes.
+// One row's place in a tile of a quantised format. Blocks are those of 32 columns.
 struct RowPlace {
-  std::byte* headers;  // of the tile
-  std::byte* quants;   // of the tile
+  std::byte* tile;
+  TileFormat format;
   int tile_rows;
   int row;
 
-  // A 2-byte or 1-byte header field that lies `bytes_before` bytes per row behind the header's
-  // begin.
-  std::byte* header(int64_t index, int header_bytes_per_row, int bytes_before,
-                    int field_bytes) const {
-    return headers + index * header_bytes_per_row * tile_rows + bytes_before * tile_rows +
+  // This row's field of field_bytes bytes in the header of the block's group; the fields of all
+  // rows begin bytes_before bytes per row behind the header's begin.
+  std::byte* header(int64_t block, int bytes_before, int field_bytes) const {
+    return tile + tile_header_offset(format, tile_rows, block) + bytes_before * tile_rows +
            row * field_bytes;
   }
   // The 4 bytes of this row in byte vector `vector` of a block.
-  std::byte* word(int64_t block, int quant_bytes_per_row, int vector) const {
-    return quants + block * quant_bytes_per_row * tile_rows + 4 * (vector * tile_rows + row);
+  std::byte* word(int64_t block, int vector) const {
+    return tile + tile_quants_offset(format, tile_rows, block) + 4 * (vector * tile_rows + row);
   }
 };
 
@@ -54,22 +53,21 @@ uint32_t fifth_bits_word(uint32_t mask) {
 
 // ggml keeps columns i and i + 16 of a block of 32 in one byte: the pairing the tiles use, so whole
 // words move.
-void place_nibbles(const std::byte* qs, const RowPlace& place, int64_t block, int quant_bytes) {
-  for (int i = 0; i < 4; ++i) std::memcpy(place.word(block, quant_bytes, i), qs + 4 * i, 4);
+void place_nibbles(const std::byte* qs, const RowPlace& place, int64_t block) {
+  for (int i = 0; i < 4; ++i) std::memcpy(place.word(block, i), qs + 4 * i, 4);
 }
 
 // 32 unsigned quants of 4 to 6 bits into nibbles and high bits.
 void place_quants(const uint8_t* q, const RowPlace& place, int64_t block, DType type) {
-  const int quant_bytes = tile_format(type).quant_bytes_per_row;
   for (int i = 0; i < 4; ++i) {
     const auto low = load_le<uint32_t>(q + 4 * i);
     const auto high = load_le<uint32_t>(q + 16 + 4 * i);
-    store_le(place.word(block, quant_bytes, i), (low & 0x0F0F0F0FU) | (high & 0x0F0F0F0FU) << 4);
+    store_le(place.word(block, i), (low & 0x0F0F0F0FU) | (high & 0x0F0F0F0FU) << 4);
   }
   if (type == DType::kQ5_K) {
     uint32_t word = 0;
     for (int g = 0; g < 8; ++g) word |= ((load_le<uint32_t>(q + 4 * g) >> 4) & 0x01010101U) << g;
-    store_le(place.word(block, quant_bytes, 4), word);
+    store_le(place.word(block, 4), word);
   }
   if (type == DType::kQ6_K) {
     for (int half = 0; half < 2; ++half) {
@@ -77,35 +75,32 @@ void place_quants(const uint8_t* q, const RowPlace& place, int64_t block, DType 
       for (int g = 0; g < 4; ++g) {
         word |= ((load_le<uint32_t>(q + 16 * half + 4 * g) >> 4) & 0x03030303U) << (2 * g);
       }
-      store_le(place.word(block, quant_bytes, 4 + half), word);
+      store_le(place.word(block, 4 + half), word);
     }
   }
 }
 
 // A block of 32 weights of the classic formats.
 void place_block(DType type, const std::byte* src, const RowPlace& place, int64_t block) {
-  const TileFormat format = tile_format(type);
-  std::memcpy(place.header(block, format.header_bytes_per_row, 0, 2), src, 2);
-  if (format.header_bytes_per_row == 4) std::memcpy(place.header(block, 4, 2, 2), src + 2, 2);
-  const int quant_bytes = format.quant_bytes_per_row;
+  const auto s = static_cast<int>(block % place.format.group_blocks);
+  std::memcpy(place.header(block, 2 * s, 2), src, 2);
+  if (type == DType::kQ4_1 || type == DType::kQ5_1)
+    std::memcpy(place.header(block, 2, 2), src + 2, 2);
   switch (type) {
     case DType::kQ8_0:
-      for (int g = 0; g < 8; ++g)
-        std::memcpy(place.word(block, quant_bytes, g), src + kQ8_0Quants + 4 * g, 4);
+      for (int g = 0; g < 8; ++g) std::memcpy(place.word(block, g), src + kQ8_0Quants + 4 * g, 4);
       return;
     case DType::kQ4_0:
-      return place_nibbles(src + kQ4_0Quants, place, block, quant_bytes);
+      return place_nibbles(src + kQ4_0Quants, place, block);
     case DType::kQ4_1:
-      return place_nibbles(src + kQ4_1Quants, place, block, quant_bytes);
+      return place_nibbles(src + kQ4_1Quants, place, block);
     case DType::kQ5_0:
-      place_nibbles(src + kQ5_0Quants, place, block, quant_bytes);
-      store_le(place.word(block, quant_bytes, 4),
-               fifth_bits_word(load_le<uint32_t>(src + kQ5_0High)));
+      place_nibbles(src + kQ5_0Quants, place, block);
+      store_le(place.word(block, 4), fifth_bits_word(load_le<uint32_t>(src + kQ5_0High)));
       return;
     case DType::kQ5_1:
-      place_nibbles(src + kQ5_1Quants, place, block, quant_bytes);
-      store_le(place.word(block, quant_bytes, 4),
-               fifth_bits_word(load_le<uint32_t>(src + kQ5_1High)));
+      place_nibbles(src + kQ5_1Quants, place, block);
+      store_le(place.word(block, 4), fifth_bits_word(load_le<uint32_t>(src + kQ5_1High)));
       return;
     default:
       UPDRAFT_CHECK(false, "a format of 32-weight blocks");
@@ -114,57 +109,59 @@ void place_block(DType type, const std::byte* src, const RowPlace& place, int64_
 
 // A superblock of 256 weights of the K formats.
 void place_super_block(DType type, const std::byte* src, const RowPlace& place, int64_t index) {
-  const int header = tile_format(type).header_bytes_per_row;
+  const int64_t first = 8 * index;
   uint8_t q[kBlockCols];
   if (type == DType::kQ6_K) {
-    std::memcpy(place.header(index, header, 0, 2), src + kQ6KD, 2);
-    for (int s = 0; s < 16; ++s) *place.header(index, header, 2 + s, 1) = src[kQ6KScales + s];
+    std::memcpy(place.header(first, 0, 2), src + kQ6KD, 2);
+    for (int s = 0; s < 16; ++s) *place.header(first, 2 + s, 1) = src[kQ6KScales + s];
     for (int s = 0; s < 8; ++s) {
       unpack_q6_k(src, s, q);
-      place_quants(q, place, 8 * index + s, type);
+      place_quants(q, place, first + s, type);
     }
     return;
   }
-  std::memcpy(place.header(index, header, 0, 2), src, 2);
-  std::memcpy(place.header(index, header, 2, 2), src + 2, 2);
+  std::memcpy(place.header(first, 0, 2), src, 2);
+  std::memcpy(place.header(first, 2, 2), src + 2, 2);
   for (int s = 0; s < 8; ++s) {
     const ScaleMin sm = unpack_scale_min(src + kKScales, s);
-    *place.header(index, header, 4 + 2 * s, 1) = static_cast<std::byte>(sm.scale);
-    *place.header(index, header, 5 + 2 * s, 1) = static_cast<std::byte>(sm.min);
+    *place.header(first, 4 + 2 * s, 1) = static_cast<std::byte>(sm.scale);
+    *place.header(first, 5 + 2 * s, 1) = static_cast<std::byte>(sm.min);
     if (type == DType::kQ4_K) {
       unpack_q4_k(src, s, q);
     } else {
       unpack_q5_k(src, s, q);
     }
-    place_quants(q, place, 8 * index + s, type);
+    place_quants(q, place, first + s, type);
   }
 }
 
 // A float row (2 or 4 bytes per weight) into its lane.
-void place_values(const std::byte* src, int64_t cols, int value_bytes, const RowPlace& place) {
-  std::byte* to = place.quants + place.row * value_bytes;
+void place_values(const std::byte* src, int64_t cols, const RowPlace& place) {
+  const int value_bytes = place.format.quant_bytes_per_row;
+  std::byte* to = place.tile + place.row * value_bytes;
   const int64_t step = static_cast<int64_t>(place.tile_rows) * value_bytes;
   for (int64_t c = 0; c < cols; ++c)
     std::memcpy(to + c * step, src + c * value_bytes, static_cast<size_t>(value_bytes));
 }
 
-// Where a row's bits are when a tile is read back.
+// Where a row's bits are when a tile is read back; as RowPlace.
 struct RowReader {
-  const std::byte* headers;
-  const std::byte* quants;
+  const std::byte* tile;
+  TileFormat format;
   int tile_rows;
   int row;
-  TileFormat format;
 
-  float half(int64_t index, int bytes_before) const {
-    return load_half(headers + (index * format.header_bytes_per_row + bytes_before) * tile_rows +
-                     2 * row);
+  const std::byte* header(int64_t block, int bytes_before) const {
+    return tile + tile_header_offset(format, tile_rows, block) + bytes_before * tile_rows;
   }
-  uint8_t byte(int64_t index, int bytes_before) const {
-    return byte_at(headers + (index * format.header_bytes_per_row + bytes_before) * tile_rows, row);
+  float half(int64_t block, int bytes_before) const {
+    return load_half(header(block, bytes_before) + 2 * row);
+  }
+  uint8_t byte(int64_t block, int bytes_before) const {
+    return byte_at(header(block, bytes_before), row);
   }
   uint8_t quant_byte(int64_t block, int vector, int j) const {
-    return byte_at(quants + (block * format.quant_bytes_per_row + 4 * vector) * tile_rows,
+    return byte_at(tile + tile_quants_offset(format, tile_rows, block) + 4 * vector * tile_rows,
                    4 * row + j);
   }
 };
@@ -193,31 +190,30 @@ void read_quants(const RowReader& reader, DType type, int64_t block, int* q) {
 void decode_block(const RowReader& reader, DType type, int64_t block, float* out) {
   int q[kBlockCols];
   read_quants(reader, type, block, q);
-  const int64_t super = block / 8;
-  const int s = static_cast<int>(block % 8);
+  const int s = static_cast<int>(block % reader.format.group_blocks);
   const auto fill = [&](float scale, int offset, float add, int first, int last) {
     for (int c = first; c < last; ++c) out[c] = scale * static_cast<float>(q[c] - offset) + add;
   };
   switch (type) {
     case DType::kQ8_0:
-      return fill(reader.half(block, 0), 0, -0.0F, 0, 32);
+      return fill(reader.half(block, 2 * s), 0, -0.0F, 0, 32);
     case DType::kQ4_0:
-      return fill(reader.half(block, 0), 8, -0.0F, 0, 32);
+      return fill(reader.half(block, 2 * s), 8, -0.0F, 0, 32);
     case DType::kQ5_0:
-      return fill(reader.half(block, 0), 16, -0.0F, 0, 32);
+      return fill(reader.half(block, 2 * s), 16, -0.0F, 0, 32);
     case DType::kQ4_1:
     case DType::kQ5_1:
       return fill(reader.half(block, 0), 0, reader.half(block, 2), 0, 32);
     case DType::kQ4_K:
     case DType::kQ5_K: {
-      const float scale = reader.half(super, 0) * static_cast<float>(reader.byte(super, 4 + 2 * s));
-      const float min = reader.half(super, 2) * static_cast<float>(reader.byte(super, 5 + 2 * s));
+      const float scale = reader.half(block, 0) * static_cast<float>(reader.byte(block, 4 + 2 * s));
+      const float min = reader.half(block, 2) * static_cast<float>(reader.byte(block, 5 + 2 * s));
       return fill(scale, 0, -min, 0, 32);
     }
     case DType::kQ6_K:
       for (int half = 0; half < 2; ++half) {
-        const auto scale = static_cast<int8_t>(reader.byte(super, 2 + 2 * s + half));
-        fill(reader.half(super, 0) * static_cast<float>(scale), 32, -0.0F, 16 * half,
+        const auto scale = static_cast<int8_t>(reader.byte(block, 2 + 2 * s + half));
+        fill(reader.half(block, 0) * static_cast<float>(scale), 32, -0.0F, 16 * half,
              16 * half + 16);
       }
       return;
@@ -236,14 +232,13 @@ void pack_tile(const WeightView& source, int64_t row_first, int tile_rows, DType
   std::vector<float> decoded(type != source.type ? static_cast<size_t>(source.cols) : 0);
   for (int row = 0; row < rows; ++row) {
     const std::byte* src = source.data + (row_first + row) * source_row_bytes;
-    const RowPlace place{tile, tile + tile_header_bytes(type, tile_rows, source.cols), tile_rows,
-                         row};
+    const RowPlace place{tile, tile_format(type), tile_rows, row};
     if (is_float_format(type)) {
       if (type != source.type) {
         dequantize_row(source.type, src, decoded);
         src = reinterpret_cast<const std::byte*>(decoded.data());
       }
-      place_values(src, source.cols, tile_format(type).quant_bytes_per_row, place);
+      place_values(src, source.cols, place);
       continue;
     }
     const DTypeInfo& info = dtype_info(type);
@@ -261,8 +256,7 @@ void pack_tile(const WeightView& source, int64_t row_first, int tile_rows, DType
 void unpack_tile_row(const std::byte* tile, DType type, int tile_rows, int row_in_tile,
                      std::span<float> out) {
   const auto cols = static_cast<int64_t>(out.size());
-  const RowReader reader{tile, tile + tile_header_bytes(type, tile_rows, cols), tile_rows,
-                         row_in_tile, tile_format(type)};
+  const RowReader reader{tile, tile_format(type), tile_rows, row_in_tile};
   if (!is_float_format(type)) {
     for (int64_t b = 0; b < cols / kBlockCols; ++b)
       decode_block(reader, type, b, out.data() + b * kBlockCols);
@@ -270,7 +264,7 @@ void unpack_tile_row(const std::byte* tile, DType type, int tile_rows, int row_i
   }
   const int value_bytes = reader.format.quant_bytes_per_row;
   for (int64_t c = 0; c < cols; ++c) {
-    const std::byte* at = reader.quants + (c * tile_rows + row_in_tile) * value_bytes;
+    const std::byte* at = tile + (c * tile_rows + row_in_tile) * value_bytes;
     dequantize_row(type, at, {out.data() + c, 1});
   }
 }

@@ -58,7 +58,6 @@ Result<Matrix> make_matrix(std::span<const WeightView> views, int tile_rows, boo
     part.rows = view.rows;
     part.tile_count = (view.rows + tile_rows - 1) / tile_rows;
     part.tile_stride_bytes = tile_bytes(part.type, tile_rows, matrix.cols);
-    part.header_bytes = tile_header_bytes(part.type, tile_rows, matrix.cols);
     matrix.parts.push_back(part);
     matrix.rows += view.rows;
     matrix.has_quantised = matrix.has_quantised || !is_float_format(part.type);

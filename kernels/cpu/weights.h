@@ -18,7 +18,6 @@ struct MatrixPart {
   int64_t rows = 0;
   int64_t tile_count = 0;
   int64_t tile_stride_bytes = 0;
-  int64_t header_bytes = 0;
   std::byte* tiles = nullptr;
 };
 
