@@ -174,9 +174,11 @@ void add_bench(CLI::App& app, int& exit_status) {
       "measured between the runs. Equal hashes mean equal output ids.");
   command->add_option("-m,--model", model.model_path,
                       "the .gguf file, .safetensors file or folder");
-  command->add_option("-p,--prompt", bench_config.prompt_tokens, "prompt lengths, comma separated")
+  command
+      ->add_option("-p,--prompt", bench_config.prompt_tokens,
+                   "prompt lengths, comma separated; 0: none")
       ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(0, 1 << 20));
   command->add_option("-n,--decode", bench_config.decode_tokens, "answer tokens; 0: no decode")
       ->check(CLI::Range(0, 1 << 20));
   command

@@ -31,7 +31,7 @@ int explain_usage(const CLI::App& app, const CLI::ParseError& error, int argc, c
   const std::string last = argv[argc - 1];
   if (at == &app && argv[1][0] != '-') {
     what = "there is no command '" + std::string(argv[1]) + "'";
-  } else if (!at->get_subcommands({}).empty() && last[0] != '-' && last != at->get_name()) {
+  } else if (at->get_require_subcommand_min() > 0 && last[0] != '-' && last != at->get_name()) {
     what = "there is no command '" + last + "'";
   }
   std::fprintf(stderr, "%s: %s\nRun '%s --help' for what there is.\n", command.c_str(),

@@ -41,7 +41,7 @@ class Help(unittest.TestCase):
         self.assertEqual(bare.returncode, 2)
         self.assertIn("updraft up", bare.stderr)  # the whole help
         for words, named in ((("nonsense",), "'nonsense'"), (("keys", "nonsense"), "'nonsense'"), (("keys",), "updraft keys: "),
-                             (("run",), "updraft run: --model is required"), (("edge", "--colour"), "updraft edge: ")):
+                             (("run",), "updraft run: --model is required"), (("bench", "-p", "9999999"), "--prompt: Value 9999999 not in range"), (("edge", "--colour"), "updraft edge: ")):
             done = updraft(*words)
             self.assertEqual(done.returncode, 2)
             self.assertIn(named, done.stderr)

@@ -40,7 +40,8 @@ class EngineBench {
     if (done) done = prepare_probes();
     if (done) done = warm_up();
     for (const int32_t tokens : config_.prompt_tokens) {
-      if (done && fits("pp" + std::to_string(tokens), tokens + 1)) done = prefill(tokens);
+      if (done && tokens > 0 && fits("pp" + std::to_string(tokens), tokens + 1))
+        done = prefill(tokens);
     }
     if (config_.decode_tokens > 0) {
       if (done && fits(decode_name(0), config_.decode_tokens + 2)) done = decode(0);

@@ -17,8 +17,8 @@ namespace updraft {
 
 struct BenchConfig {
   LocalModelConfig model;  // path, threads, cores, isa, KV type, step budget
-  std::vector<int32_t> prompt_tokens = {512, 2048};
-  int32_t decode_tokens = 128;           // 0: no decode lines
+  std::vector<int32_t> prompt_tokens = {512, 2048};  // 0: no line
+  int32_t decode_tokens = 128;                       // 0: no decode lines
   std::vector<int32_t> depths = {4096};  // decode after this many tokens, besides depth 0
   int32_t parallel = 8;                  // sequences at once; 0: no such lines
   int32_t arriving_tokens = 2000;        // the prompt that arrives while `parallel` sequences run
