@@ -24,23 +24,26 @@ constexpr int64_t kPanelTokensMin = 24;
 // Below this many values a second thread costs more than it saves.
 constexpr int64_t kInlineValues = 16 << 10;
 constexpr int64_t kInlineMultiplyAdds = 128 << 10;
+// Several items per thread, so that a thread that lost its core for a while is not waited for with
+// half of the work; but each begins a stream of weights anew, so not too short ones.
 constexpr int64_t kItemsPerThread = 8;
+constexpr int64_t kItemsPerThreadMin = 2;
+constexpr int64_t kStreamBytes = 256 << 10;
+constexpr int64_t kTileUnit =
+    4;  // what the panels and the kernels of the float formats take at once
 constexpr int kTileRowsMax = 16;
 constexpr int64_t kGatedTiles = 4;
 static_assert(kGatedScratchFloats >= 2 * kGatedTiles * kTileRowsMax * kPanelTokensPerPassMax);
 
-// How the product is cut into items: passes of tokens, each over chunks of tiles of each part.
+// How the product is cut into items: passes of tokens, each over ranges of the parts' tiles.
 struct Plan {
   bool panels = false;  // the quantised parts take activations in the panel layout
   int64_t tokens_per_pass = 0;
   int64_t pass_count = 0;
-  int64_t tiles_per_chunk = 0;
-  int64_t chunks_per_pass = 0;
+  int64_t tile_count = 0;  // of all parts; of a gated product's first
+  int64_t tile_unit = 1;   // ranges begin at its multiples
+  int64_t items_per_pass = 0;
 };
-
-int64_t chunk_count(const MatrixPart& part, const Plan& plan) {
-  return (part.tile_count + plan.tiles_per_chunk - 1) / plan.tiles_per_chunk;
-}
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -64,14 +67,20 @@ Plan make_plan(const MatmulCall& call, const Kernels& kernels, int thread_count)
   plan.pass_count = (call.rows + plan.tokens_per_pass - 1) / plan.tokens_per_pass;
   // A gated product goes through its two parts side by side.
   const auto parts = std::span(m.parts).first(call.gated ? 1 : m.parts.size());
-  int64_t tiles = 0;
-  for (const MatrixPart& part : parts) tiles += part.tile_count;
-  // Several items per thread, so that a thread that lost its core for a while is not waited for
-  // with half of the work.
-  const int64_t wanted = thread_count * kItemsPerThread;
-  plan.tiles_per_chunk = std::max<int64_t>(1, tiles * plan.pass_count / wanted);
-  plan.tiles_per_chunk = (plan.tiles_per_chunk + 3) / 4 * 4;
-  for (const MatrixPart& part : parts) plan.chunks_per_pass += chunk_count(part, plan);
+  int64_t bytes = 0;
+  for (const MatrixPart& part : parts) {
+    plan.tile_count += part.tile_count;
+    bytes += part.tile_count * part.tile_stride_bytes;
+  }
+  if (plan.panels || !m.has_quantised) plan.tile_unit = kTileUnit;
+  if (plan.panels) {
+    plan.items_per_pass = (thread_count * kItemsPerThread + plan.pass_count - 1) / plan.pass_count;
+  } else {
+    plan.items_per_pass = thread_count * std::clamp(bytes / thread_count / kStreamBytes,
+                                                    kItemsPerThreadMin, kItemsPerThread);
+  }
+  const int64_t units = (plan.tile_count + plan.tile_unit - 1) / plan.tile_unit;
+  plan.items_per_pass = std::min(plan.items_per_pass, units);
   return plan;
 }
 
@@ -108,22 +117,29 @@ struct Piece {
   int64_t token_count;
 };
 
-Piece piece_of(const MatmulCall& call, const Plan& plan, int64_t item) {
+// Begin of the item's range; that of the next is its end.
+int64_t tile_of_item(const Plan& plan, int64_t item) {
+  if (item == plan.items_per_pass) return plan.tile_count;
+  return plan.tile_count * item / plan.items_per_pass / plan.tile_unit * plan.tile_unit;
+}
+
+// Calls run(piece) for each part that the item meets.
+template <typename Run>
+void for_pieces(const MatmulCall& call, const Plan& plan, int64_t item, Run run) {
   Piece piece{};
-  piece.token_first = item / plan.chunks_per_pass * plan.tokens_per_pass;
+  piece.token_first = item / plan.items_per_pass * plan.tokens_per_pass;
   piece.token_count = std::min(plan.tokens_per_pass, call.rows - piece.token_first);
-  int64_t chunk = item % plan.chunks_per_pass;
+  int64_t first = tile_of_item(plan, item % plan.items_per_pass);
+  int64_t last = tile_of_item(plan, item % plan.items_per_pass + 1);
   for (const MatrixPart& part : call.weight->parts) {
-    const int64_t chunks = chunk_count(part, plan);
-    if (chunk < chunks) {
-      piece.part = &part;
-      piece.tile_first = chunk * plan.tiles_per_chunk;
-      piece.tile_count = std::min(plan.tiles_per_chunk, part.tile_count - piece.tile_first);
-      break;
-    }
-    chunk -= chunks;
+    piece.part = &part;
+    piece.tile_first = first;
+    piece.tile_count = std::min(last, part.tile_count) - first;
+    if (piece.tile_count > 0) run(piece);
+    first = std::max<int64_t>(first - part.tile_count, 0);
+    last -= part.tile_count;
+    if (last <= 0) break;
   }
-  return piece;
 }
 
 // The kernel over whole tiles; results at `out`, whose first column is the first tile's first row.
@@ -222,23 +238,34 @@ void multiply_gated(const MatmulCall& call, const Plan& plan, const Kernels& ker
   }
 }
 
+// Items are claimed in order by whichever thread is free. Few tokens: the claims are dealt out so
+// that each thread, while they keep step, goes through consecutive weights, which the hardware
+// fetches ahead.
+int64_t item_of_claim(int64_t claim, int64_t items, int64_t thread_count) {
+  const int64_t lane = claim % thread_count;
+  return lane * (items / thread_count) + std::min(lane, items % thread_count) +
+         claim / thread_count;
+}
+
 }  // namespace
 
 void run_matmul(const MatmulCall& call, const Kernels& kernels, ThreadPool& pool) {
   if (call.rows == 0) return;
   const Plan plan = make_plan(call, kernels, pool.thread_count());
   if (call.weight->has_quantised) quantize_rows(call, plan, kernels, pool);
-  const int64_t items = plan.pass_count * plan.chunks_per_pass;
-  const auto run_item = [&](int64_t item, int thread) {
-    const Piece piece = piece_of(call, plan, item);
-    if (call.gated) {
-      multiply_gated(call, plan, kernels, piece, thread);
-    } else {
-      multiply_plain(call, plan, kernels, piece);
-    }
+  const int64_t items = plan.pass_count * plan.items_per_pass;
+  const auto run_item = [&](int64_t claim, int thread) {
+    const int64_t item = plan.panels ? claim : item_of_claim(claim, items, pool.thread_count());
+    for_pieces(call, plan, item, [&](const Piece& piece) {
+      if (call.gated) {
+        multiply_gated(call, plan, kernels, piece, thread);
+      } else {
+        multiply_plain(call, plan, kernels, piece);
+      }
+    });
   };
   if (call.weight->rows * call.weight->cols * call.rows <= kInlineMultiplyAdds) {
-    for (int64_t item = 0; item < items; ++item) run_item(item, 0);
+    for (int64_t claim = 0; claim < items; ++claim) run_item(claim, 0);
   } else {
     pool.for_each(items, run_item);
   }
