@@ -10,6 +10,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/kv_pool.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/numa.h"
 #include "kernels/cpu/step.h"
 #include "kernels/cpu/tile_layout.h"
 
@@ -29,17 +30,20 @@ struct Activation {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(CpuIsa isa, bool exact, uint64_t max_memory_bytes, std::unique_ptr<ThreadPool> pool)
+  CpuBackend(CpuIsa isa, bool exact, uint64_t max_memory_bytes, std::vector<int> numa_nodes,
+             std::unique_ptr<ThreadPool> pool)
       : isa_(isa),
         kernels_(kernels_of(isa)),
         exact_(exact),
-        budget_(max_memory_bytes),
+        node_count_(numa_nodes.size()),
+        budget_(max_memory_bytes, std::move(numa_nodes)),
         pool_(std::move(pool)) {}
 
   std::string description() const override {
     const int threads = pool_->thread_count();
     return std::string("cpu ") + isa_name(isa_) + (exact_ ? " exact, " : ", ") +
-           std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+           std::to_string(threads) + (threads == 1 ? " thread" : " threads") +
+           (node_count_ > 1 ? ", " + std::to_string(node_count_) + " memory nodes" : "");
   }
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
   uint64_t memory_total_bytes() const override { return budget_.limit_bytes(); }
@@ -103,6 +107,7 @@ class CpuBackend final : public Backend {
   CpuIsa isa_;
   const Kernels& kernels_;
   bool exact_;
+  size_t node_count_;
   MemoryBudget budget_;  // before everything that gives memory back to it
   std::unique_ptr<ThreadPool> pool_;
   std::vector<Matrix> matrices_;
@@ -422,8 +427,9 @@ Result<std::unique_ptr<Backend>> open_cpu_backend(const CpuConfig& config) {
   if (!threads) return threads.error();
   Result<std::unique_ptr<ThreadPool>> pool = ThreadPool::open(threads.value());
   if (!pool) return pool.error("cpu");
-  return std::unique_ptr<Backend>(
-      new CpuBackend(isa, config.exact, config.max_memory_bytes, std::move(*pool)));
+  std::vector<int> nodes = numa_nodes_of(threads->cores.empty() ? process_cores() : threads->cores);
+  return std::unique_ptr<Backend>(new CpuBackend(isa, config.exact, config.max_memory_bytes,
+                                                 std::move(nodes), std::move(*pool)));
 }
 
 }  // namespace updraft

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <fstream>
 
+#include "kernels/cpu/numa.h"
+
 namespace updraft {
 namespace {
 
@@ -47,8 +49,9 @@ uint64_t available_memory_bytes() {
   return 0;
 }
 
-MemoryBudget::MemoryBudget(uint64_t limit_bytes)
-    : limit_bytes_(limit_bytes != 0 ? limit_bytes : machine_memory_bytes()) {}
+MemoryBudget::MemoryBudget(uint64_t limit_bytes, std::vector<int> numa_nodes)
+    : limit_bytes_(limit_bytes != 0 ? limit_bytes : machine_memory_bytes()),
+      numa_nodes_(std::move(numa_nodes)) {}
 
 Result<HugeBuffer> HugeBuffer::allocate(MemoryBudget& budget, uint64_t bytes,
                                         const std::string& what) {
@@ -84,8 +87,11 @@ Result<HugeBuffer> HugeBuffer::allocate(MemoryBudget& budget, uint64_t bytes,
   buffer.data_ = reinterpret_cast<std::byte*>(start);
   buffer.bytes_ = size;
   budget.used_bytes_ += size;
-  if (size >= kHugePage)
+  if (size >= kHugePage) {
     madvise(buffer.data_, size, MADV_HUGEPAGE);  // a wish: without it, 4 KiB pages
+    if (budget.numa_nodes_.size() > 1)
+      (void)interleave_pages(buffer.data_, size, budget.numa_nodes_);  // a wish, too
+  }
   return buffer;
 }
 

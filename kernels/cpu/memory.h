@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/base/result.h"
 
@@ -19,8 +20,9 @@ uint64_t available_memory_bytes();
 
 class MemoryBudget {
  public:
-  // limit_bytes 0: the machine's memory.
-  explicit MemoryBudget(uint64_t limit_bytes);
+  // limit_bytes 0: the machine's memory. Large buffers are spread over numa_nodes (numa.h) when
+  // there are several.
+  explicit MemoryBudget(uint64_t limit_bytes, std::vector<int> numa_nodes = {});
   uint64_t limit_bytes() const { return limit_bytes_; }
   uint64_t used_bytes() const { return used_bytes_; }
 
@@ -28,6 +30,7 @@ class MemoryBudget {
   friend class HugeBuffer;
   uint64_t limit_bytes_;
   uint64_t used_bytes_ = 0;
+  std::vector<int> numa_nodes_;
 };
 
 // A zeroed mapping, at least 64-byte aligned (2 MiB aligned from 2 MiB on). Gives its bytes back to

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/numa.h"
 
 namespace updraft {
 namespace {
@@ -29,7 +30,7 @@ CpuPeak::CpuPeak(CpuIsa isa, ThreadPool& pool, std::unique_ptr<MemoryBudget> bud
 Result<CpuPeak> CpuPeak::open(CpuIsa isa, ThreadPool& pool, uint64_t buffer_bytes) {
   const uint64_t least = static_cast<uint64_t>(kReadBytes) * pool.thread_count();
   buffer_bytes = std::max(buffer_bytes, least) / kReadBytes * kReadBytes;
-  auto budget = std::make_unique<MemoryBudget>(0);
+  auto budget = std::make_unique<MemoryBudget>(0, numa_nodes_of(process_cores()));
   auto buffer = HugeBuffer::allocate(*budget, buffer_bytes, "bandwidth probe");
   if (!buffer) return buffer.error();
   // Pages that were never written are all the same zero page and would be read from the cache.
