@@ -97,7 +97,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // "cpu avx512-vnni, 2 threads": for logs and `updraft doctor`.
+  // "cpu avx512, 2 threads": for logs and `updraft doctor`.
   virtual std::string description() const = 0;
   // Memory taken on the device so far, and what the device has in all.
   virtual uint64_t memory_used_bytes() const = 0;

@@ -11,6 +11,7 @@
 #include "tools/bench/random_model.h"
 #include "tools/command.h"
 #include "tools/daemon.h"
+#include "tools/model_flags.h"
 
 namespace updraft {
 namespace {
@@ -194,16 +195,7 @@ void add_bench(CLI::App& app, int& exit_status) {
       ->check(CLI::Range(1, 1 << 20));
   command->add_option("-r,--repetitions", bench_config.repetitions, "runs of each line")
       ->check(CLI::Range(1, 1000));
-  command->add_option("-t,--threads", model.threads, "threads (0: one per core)")
-      ->check(CLI::Range(0, 1024));
-  command->add_option("--cores", model.cores, "pin threads to these cores, comma separated")
-      ->delimiter(',');
-  command->add_option(
-      "--isa", model.isa,
-      "instruction set: generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod or "
-      "neon-i8mm (default: the best here)");
-  command->add_option("--kv-type", model.kv_type,
-                      "format of keys and values: f32, f16, bf16 or int8");
+  add_processor_flags(*command, model);
   command->add_flag("--speculation", model.speculation,
                     "guess tokens that repeat the context (off: random weights repeat themselves)");
   command->add_option("--step-tokens", model.step_tokens_max, "rows of one step at most")

@@ -16,6 +16,7 @@
 #include "common/serve/local_model.h"
 #include "tools/command.h"
 #include "tools/daemon.h"
+#include "tools/model_flags.h"
 
 namespace updraft {
 namespace {
@@ -217,15 +218,7 @@ void add_run(CLI::App& app, int& exit_status) {
       ->add_option("-c,--context", flags->model.context_tokens,
                    "context in tokens (default: the model's)")
       ->check(CLI::Range(0, 1 << 24));
-  command->add_option("-t,--threads", flags->model.threads, "threads (default: one per core)")
-      ->check(CLI::Range(0, 1024));
-  command->add_option("--cores", flags->model.cores, "pin threads to these cores, comma separated")
-      ->delimiter(',');
-  command->add_option("--kv-type", flags->model.kv_type, "f32, f16, bf16 or int8");
-  command->add_option("--isa", flags->model.isa,
-                      "generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod or neon-i8mm "
-                      "(default: the best "
-                      "here)");
+  add_processor_flags(*command, flags->model);
   command->add_flag("--speculation,!--no-speculation", flags->model.speculation,
                     "guess tokens that repeat the context, verify several at once; the answer is "
                     "the same (default: on)");

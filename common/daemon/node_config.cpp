@@ -49,9 +49,9 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.speculation", model.speculation);
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
-  file.get_choice("model.isa", model.isa,
-                  {"", "generic", "avx2", "avxvnni", "avx512", "avx512bf16", "neon", "neon-dotprod",
-                   "neon-i8mm"});
+  std::vector<std::string> isas = isa_choices();
+  isas.insert(isas.begin(), "");  // the best of this machine
+  file.get_choice("model.isa", model.isa, isas);
   file.get("model.threads", model.threads, 0, 1024);
   file.get("model.cores", model.cores, 0, 65535);
   file.get_bytes("model.max_memory", model.max_memory_bytes);

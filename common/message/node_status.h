@@ -23,7 +23,7 @@ struct NodeHello {
   uint64_t boot_epoch = 0;        // larger at each start of the node (unix ms at start)
   Tier tier = Tier::kCloud;
   std::vector<ModelInfo> models;
-  std::string device;             // "cpu avx512-vnni x2", "NVIDIA H200"
+  std::string device;             // "cpu avx512 x2", "NVIDIA H200"
   std::string software_version;
 };
 

@@ -502,6 +502,8 @@ std::vector<int32_t> banned_ids(const Tokenizer& tokenizer, int32_t vocab_count)
 
 }  // namespace
 
+std::vector<std::string> isa_choices() { return isa_names(); }
+
 Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& config,
                                                      const Progress& progress) {
   if (const auto checked = check_config(config); !checked) return checked.error();

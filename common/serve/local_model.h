@@ -25,6 +25,9 @@ class Backend;
 class Engine;
 class Model;
 
+// What LocalModelConfig::isa takes besides nothing.
+std::vector<std::string> isa_choices();
+
 struct LocalModelConfig {
   std::string model_path;
   std::string served_name;          // empty: the model's own name
@@ -41,7 +44,7 @@ struct LocalModelConfig {
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
-  std::string isa;                  // empty, generic, avx2, avxvnni, avx512, avx512bf16, neon, neon-dotprod, neon-i8mm
+  std::string isa;                  // empty: the best here; else one of isa_choices()
   int32_t threads = 0;
   std::vector<int> cores;
   uint64_t max_memory_bytes = 0;
@@ -78,7 +81,7 @@ class LocalModel : public InferenceService {
   virtual Result<Size> measure(const Request& request) const = 0;
 
   virtual ServiceLoad load() const = 0;             // any thread
-  virtual std::string description() const = 0;      // "qwen2.5 0.5B Q4_0, cpu avx512-vnni x2, KV 8192 tokens f16 (96 MiB)"
+  virtual std::string description() const = 0;      // "qwen2.5 0.5B Q4_0, cpu avx512 x2, KV 8192 tokens f16 (96 MiB)"
   virtual std::string device() const = 0;           // the backend's description
   // True when chat requests can be rendered (a template was recognised or configured).
   virtual bool has_chat_template() const = 0;

@@ -40,9 +40,10 @@ Result<std::unique_ptr<Backend>> open_cpu_backend(const CpuConfig& config);
 
 // What this machine can run, best last; for tests and `updraft doctor`.
 std::vector<CpuIsa> available_isas();
+// The names that configuration and command line take: those of all sets that there are kernels for.
 const char* isa_name(CpuIsa isa);
-// From its spelling in configuration and on the command line: generic, avx2, avxvnni, avx512,
-// avx512bf16, neon, neon-dotprod, neon-i8mm. Errors: another name.
+std::vector<std::string> isa_names();
+// Errors: another name; the message lists the known ones.
 Result<CpuIsa> parse_isa(std::string_view name);
 
 }  // namespace updraft

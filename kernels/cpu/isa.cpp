@@ -24,8 +24,8 @@ IsaKernels entry_of(CpuIsa isa) {
   UPDRAFT_CHECK(false, "an instruction set of this machine");
 }
 
-// As configuration and command line write them.
-constexpr std::pair<std::string_view, CpuIsa> kSpellings[] = {
+// As configuration, command line and logs write them.
+constexpr std::pair<const char*, CpuIsa> kNames[] = {
     {"generic", CpuIsa::kGeneric},          {"avx2", CpuIsa::kAvx2},
     {"avxvnni", CpuIsa::kAvxVnni},          {"avx512", CpuIsa::kAvx512Vnni},
     {"avx512bf16", CpuIsa::kAvx512Bf16},    {"neon", CpuIsa::kNeon},
@@ -41,34 +41,25 @@ std::vector<CpuIsa> available_isas() {
 }
 
 const char* isa_name(CpuIsa isa) {
-  switch (isa) {
-    case CpuIsa::kGeneric:
-      return "generic";
-    case CpuIsa::kAvx2:
-      return "avx2";
-    case CpuIsa::kAvxVnni:
-      return "avx-vnni";
-    case CpuIsa::kAvx512Vnni:
-      return "avx512-vnni";
-    case CpuIsa::kAvx512Bf16:
-      return "avx512-bf16";
-    case CpuIsa::kNeon:
-      return "neon";
-    case CpuIsa::kNeonDotprod:
-      return "neon-dotprod";
-    case CpuIsa::kNeonI8mm:
-      return "neon-i8mm";
+  for (const auto& [name, value] : kNames) {
+    if (value == isa) return name;
   }
   return "unknown";
 }
 
-Result<CpuIsa> parse_isa(std::string_view name) {
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, isa] : kNames) names.emplace_back(name);
+  return names;
+}
+
+Result<CpuIsa> parse_isa(std::string_view wanted) {
   std::string known;
-  for (const auto& [spelling, isa] : kSpellings) {
-    if (spelling == name) return isa;
-    known += (known.empty() ? "" : ", ") + std::string(spelling);
+  for (const auto& [name, isa] : kNames) {
+    if (name == wanted) return isa;
+    known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  return fail("isa = \"" + std::string(name) + "\" is not one of " + known);
+  return fail("isa = \"" + std::string(wanted) + "\" is not one of " + known);
 }
 
 const Kernels& kernels_of(CpuIsa isa) { return entry_of(isa).kernels(); }

@@ -45,7 +45,7 @@ struct BenchLine {
 struct BenchSubject {
   std::string model;  // general.name
   std::string quantization;
-  std::string device;  // "cpu avx512-vnni, 2 threads"
+  std::string device;  // "cpu avx512, 2 threads"
   uint64_t file_bytes = 0;
   uint64_t parameter_count = 0;
   std::string kv_type;

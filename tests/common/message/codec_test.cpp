@@ -218,7 +218,7 @@ TEST_CASE("hello and beat survive the wire") {
   h.boot_epoch = 1790000000000;
   h.tier = Tier::kEdge;
   h.models = {{"tiny", "sha256:ab", "Q4_0", 8192, 1790000000, true}, {"b", "", "", 0, 0, false}};
-  h.device = "cpu avx512-vnni x2";
+  h.device = "cpu avx512 x2";
   h.software_version = "0.1.0";
   const NodeHello got = trip(h);
   CHECK(got.protocol_version == kPoolProtocolVersion);

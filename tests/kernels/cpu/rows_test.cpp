@@ -196,8 +196,8 @@ TEST_CASE("an instruction set or core that is not there is an error when opening
   config.thread_count = 1;
   config.isa = CpuIsa::kAvx512Vnni;
   if (std::find(isas.begin(), isas.end(), CpuIsa::kAvx512Vnni) == isas.end()) {
-    CHECK(open_cpu_backend(config).message().find("avx512-vnni") != std::string::npos);
+    CHECK(open_cpu_backend(config).message().find("avx512") != std::string::npos);
   } else {
-    CHECK(take(open_cpu_backend(config))->description() == "cpu avx512-vnni, 1 thread");
+    CHECK(take(open_cpu_backend(config))->description() == "cpu avx512, 1 thread");
   }
 }

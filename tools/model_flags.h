@@ -1,0 +1,15 @@
+// Flags that every command has which opens a model in its own process.
+#pragma once
+
+#include "common/serve/local_model.h"
+
+namespace CLI {
+class App;
+}
+
+namespace updraft {
+
+// --threads, --cores, --isa and --kv-type. The config outlives the command.
+void add_processor_flags(CLI::App& command, LocalModelConfig& model);
+
+}  // namespace updraft
