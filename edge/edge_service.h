@@ -38,6 +38,7 @@ class EdgeService : public InferenceService {
   ~EdgeService() override;
 
   void submit(Request request, EventSink sink) override;
+  void expect() override { local_.expect(); }
   void cancel(const RequestId& id) override;
   std::vector<ModelInfo> models() const override;  // the local model, its aliases, then the pool's
   bool ready(std::string* why_not) const override;

@@ -383,6 +383,8 @@ class LocalServerImpl final : public LocalServer {
     session.mapped->daemon_bell.clear();
     if (auto flushed = session.outbox->flush(); !flushed)
       return break_session(id, flushed.message());
+    // The engine's wake-up runs beside the reading of the request.
+    if (session.mapped->submit.maybe_ready()) service_.expect();
     take_submissions(id);
   }
 

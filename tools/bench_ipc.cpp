@@ -104,7 +104,7 @@ int bench_ipc(IpcFlags flags) {
   flags.bench.server_core = flags.cores[1];
   if (flags.smoke) {
     flags.bench.bytes = {64, 1 << 20};
-    flags.bench.rounds = 1;
+    flags.bench.rounds = std::min(flags.bench.rounds, 1);
     flags.bench.sample_ns = 2'000'000;
   }
   const Result<std::vector<IpcLine>> lines = run_ipc_bench(flags.bench);
@@ -147,8 +147,8 @@ void add_bench_ipc(CLI::App& bench, int& exit_status) {
       "target: what the handoff is held to; floor: what the same run measured of the machine.");
   command->add_option("--cores", flags->cores, "the client's and the server's core")
       ->delimiter(',');
-  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines")
-      ->check(CLI::Range(1, 1000));
+  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines; 0: the daemon alone")
+      ->check(CLI::Range(0, 1000));
   command->add_option("--socket", flags->socket,
                       "also measure through the edge daemon that listens there");
   command->add_flag("--json", flags->json, "one JSON object a line");

@@ -4,6 +4,7 @@
 #include "common/engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <chrono>
 #include <mutex>
@@ -28,6 +29,10 @@ constexpr int32_t kSpareLogitRows = 16;
 int32_t logit_rows_max(const EngineConfig& config) {
   return config.slots + std::max(kSpareLogitRows, config.draft_tokens_max);
 }
+
+// How long expect() keeps the engine awake: longer than a small request takes to be read and
+// tokenized, shorter than anybody would notice as load.
+constexpr int64_t kExpectNs = 100 * kNsPerUs;
 
 struct Incoming {
   SequenceRequest request;
@@ -94,6 +99,13 @@ class ThreadedEngine final : public Engine {
     (void)mailbox_.push(Mail(CancelMail{sequence_id}));
   }
 
+  void expect() override {
+    // What runs is awake anyway, and so is what expects already.
+    if (!asleep_.exchange(false, std::memory_order_relaxed)) return;
+    expected_until_ns_.store(monotonic_ns() + kExpectNs, std::memory_order_relaxed);
+    mailbox_.nudge();
+  }
+
   int32_t context_tokens() const override { return context_tokens_; }
   int64_t kv_tokens_total() const override { return kv_tokens_total_; }
   std::string description() const override { return description_; }
@@ -122,8 +134,11 @@ class ThreadedEngine final : public Engine {
     std::vector<uint64_t> ended;
     while (true) {
       if (core_.idle()) {
+        asleep_.store(true, std::memory_order_relaxed);
         // Any time-out does: there is nothing to do until mail arrives.
         if (auto mail = mailbox_.wait_pop(std::chrono::hours(1))) take(std::move(*mail));
+        asleep_.store(false, std::memory_order_relaxed);
+        if (core_.idle()) spin_for_mail();
       }
       for (Mail& mail : mailbox_.drain()) take(std::move(mail));
       if (mailbox_.closed()) break;
@@ -138,6 +153,13 @@ class ThreadedEngine final : public Engine {
     for (Mail& mail : mailbox_.drain()) take(std::move(mail));
     core_.end_all(ended);
     publish(ended);
+  }
+
+  // Until what was expected is there, or the time for it is over.
+  void spin_for_mail() const {
+    const int64_t until_ns = expected_until_ns_.load(std::memory_order_relaxed);
+    while (!mailbox_.maybe_ready() && monotonic_ns() < until_ns) {
+    }
   }
 
   void take(Mail mail) {
@@ -167,6 +189,10 @@ class ThreadedEngine final : public Engine {
   const std::string description_;
   Mailbox<Mail> mailbox_;
   EngineCore core_;  // engine thread
+
+  // Hints between expect() and the engine thread; a missed one costs a wake-up's time, no more.
+  std::atomic<bool> asleep_ = false;
+  std::atomic<int64_t> expected_until_ns_ = 0;
 
   mutable std::mutex mutex_;                 // guards what follows
   std::unordered_map<uint64_t, bool> live_;  // id -> a cancel is in the mailbox

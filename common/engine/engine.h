@@ -109,6 +109,10 @@ class Engine {
 
   // Any thread. False when the queue is full (the sink is not called). The prompt must fit: prompt.size() < context_tokens().
   virtual bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) = 0;
+  // Any thread. A sequence is likely to be submitted within some tens of microseconds: an engine
+  // that sleeps wakes up now and waits for it awake (kExpectNs), so that its wake-up does not come
+  // on top of what the caller still does. A hint without a promise.
+  virtual void expect() = 0;
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
   // Ends everything as cancelled and joins the thread; submit() refuses from then on. Not from a sink. Twice is once.

@@ -31,6 +31,10 @@ class InferenceService {
   // before submit() returns.
   virtual void submit(Request request, EventSink sink) = 0;
 
+  // Any thread. A request has been seen but not read yet: whoever sleeps may wake up meanwhile. A
+  // hint; nothing may depend on it.
+  virtual void expect() {}
+
   // Any thread. The client left: generation stops at the next step, the sink receives kCancelled
   // (if it had no end yet). Unknown or ended ids are ignored.
   virtual void cancel(const RequestId& id) = 0;

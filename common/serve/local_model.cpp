@@ -98,6 +98,7 @@ class EngineModel final : public LocalModel {
   }
 
   void submit(Request request, EventSink sink) override;
+  void expect() override { parts_.engine->expect(); }
   void cancel(const RequestId& id) override;
   std::vector<ModelInfo> models() const override { return {parts_.info}; }
   bool ready(std::string* why_not) const override;
