@@ -62,7 +62,7 @@ struct SampledToken {
 // kFailed: the model gave logits that are no numbers (see Sampler); on_failure() said why.
 enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline, kFailed };
 
-// Called on the engine thread; must not block. May call Engine::cancel() and Engine::submit().
+// Called on the engine thread; must not block. May call Engine::submit(), cancel(), pause() and resume().
 class SequenceSink {
  public:
   virtual ~SequenceSink() = default;
@@ -115,6 +115,12 @@ class Engine {
   virtual void expect() = 0;
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
+  // Any thread. The sequence's reader does not keep up: from the next step on it gets no tokens until
+  // resume(). It keeps its KV pages unless others need them (then it is computed again, as after a
+  // preemption), and holds nobody up. Of calls in quick succession the last one counts. Unknown ids
+  // are ignored.
+  virtual void pause(uint64_t sequence_id) = 0;
+  virtual void resume(uint64_t sequence_id) = 0;
   // Ends everything as cancelled and joins the thread; submit() refuses from then on. Not from a sink. Twice is once.
   virtual void close() = 0;
 

@@ -39,6 +39,12 @@ class InferenceService {
   // (if it had no end yet). Unknown or ended ids are ignored.
   virtual void cancel(const RequestId& id) = 0;
 
+  // Any thread. The client does not keep up with the answer: no more of it until resume(). A
+  // service that cannot stop (somebody else generates) ignores both and goes on; so does anybody
+  // for an id that is unknown or ended.
+  virtual void pause(const RequestId& id) { (void)id; }
+  virtual void resume(const RequestId& id) { (void)id; }
+
   // Any thread. Models that can be asked for now.
   virtual std::vector<ModelInfo> models() const = 0;
 
