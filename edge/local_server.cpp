@@ -38,7 +38,7 @@ constexpr int kSubmissionsPerTurn = 32;  // fairness between sessions
 constexpr int kControlMessagesPerTurn = 64;
 constexpr size_t kPostedEventsMax = 1 << 16;
 constexpr int64_t kHandshakeNs = 3 * kNsPerSecond;
-constexpr int64_t kSpinNs = 5 * kNsPerUs;
+constexpr int64_t kSpinSliceNs = 5 * kNsPerUs;  // between two looks at everything else
 constexpr size_t kSpinSessionsMax = 8;  // more hot sessions than this keep the thread awake anyway
 constexpr int kSpinTurnsMax = 16;       // then everybody else has a turn
 constexpr int kTickMs = 200;            // while something waits for the clock
@@ -146,7 +146,8 @@ class LocalServerImpl final : public LocalServer {
     while (!stopping_) {
       spin_for_submissions();
       const bool clock_matters = !waiting_handshakes_.empty() || !watched_.empty();
-      const int timeout_ms = clock_matters ? kTickMs : -1;
+      // Awake: only a look at what else there is.
+      const int timeout_ms = !hot_.empty() ? 0 : clock_matters ? kTickMs : -1;
       const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
       for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
       // ZeroMQ's descriptor tells only of changes: look each time round.
@@ -167,6 +168,7 @@ class LocalServerImpl final : public LocalServer {
     for (int turn = 0; turn < kSpinTurnsMax && hot_.size() <= kSpinSessionsMax; ++turn) {
       if (!spin_once()) break;
     }
+    if (monotonic_ns() < awake_until_ns_) return;
     for (const uint64_t id : std::exchange(hot_, {})) {
       const auto it = sessions_.find(id);
       if (it == sessions_.end()) continue;
@@ -176,14 +178,15 @@ class LocalServerImpl final : public LocalServer {
     }
   }
 
-  // True when one of the hot sessions had something within kSpinNs.
+  // True when one of the hot sessions had something within a slice of the time to be awake.
   bool spin_once() {
-    const int64_t until_ns = monotonic_ns() + kSpinNs;
+    const int64_t until_ns = std::min(monotonic_ns() + kSpinSliceNs, awake_until_ns_);
     do {
       for (size_t i = 0; i < hot_.size(); ++i) {
         const uint64_t id = hot_[i];
         const auto it = sessions_.find(id);
         if (it == sessions_.end() || !it->second->mapped->submit.maybe_ready()) continue;
+        service_.expect();
         take_submissions(id);
         return true;
       }
@@ -383,6 +386,7 @@ class LocalServerImpl final : public LocalServer {
     session.mapped->daemon_bell.clear();
     if (auto flushed = session.outbox->flush(); !flushed)
       return break_session(id, flushed.message());
+    change_flow(id);
     // The engine's wake-up runs beside the reading of the request.
     if (session.mapped->submit.maybe_ready()) service_.expect();
     take_submissions(id);
@@ -396,6 +400,7 @@ class LocalServerImpl final : public LocalServer {
       if (!submission) return break_session(id, submission.message());
       if (!*submission) break;
       start(session, std::move(**submission));
+      awake_until_ns_ = monotonic_ns() + config_.spin_us * kNsPerUs;
     }
     if (!std::exchange(session.hot, true)) hot_.push_back(id);
   }
@@ -489,8 +494,17 @@ class LocalServerImpl final : public LocalServer {
 
   void look_after(uint64_t id, const LocalOutbox::Outcome& outcome) {
     if (outcome.to_cancel) service_.cancel(*outcome.to_cancel);
-    if (outcome.waits) watched_.insert(id);
+    if (outcome.flow) change_flow(id);
     if (!outcome.broken.empty()) break_session(id, outcome.broken);
+  }
+
+  // What the session's streams are to do now that its backlog grew or went.
+  void change_flow(uint64_t id) {
+    LocalOutbox& outbox = *sessions_.at(id)->outbox;
+    const LocalOutbox::FlowChanges changes = outbox.flow_changes();
+    for (const RequestId& request : changes.to_pause) service_.pause(request);
+    for (const RequestId& request : changes.to_resume) service_.resume(request);
+    if (outbox.stalled_since_ns()) watched_.insert(id);
   }
 
   // A client that reads nothing for stall_ms loses its open requests; the backlog keeps their ends.
@@ -566,6 +580,7 @@ class LocalServerImpl final : public LocalServer {
   std::map<std::string, uint64_t> by_token_;
   std::map<uid_t, int64_t> mapped_by_uid_;
   std::vector<uint64_t> hot_;   // mapped sessions whose ring is polled, not waited for
+  int64_t awake_until_ns_ = 0;  // looks at hot rings until then
   std::set<uint64_t> watched_;  // sessions with a backlog
   std::thread thread_;
 };

@@ -34,8 +34,11 @@ namespace {
 // sends those named "spill" a little more than the client's ring holds, "spill-hold" without an
 // end.
 constexpr int kSpillChunks = 1050;
+constexpr int kStreamChunks = 4000;
 class EchoService final : public InferenceService {
  public:
+  void expect() override { ++expected_; }
+  int expected() const { return expected_; }
   void submit(Request request, EventSink sink) override {
     Started started;
     started.node_id = "echo";
@@ -46,6 +49,7 @@ class EchoService final : public InferenceService {
       held_[request.id] = std::move(sink);
       return;
     }
+    if (request.model == "stream") return start_stream(request.id, std::move(sink));
     if (request.model == "flood" || request.model.rfind("spill", 0) == 0) {
       const int chunks = request.model == "flood" ? 4000 : kSpillChunks;
       for (int i = 0; i < chunks; ++i) {
@@ -78,7 +82,14 @@ class EchoService final : public InferenceService {
     {
       const std::lock_guard lock(mutex_);
       const auto it = held_.find(id);
-      if (it == held_.end()) return;
+      if (it == held_.end()) {
+        const auto stream = streams_.find(id);
+        if (stream == streams_.end()) return;
+        stream->second.cancelled = true;
+        ++cancelled_;
+        changed_.notify_all();
+        return;
+      }
       sink = std::move(it->second);
       held_.erase(it);
       ++cancelled_;
@@ -87,6 +98,17 @@ class EchoService final : public InferenceService {
     RequestError error;
     error.code = ErrorCode::kCancelled;
     sink(error);
+  }
+  // "stream": chunks without end or haste, on a thread of its own, while nobody pauses it.
+  void pause(const RequestId& id) override { set_paused(id, true); }
+  void resume(const RequestId& id) override { set_paused(id, false); }
+  bool wait_pauses(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return pauses_ >= count; });
+  }
+  int resumes() {
+    const std::lock_guard lock(mutex_);
+    return resumes_;
   }
   std::vector<ModelInfo> models() const override {
     ModelInfo model;
@@ -103,9 +125,59 @@ class EchoService final : public InferenceService {
     return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
   }
 
+  ~EchoService() override {
+    for (std::thread& thread : threads_) thread.join();
+  }
+
  private:
+  struct Stream {
+    bool paused = false;
+    bool cancelled = false;
+  };
+  void set_paused(const RequestId& id, bool paused) {
+    const std::lock_guard lock(mutex_);
+    const auto it = streams_.find(id);
+    if (it == streams_.end()) return;
+    it->second.paused = paused;
+    ++(paused ? pauses_ : resumes_);
+    changed_.notify_all();
+  }
+  void start_stream(const RequestId& id, EventSink sink) {
+    const std::lock_guard lock(mutex_);
+    streams_[id] = {};
+    threads_.emplace_back([this, id, sink = std::move(sink)] {
+      for (int i = 0; i < kStreamChunks; ++i) {
+        {
+          std::unique_lock lock(mutex_);
+          changed_.wait(lock, [&] { return !streams_[id].paused || streams_[id].cancelled; });
+          if (streams_[id].cancelled) break;
+        }
+        TokenChunk chunk;
+        chunk.offset = i;
+        chunk.ids = {i};
+        chunk.text = std::string(1000, 'x');
+        sink(std::move(chunk));
+        // As a model would: slow enough for somebody to say stop.
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      }
+      bool cancelled = false;
+      {
+        const std::lock_guard lock(mutex_);
+        cancelled = streams_[id].cancelled;
+        streams_.erase(id);
+      }
+      if (!cancelled) return sink(Finished{});
+      sink(error_of(ErrorCode::kCancelled, "cancelled"));
+    });
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::map<RequestId, Stream> streams_;
+  std::vector<std::thread> threads_;
+  int pauses_ = 0;
+  int resumes_ = 0;
+  std::atomic<int> expected_ = 0;
   std::atomic<bool> answers_held_ = false;
   std::map<RequestId, EventSink> held_;
   int cancelled_ = 0;
@@ -186,6 +258,7 @@ TEST_CASE("a request crosses shared memory and its answer comes back") {
   CHECK(std::get<Started>(events.front()).node_id == "echo");
   CHECK(answer(events) == "hello");
   CHECK(std::holds_alternative<Finished>(events.back()));
+  CHECK(daemon.service.expected() == 1);  // it could wake up while the request was read
 }
 
 TEST_CASE("a client without shared memory sends whole requests over the control channel") {
@@ -323,6 +396,52 @@ TEST_CASE("a full ring makes the stream wait, and nothing is missing when the cl
   for (int i = 0; i < kSpillChunks; ++i)
     REQUIRE(std::get<TokenChunk>(events[static_cast<size_t>(i) + 1]).offset == i);
   CHECK(std::holds_alternative<Finished>(events.back()));
+}
+
+TEST_CASE("a slow reader's stream pauses and goes on until every token is there") {
+  Daemon daemon;
+  const auto slow = daemon.client();
+  const auto sibling = daemon.client();
+  const Result<uint32_t> handle = slow->submit(chat("x", "stream"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.service.wait_pauses(1));
+  // It stands, and everybody else is served.
+  const Result<uint32_t> other = sibling->submit(chat("unharmed"));
+  REQUIRE(other.ok());
+  CHECK(answer(collect(*sibling, *other)) == "unharmed");
+  CHECK(daemon.service.resumes() == 0);
+  int next_offset = 0;
+  bool ended = false;
+  while (!ended) {
+    auto next = slow->next(30000);
+    REQUIRE(next.ok());
+    REQUIRE(next->has_value());
+    const Event& event = (*next)->second;
+    if (const auto* chunk = std::get_if<TokenChunk>(&event)) {
+      REQUIRE(chunk->offset == next_offset);
+      ++next_offset;
+    }
+    REQUIRE_FALSE(std::holds_alternative<RequestError>(event));
+    ended = is_end(event);
+  }
+  // Four times what ring and backlog hold together: it had to stop and was let go on.
+  CHECK(next_offset == kStreamChunks);
+  CHECK(daemon.service.resumes() >= 1);
+}
+
+TEST_CASE("a paused stream whose client never reads ends with the typed error") {
+  LocalServerConfig config;
+  config.stall_ms = 50;
+  Daemon daemon(config);
+  const auto sleeper = daemon.client();
+  const Result<uint32_t> handle = sleeper->submit(chat("x", "stream"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.service.wait_pauses(1));
+  REQUIRE(daemon.service.wait_cancelled(1));
+  const std::vector<Event> events = collect(*sleeper, *handle);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kOverloaded);
 }
 
 TEST_CASE("a client that stopped reading loses its stream after the stall's limit") {
@@ -466,7 +585,7 @@ TEST_CASE("no daemon at the path is one clear line") {
             "is `updraft edge` or `updraft up` running?") != std::string::npos);
 }
 
-// --- a client that does not keep to the protocol ---
+// --- a client that speaks the protocol by hand ---
 
 namespace {
 
@@ -500,6 +619,26 @@ struct HostileClient {
 };
 
 }  // namespace
+
+TEST_CASE("a daemon told to stay awake takes the next request without a doorbell") {
+  LocalServerConfig config;
+  config.spin_us = 60'000'000;
+  Daemon daemon(config);
+  HostileClient client(daemon.dir.file("edge.sock"));
+  RingProducer producer(client.segment->submit_ring());
+  for (uint32_t generation = 1; generation <= 3; ++generation) {
+    client.segment->slot(0).word.store(slot_word(generation, SlotPhase::kFilled));
+    // Refused, because it names no frame; that is an answer, too.
+    const SubmitRecord record{0, generation, 0, 16, 0, 0};
+    const PushOutcome pushed = producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1)));
+    // The first one may meet a sleeper; all others find the daemon looking.
+    if (generation == 1)
+      client.theirs->ring();
+    else
+      CHECK(pushed == PushOutcome::kPushed);
+    REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_taken == generation; }));
+  }
+}
 
 TEST_CASE("another ABI version is refused with both versions") {
   Daemon daemon;
