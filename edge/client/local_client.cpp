@@ -43,7 +43,8 @@ Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vec
       options.socket_path.empty() ? default_local_socket() : options.socket_path;
   Result<UniqueFd> socket = connect_unix(path);
   if (!socket) return fail(socket.message() + " (is `updraft edge` or `updraft up` running?)");
-  const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name};
+  const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name,
+                         options.map_memory ? std::clamp(options.reconnect_ms, 0, 60'000) : 0};
   if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent) return sent.error();
   Result<SocketMessage> answer = receive_message(*socket, kHandshakeTimeoutMs);
   if (!answer) return answer.error();
@@ -109,7 +110,13 @@ class MappedClient final : public LocalClient {
 
   ~MappedClient() override {
     // The parent's ZeroMQ threads are not here: closing would wait for them.
-    if (forked()) (void)control_.release();
+    if (forked()) {
+      (void)control_.release();
+      return;
+    }
+    // Without a word a session that may be resumed counts as lost, not as over.
+    const std::byte goodbye{};
+    if (socket_ && options_.reconnect_ms > 0) (void)send_message(socket_, ByteView(&goodbye, 1));
   }
 
   const LocalWelcome& welcome() const override { return welcome_; }
@@ -184,6 +191,8 @@ class MappedClient final : public LocalClient {
     uint32_t handle = 0;
     SubmitRecord record{};   // as submitted, for the daemon's successor
     bool answering = false;  // a chunk of its answer was taken
+    uint64_t taken = 0;      // events of its answer
+    uint64_t to_skip = 0;    // of those, how many come again
     std::vector<Buffer> buffers;
   };
 
@@ -269,6 +278,7 @@ class MappedClient final : public LocalClient {
     slot.id = request.id;
     slot.record = record;
     slot.answering = false;
+    slot.taken = slot.to_skip = 0;
     slot.handle = (generation % (UINT32_MAX / kHandleSlots)) * kHandleSlots + index;
     slot.buffers = {*area};
     for (const PlacedPart& part : placed) slot.buffers.push_back(part.buffer);
@@ -300,6 +310,11 @@ class MappedClient final : public LocalClient {
     const uint32_t handle = slot.handle;
     for (Event& event : events->events) {
       const bool end = is_end(event);
+      if (!end && slot.to_skip > 0) {
+        --slot.to_skip;
+        continue;
+      }
+      ++slot.taken;
       slot.answering = slot.answering || std::holds_alternative<TokenChunk>(event);
       ready_.emplace_back(handle, std::move(event));
       if (end) {
@@ -341,13 +356,11 @@ class MappedClient final : public LocalClient {
     if (entries[1].revents != 0) lose_daemon();
   }
 
-  // What has begun to answer ends with a typed error; the rest goes to the daemon's successor, or
-  // ends as well when none comes in time.
+  // The same daemon, when only the session was lost, goes on with everything. Its successor gets
+  // what has not begun to answer; what has ends with a typed error, and so does everything when
+  // nobody comes in time.
   void lose_daemon() {
     (void)take_records();
-    for (uint32_t index = 0; index < slots_.size(); ++index) {
-      if (slots_[index].answering) end_lost(index);
-    }
     const int64_t until_ns = monotonic_ns() + options_.reconnect_ms * kNsPerMs;
     while (monotonic_ns() < until_ns) {
       if (reconnect()) return;
@@ -375,11 +388,16 @@ class MappedClient final : public LocalClient {
     Result<Handshaken> shaken =
         shake_hands(options_, {segment_->fd(), my_bell_->fd(), daemon_bell_->fd()});
     if (!shaken) return false;
+    const bool same_daemon = shaken->welcome.boot_epoch == welcome_.boot_epoch;
     socket_ = std::move(shaken->socket);
     welcome_ = std::move(shaken->welcome);
     control_.reset();
     for (uint32_t index = 0; index < slots_.size(); ++index) {
-      if (!slots_[index].id.empty() && !submit_again(index)) end_lost(index);
+      Slot& slot = slots_[index];
+      if (slot.id.empty()) continue;
+      if (!same_daemon) slot.taken = 0;
+      slot.to_skip = slot.taken;
+      if ((slot.answering && !same_daemon) || !submit_again(index)) end_lost(index);
     }
     return true;
   }

@@ -29,9 +29,17 @@ struct LocalClientOptions {
   uint64_t payload_bytes = 8 << 20;  // of the payload area
   std::string client_name = "client";
   bool map_memory = true;  // false: whole requests over the control channel
-  // When the daemon goes away: how long next() waits for another one at the same path. It gets the
-  // same segment again and every request that has not begun to answer; those that have end with
-  // kNodeLost. 0: the session ends with its daemon. Mapped sessions only.
+  // When the session is lost: how long next() tries to connect again at the same path (at most a
+  // minute). 0: the session ends with its daemon. Mapped sessions only. What is guaranteed then,
+  // for every request in flight:
+  //   - It ends exactly once here, and no event of its answer comes twice or is left out.
+  //   - The same daemon (the socket was lost, the process lives) does not run it a second time: its
+  //     answer goes on where it stood. An answer of more than 256 KiB so far ends with kNodeLost.
+  //   - Another daemon at the path (a restart) runs it anew when none of its tokens have come here;
+  //     else it ends with kNodeLost. The daemon that died may have run it, unseen.
+  // A request id names one request for a minute: handed over again under the same user and id, by
+  // any session that reconnects, it gets the answer of the first; a session that still waited for
+  // it sees it end with kCancelled.
   int32_t reconnect_ms = 0;
 };
 

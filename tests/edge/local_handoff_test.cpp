@@ -4,13 +4,17 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <random>
@@ -39,7 +43,22 @@ class EchoService final : public InferenceService {
  public:
   void expect() override { ++expected_; }
   int expected() const { return expected_; }
+  int submitted() const { return submitted_; }
+  // To every request that is held; an end lets it go.
+  void emit_held(const Event& event) {
+    std::map<RequestId, EventSink> sinks;
+    {
+      const std::lock_guard lock(mutex_);
+      sinks = is_end(event) ? std::exchange(held_, {}) : held_;
+    }
+    for (auto& [id, sink] : sinks) sink(event);
+  }
+  int cancelled() {
+    const std::lock_guard lock(mutex_);
+    return cancelled_;
+  }
   void submit(Request request, EventSink sink) override {
+    ++submitted_;
     Started started;
     started.node_id = "echo";
     started.tier = Tier::kEdge;
@@ -178,6 +197,7 @@ class EchoService final : public InferenceService {
   int pauses_ = 0;
   int resumes_ = 0;
   std::atomic<int> expected_ = 0;
+  std::atomic<int> submitted_ = 0;
   std::atomic<bool> answers_held_ = false;
   std::map<RequestId, EventSink> held_;
   int cancelled_ = 0;
@@ -529,6 +549,136 @@ TEST_CASE(
   REQUIRE(again.ok());
   client->cancel(*again);
   CHECK(std::holds_alternative<RequestError>(collect(*client, *again).back()));
+}
+
+namespace {
+
+// Shuts this process's connections to the daemon, as if they had been lost.
+void cut_connections(const std::string& path) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int fd = std::atoi(entry.path().filename().c_str());
+    sockaddr_un peer{};
+    socklen_t bytes = sizeof peer;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) != 0) continue;
+    if (peer.sun_family == AF_UNIX && bytes > sizeof(sa_family_t) && path == peer.sun_path)
+      shutdown(fd, SHUT_RDWR);
+  }
+}
+
+TokenChunk chunk_at(int32_t offset) {
+  TokenChunk chunk;
+  chunk.offset = offset;
+  chunk.ids = {offset};
+  chunk.text = std::to_string(offset);
+  return chunk;
+}
+
+}  // namespace
+
+TEST_CASE("a client that lost its session goes on with the same daemon, which runs nothing twice") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 30000);
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  std::string text;
+  int ends = 0;
+  const auto read = [&](size_t until_bytes) {
+    while (text.size() < until_bytes && ends == 0) {
+      auto next = client->next(10000);
+      REQUIRE_MESSAGE(next.ok(), next.message());
+      REQUIRE(next->has_value());
+      if (const auto* chunk = std::get_if<TokenChunk>(&(*next)->second)) text += chunk->text;
+      REQUIRE_FALSE(std::holds_alternative<RequestError>((*next)->second));
+      ends += is_end((*next)->second) ? 1 : 0;
+    }
+  };
+  daemon.service.emit_held(chunk_at(0));
+  read(1);
+  for (int round = 1; round <= 3; ++round) {
+    // Lost in the middle of the answer; it goes on while nobody is there.
+    cut_connections(daemon.dir.file("edge.sock"));
+    REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+    daemon.service.emit_held(chunk_at(2 * round - 1));
+    read(static_cast<size_t>(2 * round));
+    daemon.service.emit_held(chunk_at(2 * round));
+    read(static_cast<size_t>(2 * round) + 1);
+  }
+  cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+  daemon.service.emit_held(Finished{});
+  read(100);
+  CHECK(text == "0123456");
+  CHECK(ends == 1);
+  CHECK(daemon.service.submitted() == 1);
+  CHECK(daemon.service.cancelled() == 0);
+  CHECK(daemon.server->stats().requests_in_flight == 0);
+  // And on with the next.
+  const Result<uint32_t> again = client->submit(chat("awake"));
+  REQUIRE(again.ok());
+  CHECK(answer(collect(*client, *again)) == "awake");
+}
+
+TEST_CASE("requests whose client does not come back in time are cancelled") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 100);
+  REQUIRE(client->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  cut_connections(daemon.dir.file("edge.sock"));
+  CHECK(daemon.service.wait_cancelled(1));
+}
+
+TEST_CASE("a client that could come back and says that it will not is believed at once") {
+  Daemon daemon;
+  auto client = daemon.client(true, 60000);
+  REQUIRE(client->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  client.reset();
+  CHECK(daemon.service.wait_cancelled(1));  // within 10 s, not after a minute
+}
+
+TEST_CASE("a killed client that could have come back is reclaimed within a second") {
+  Daemon daemon;
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto client = daemon.client(true, 60000);
+    if (!client->submit(chat("x", "hold"))) _exit(2);
+    pause();
+  }
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  const int64_t killed_ns = monotonic_ns();
+  kill(child, SIGKILL);
+  REQUIRE(daemon.service.wait_cancelled(1));
+  CHECK(monotonic_ns() - killed_ns < kNsPerSecond);
+  waitpid(child, nullptr, 0);
+}
+
+TEST_CASE("the same request handed over by two sessions runs once, and is answered to the second") {
+  Daemon daemon;
+  const auto first = daemon.client(true, 30000);
+  const auto second = daemon.client(true, 30000);
+  Request request = chat("x", "hold");
+  request.id = "one-and-the-same";
+  const Result<uint32_t> before = first->submit(request);
+  REQUIRE(before.ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  daemon.service.emit_held(chunk_at(0));
+  const Result<uint32_t> after = second->submit(request);
+  REQUIRE(after.ok());
+  CHECK(std::get<RequestError>(collect(*first, *before).back()).code == ErrorCode::kCancelled);
+  daemon.service.emit_held(chunk_at(1));
+  daemon.service.emit_held(Finished{});
+  const std::vector<Event> events = collect(*second, *after);
+  CHECK(std::holds_alternative<Started>(events.front()));
+  CHECK(answer(events) == "01");
+  CHECK(std::holds_alternative<Finished>(events.back()));
+  CHECK(daemon.service.submitted() == 1);
+  CHECK(daemon.service.cancelled() == 0);
+  // Once more after its end: from what is known.
+  const Result<uint32_t> late = first->submit(request);
+  REQUIRE(late.ok());
+  CHECK(answer(collect(*first, *late)) == "01");
+  CHECK(daemon.service.submitted() == 1);
 }
 
 TEST_CASE("a daemon that does not come back is an error after the time to wait for it") {

@@ -239,6 +239,10 @@ TEST_CASE("when all are paused there is nothing to plan but cancels and deadline
   scheduler.pause(2);
   CHECK(scheduler.all_paused());
   CHECK(scheduler.next_deadline_ns() == 100);
+  // What was paused before it ran takes neither slot nor page.
+  CHECK(scheduler.plan(10, 0).slices.empty());
+  CHECK(scheduler.running_count() == 0);
+  CHECK(scheduler.pages_free() == scheduler.page_count());
   CHECK(scheduler.plan(50, 0).slices.empty());
   StepPlan plan = scheduler.plan(100, 0);
   REQUIRE(plan.ended.size() == 1);
