@@ -192,7 +192,6 @@ class LocalServerImpl final : public LocalServer {
         const uint64_t id = hot_[i];
         const auto it = sessions_.find(id);
         if (it == sessions_.end() || !it->second->mapped->submit.maybe_ready()) continue;
-        service_.expect();
         take_submissions(id);
         return true;
       }
@@ -423,14 +422,14 @@ class LocalServerImpl final : public LocalServer {
     if (auto flushed = session.outbox->flush(); !flushed)
       return break_session(id, flushed.message());
     change_flow(id);
-    // The engine's wake-up runs beside the reading of the request.
-    if (session.mapped->submit.maybe_ready()) service_.expect();
     take_submissions(id);
   }
 
   // What the session has submitted, up to a turn's worth; leaves it hot (spin_for_submissions).
   void take_submissions(uint64_t id) {
     LocalSession& session = *sessions_.at(id);
+    // The engine's wake-up runs beside the reading of the request.
+    if (session.mapped->submit.maybe_ready()) service_.expect();
     for (int taken = 0; taken < kSubmissionsPerTurn; ++taken) {
       Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
       if (!submission) return break_session(id, submission.message());

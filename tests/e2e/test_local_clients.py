@@ -69,6 +69,11 @@ class LocalClients(unittest.TestCase):
         done = self.run_example(sys.executable, ROOT / "edge/examples/chat.py", "--socket", "/nowhere/x", "Go back.", status=1)
         self.assertIn("/nowhere/x", done.stderr)
 
+    def test_the_asyncio_example_prints_all_answers(self):
+        questions = list(self.expected)
+        done = self.run_example(sys.executable, ROOT / "edge/examples/chat_async.py", "--socket", self.socket, *questions)
+        self.assertEqual(done.stdout, "".join(self.expected[q] + "\n" for q in questions))
+
     def test_tokens_arrive_one_by_one_and_make_the_answer(self):
         with updraft.Session(self.socket) as session:
             self.assertIn("updraft-demo", session.models)

@@ -2,6 +2,7 @@
 // comes out, and a client that dies, lies or sleeps hurts only itself.
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -700,13 +701,172 @@ TEST_CASE("after a fork the session stays the parent's, and the child is told so
   if (child == 0) {
     const auto refused = client->submit(chat("from the child"));
     const bool told = refused.message().find("belongs to the parent process") != std::string::npos;
-    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() ? 0 : 1);
+    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() && !client->event_fd().ok()
+              ? 0
+              : 1);
   }
   int status = 0;
   REQUIRE(waitpid(child, &status, 0) == child);
   CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
   client->cancel(*held);
   CHECK(std::get<RequestError>(collect(*client, *held).back()).code == ErrorCode::kCancelled);
+}
+
+TEST_CASE("the event descriptor is readable exactly while there is something to take") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<int> fd = client->event_fd();
+  REQUIRE_MESSAGE(fd.ok(), fd.message());
+  CHECK(*client->event_fd() == *fd);
+  const auto readable = [&](int timeout_ms) {
+    pollfd entry{*fd, POLLIN, 0};
+    return ::poll(&entry, 1, timeout_ms) == 1;
+  };
+  const auto take = [&] {
+    auto next = client->next(0);
+    REQUIRE_MESSAGE(next.ok(), next.message());
+    return std::move(*next);
+  };
+  CHECK_FALSE(readable(0));
+  for (int round = 0; round < 50; ++round) {
+    REQUIRE(client->submit(chat("hello")).ok());
+    // Waits with the descriptor alone; each time it is readable there is an event, and not before.
+    for (bool ended = false; !ended;) {
+      REQUIRE(readable(10000));
+      const auto event = take();
+      REQUIRE(event.has_value());
+      ended = is_end(event->second);
+    }
+    CHECK_FALSE(readable(0));
+    CHECK_FALSE(take().has_value());
+    CHECK_FALSE(readable(0));
+  }
+  // An end that nobody waits for in next() is told as well, and stays.
+  daemon.server.reset();
+  REQUIRE(readable(10000));
+  CHECK(client->next(0).kind() == static_cast<int>(LocalFailure::kGone));
+  CHECK(readable(0));
+}
+
+TEST_CASE("the event descriptor survives a lost session") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 30000);
+  const int fd = client->event_fd().value();
+  const auto readable = [&](int timeout_ms) {
+    pollfd entry{fd, POLLIN, 0};
+    return ::poll(&entry, 1, timeout_ms) == 1;
+  };
+  cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(readable(10000));
+  const auto nothing = client->next(0);
+  REQUIRE_MESSAGE(nothing.ok(), nothing.message());
+  CHECK_FALSE(nothing->has_value());
+  CHECK_FALSE(readable(0));
+  REQUIRE(client->submit(chat("again")).ok());
+  CHECK(readable(10000));
+  // And of the new session's end it tells, too.
+  daemon.server.reset();
+  CHECK(readable(10000));
+}
+
+TEST_CASE("who only ever looks learns of the daemon's end") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  daemon.server.reset();
+  CHECK(daemon.eventually([&] { return !client->next(0).ok(); }));
+}
+
+TEST_CASE("cancel comes from any thread, while the session's own waits") {
+  for (const bool mapped : {true, false}) {
+    CAPTURE(mapped);
+    Daemon daemon;
+    const auto client = daemon.client(mapped);
+    std::vector<uint32_t> handles;
+    for (int i = 0; i < 40; ++i)
+      handles.push_back(std::move(client->submit(chat("x", "hold"))).value());
+    REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 40; }));
+    std::vector<std::thread> threads;
+    for (size_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = t; i < handles.size(); i += 4) {
+          client->cancel(handles[i]);
+          client->cancel(handles[i] + 1);  // no such request
+        }
+      });
+    }
+    for (int ends = 0; ends < 40;) {
+      auto next = client->next(10000);
+      REQUIRE(next.ok());
+      REQUIRE(next->has_value());
+      if (!is_end((*next)->second)) continue;
+      CHECK(std::get<RequestError>((*next)->second).code == ErrorCode::kCancelled);
+      ++ends;
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
+TEST_CASE("failures tell their kind") {
+  const auto kind = [](LocalFailure failure) { return static_cast<int>(failure); };
+  LocalServerConfig config;
+  config.sessions_max = 1;
+  Daemon daemon(config);
+  LocalClientOptions options;
+  options.socket_path = "/tmp/updraft-no-such-daemon.sock";
+  CHECK(LocalClient::connect(options).kind() == kind(LocalFailure::kNoDaemon));
+  const auto client = daemon.client();
+  options.socket_path = daemon.dir.file("edge.sock");
+  CHECK(LocalClient::connect(options).kind() == kind(LocalFailure::kRefused));
+  CHECK(client->allocate(0).kind() == kind(LocalFailure::kBadArgument));
+  CHECK(client->allocate(4 << 20).kind() == kind(LocalFailure::kNoRoom));
+  CHECK(client->submit(chat(std::string(4 << 20, 'x'))).kind() == kind(LocalFailure::kNoRoom));
+  Request many = chat("x");
+  many.messages[0].parts.resize(300'000);
+  CHECK(client->submit(many).kind() == kind(LocalFailure::kTooLarge));
+  const Result<LocalClient::Buffer> buffer = client->allocate(64);
+  CHECK(client->submit(chat("x"), {{7, 0, *buffer}}).kind() == kind(LocalFailure::kBadArgument));
+  for (int i = 0; i < 64; ++i) REQUIRE(client->submit(chat("x", "hold")).ok());
+  CHECK(client->submit(chat("x")).kind() == kind(LocalFailure::kBusy));
+  daemon.server.reset();
+  while (client->next(10000).ok()) {
+  }
+  CHECK(client->next(0).kind() == kind(LocalFailure::kGone));
+  CHECK(client->submit(chat("x")).kind() == kind(LocalFailure::kGone));
+}
+
+TEST_CASE("nothing of a session survives an exec") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  REQUIRE(client->event_fd().ok());
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  client->cancel(*handle);  // and the control channel's
+  (void)collect(*client, *handle);
+  int out[2];
+  REQUIRE(pipe(out) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(out[1], STDOUT_FILENO);
+    close(out[0]);
+    execl("/bin/sh", "sh", "-c",
+          "for f in /proc/self/fd/*; do readlink $f; done; cat /proc/self/maps",
+          static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  close(out[1]);
+  std::string seen;
+  char buffer[4096];
+  for (ssize_t got = 0; (got = read(out[0], buffer, sizeof buffer)) > 0;)
+    seen.append(buffer, static_cast<size_t>(got));
+  close(out[0]);
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(seen.find("[stack]") != std::string::npos);  // it looked
+  for (const char* what : {"updraft-session", "eventfd", "eventpoll", "socket:", "pidfd"}) {
+    CAPTURE(what);
+    CHECK(seen.find(what) == std::string::npos);
+  }
 }
 
 TEST_CASE("sessions and memory are limited, and the refusal says so") {
