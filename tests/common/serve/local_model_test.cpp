@@ -517,7 +517,7 @@ TEST_CASE("a paused request stands with all its choices, and goes on to the same
   const Served served(endless_script(), [](LocalModelConfig& config) { config.slots = 3; });
   Request slow = chat();
   slow.choice_count = 2;
-  slow.sampling.max_tokens = 200;
+  slow.sampling.max_tokens = 20;
   EventLog log;
   int chunks = 0;
   log.on_event = [&](const Event& event) {
@@ -525,7 +525,7 @@ TEST_CASE("a paused request stands with all its choices, and goes on to the same
   };
   served.model->submit(slow, log.sink());
   Request other = chat();
-  other.sampling.max_tokens = 300;
+  other.sampling.max_tokens = 30;
   // Longer than the slow one, and over before it.
   CHECK(served.ask(other).finished.has_value());
   CHECK_FALSE(is_end(log.events().back()));
@@ -538,7 +538,7 @@ TEST_CASE("a paused request stands with all its choices, and goes on to the same
   log.wait_end();
   const Reply reply = assemble(log.events(), 2);
   REQUIRE(reply.finished.has_value());
-  for (const Choice& choice : reply.choices) CHECK(choice.ids.size() == 200);
+  for (const Choice& choice : reply.choices) CHECK(choice.ids.size() == 20);
 }
 
 TEST_CASE("a deadline ends a request that waits and one that writes") {
