@@ -58,16 +58,23 @@ TEST_CASE("rates must reach their limit, ratios and times must not pass it") {
   CHECK_FALSE(named(targets, "idle channel, of a core").met());
 }
 
-TEST_CASE("the way back to a sleeping client is both ways less the way in") {
+TEST_CASE("either way of the handoff is bounded by what both take, or by what a spinner saw") {
   DaemonLine asleep;
   asleep.pace = DaemonPace::kSparse;
   asleep.first_step_p50_us = 55;
   DaemonLine blocking;
   blocking.pace = DaemonPace::kBlocking;
-  blocking.handoff_p50_us = 125;
-  const auto targets = ipc_targets({}, {asleep, blocking}, 0.0005);
-  CHECK(named(targets, "daemon asleep: submit to first step").met());
-  CHECK(named(targets, "token to a sleeping client").measured == doctest::Approx(70));
-  CHECK_FALSE(named(targets, "token to a sleeping client").met());
+  blocking.handoff_p50_us = 70;
+  DaemonLine busy;
+  busy.pace = DaemonPace::kBusy;
+  busy.first_step_p50_us = 6;
+  auto targets = ipc_targets({}, {asleep, blocking, busy}, 0.0005);
+  CHECK(named(targets, "daemon asleep: submit to first step").measured == 55);
+  CHECK(named(targets, "token to a sleeping client, at most").measured == 70);
+  CHECK_FALSE(named(targets, "token to a sleeping client, at most").met());
+  CHECK_FALSE(named(targets, "daemon busy: submit to first step").met());
   CHECK(named(targets, "idle daemon with a session, of a core").met());
+  blocking.handoff_p50_us = 50;
+  targets = ipc_targets({}, {asleep, blocking}, std::nullopt);
+  CHECK(named(targets, "daemon asleep: submit to first step").measured == 50);
 }
