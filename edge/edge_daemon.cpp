@@ -108,6 +108,8 @@ class Daemon : public EdgeDaemon {
     local.sessions_max = config_.sessions_max;
     local.segment_bytes_max = config_.segment_bytes_max;
     local.segment_bytes_per_uid_max = config_.segment_bytes_per_uid_max;
+    local.spin_us = config_.local_spin_us;
+    local.stall_ms = config_.local_stall_ms;
     auto server = LocalServer::start(local, *service_);
     if (!server) return server.error();
     local_ = std::move(*server);

@@ -27,6 +27,8 @@ struct EdgeConfig {
   int32_t sessions_max = 256;
   int64_t segment_bytes_max = 64LL << 20;  // per session
   int64_t segment_bytes_per_uid_max = 512LL << 20;
+  int32_t local_spin_us = 5;       // LocalServerConfig::spin_us
+  int32_t local_stall_ms = 10000;  // LocalServerConfig::stall_ms
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };

@@ -38,7 +38,11 @@ class EdgeService : public InferenceService {
   ~EdgeService() override;
 
   void submit(Request request, EventSink sink) override;
+  void expect() override { local_.expect(); }
   void cancel(const RequestId& id) override;
+  // The local model's streams; what the pool answers goes on.
+  void pause(const RequestId& id) override { local_.pause(id); }
+  void resume(const RequestId& id) override { local_.resume(id); }
   std::vector<ModelInfo> models() const override;  // the local model, its aliases, then the pool's
   bool ready(std::string* why_not) const override;
 

@@ -33,7 +33,7 @@ LocalOutbox::LocalOutbox(std::optional<Mapped> mapped,
 void LocalOutbox::open(LocalTicket ticket, RequestId client_id, RequestId service_id) {
   const std::lock_guard lock(mutex_);
   const bool fresh =
-      open_.emplace(ticket, Open{std::move(client_id), std::move(service_id), false}).second;
+      open_.emplace(ticket, Open{std::move(client_id), std::move(service_id)}).second;
   UPDRAFT_CHECK(fresh, "a ticket is opened once");
   requests_in_flight_->fetch_add(1, std::memory_order_relaxed);
 }
@@ -86,7 +86,10 @@ LocalOutbox::Outcome LocalOutbox::deliver(LocalTicket ticket, Event event) {
       out.to_cancel = service_id;
     } else {
       if (backlog_.empty()) progress_ns_ = monotonic_ns();
-      out.waits = !std::exchange(announced_, true);
+      if (!end) {
+        request.waits = true;
+        flow_stale_ = flow_stale_ || !request.paused;
+      }
       backlog_bytes_ += frame.size();
       backlog_.push_back({ticket, std::move(frame), end});
       // There may be room again since the push; if not, the client rings when it has read
@@ -95,6 +98,7 @@ LocalOutbox::Outcome LocalOutbox::deliver(LocalTicket ticket, Event event) {
     }
   }
   if (broken_) out.broken = kBrokenRing;
+  out.flow = flow_changed_locked();
   ring_if_wanted(lock);
   return out;
 }
@@ -135,8 +139,24 @@ Result<void> LocalOutbox::flush() {
 std::optional<int64_t> LocalOutbox::stalled_since_ns() {
   const std::lock_guard lock(mutex_);
   if (!backlog_.empty()) return progress_ns_;
-  announced_ = false;
   return std::nullopt;
+}
+
+LocalOutbox::FlowChanges LocalOutbox::flow_changes() {
+  const std::lock_guard lock(mutex_);
+  flow_posted_ = flow_stale_ = false;
+  FlowChanges changes;
+  for (auto& [ticket, request] : open_) {
+    if (request.waits == request.paused) continue;
+    request.paused = request.waits;
+    (request.paused ? changes.to_pause : changes.to_resume).push_back(request.service_id);
+  }
+  return changes;
+}
+
+// True when there is something to tell the service that nobody was asked to tell yet.
+bool LocalOutbox::flow_changed_locked() {
+  return flow_stale_ && !std::exchange(flow_posted_, true);
 }
 
 std::vector<RequestId> LocalOutbox::give_up() {
@@ -190,6 +210,12 @@ void LocalOutbox::flush_locked() {
       backlog_bytes_ -= first.frame.size();
       backlog_.pop_front();
       progress_ns_ = monotonic_ns();
+      if (backlog_.empty()) {
+        for (auto& [ticket, request] : open_) {
+          request.waits = false;
+          flow_stale_ = flow_stale_ || request.paused;
+        }
+      }
     } else if (pushed == Pushed::kBroken ||
                ring_->prepare_wait(first.frame.size() + sizeof(EventHeader))) {
       return;

@@ -6,6 +6,10 @@
 // time and never across a system call. The server's thread opens requests, flushes, watches the
 // clock and closes; after close() nothing touches the segment any more and late events fall on the
 // floor.
+//
+// A request whose event had to wait is to be paused, and to go on once nothing waits any more. The
+// server's thread alone tells the service so (flow_changes): in one order, whatever the events do
+// meanwhile.
 #pragma once
 
 #include <atomic>
@@ -46,9 +50,9 @@ class LocalOutbox {
   // What the server's thread has to do about a delivery.
   struct Outcome {
     std::optional<RequestId> to_cancel;  // a service id: its client does not read
-    bool waits = false;                  // the backlog began: watch the clock
+    bool flow = false;                   // ask for flow_changes(), watch the clock
     std::string broken;                  // the client's memory makes no sense: end the session
-    bool asks_for_something() const { return to_cancel || waits || !broken.empty(); }
+    bool asks_for_something() const { return to_cancel || flow || !broken.empty(); }
   };
 
   // requests_in_flight counts those of all sessions; it outlives the server in the hands of sinks.
@@ -72,10 +76,16 @@ class LocalOutbox {
   // The service id, to be cancelled, the first time.
   std::optional<RequestId> lose(LocalTicket ticket);
 
+  // Which requests (service ids) the service is to pause or to let go on, since the last call.
+  struct FlowChanges {
+    std::vector<RequestId> to_pause;
+    std::vector<RequestId> to_resume;
+  };
+  FlowChanges flow_changes();
+
   // Moves the backlog into the ring as far as it goes. Error: broken memory, end the session.
   Result<void> flush();
-  // Since when nothing of a waiting backlog could be moved; nothing when none waits, and then the
-  // next backlog is announced again (Outcome::waits).
+  // Since when nothing of a waiting backlog could be moved; nothing when none waits.
   std::optional<int64_t> stalled_since_ns();
   // The client has not read for too long: every open request ends with the typed error. Their
   // service ids, to be cancelled.
@@ -88,6 +98,8 @@ class LocalOutbox {
     RequestId client_id;
     RequestId service_id;
     bool dropped = false;  // an event was left out: only the end follows
+    bool waits = false;    // an event of it is in the backlog
+    bool paused = false;   // the service was told to pause
   };
   struct Waiting {
     LocalTicket ticket;
@@ -98,6 +110,7 @@ class LocalOutbox {
   enum class Pushed : uint8_t { kYes, kFull, kBroken };
   Pushed push_locked(LocalTicket ticket, ByteView frame, bool is_end);
   void flush_locked();
+  bool flow_changed_locked();
   void mark_done_locked(LocalTicket ticket);
   void ring_if_wanted(std::unique_lock<std::mutex>& lock);
 
@@ -107,8 +120,9 @@ class LocalOutbox {
   std::map<LocalTicket, Open> open_;
   std::deque<Waiting> backlog_;
   size_t backlog_bytes_ = 0;
-  int64_t progress_ns_ = 0;  // when the backlog began or last moved
-  bool announced_ = false;   // the server knows of the backlog
+  int64_t progress_ns_ = 0;   // when the backlog began or last moved
+  bool flow_stale_ = false;   // some request's `waits` and `paused` may differ
+  bool flow_posted_ = false;  // the server was asked to call flow_changes()
   bool broken_ = false;
   bool client_sleeps_ = false;  // ring its doorbell once the lock is free
   const std::shared_ptr<std::atomic<int32_t>> requests_in_flight_;

@@ -3,6 +3,7 @@
 #include "edge/local_server.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -26,6 +27,7 @@
 #include "common/message/pool_message.h"
 #include "common/message/request_check.h"
 #include "common/net/control_socket.h"
+#include "edge/local_answer.h"
 #include "edge/local_session.h"
 
 namespace updraft {
@@ -38,7 +40,7 @@ constexpr int kSubmissionsPerTurn = 32;  // fairness between sessions
 constexpr int kControlMessagesPerTurn = 64;
 constexpr size_t kPostedEventsMax = 1 << 16;
 constexpr int64_t kHandshakeNs = 3 * kNsPerSecond;
-constexpr int64_t kSpinNs = 5 * kNsPerUs;
+constexpr int64_t kSpinSliceNs = 5 * kNsPerUs;  // between two looks at everything else
 constexpr size_t kSpinSessionsMax = 8;  // more hot sessions than this keep the thread awake anyway
 constexpr int kSpinTurnsMax = 16;       // then everybody else has a turn
 constexpr int kTickMs = 200;            // while something waits for the clock
@@ -77,6 +79,7 @@ class LocalServerImpl final : public LocalServer {
     // Ends every session: what runs is cancelled, later events of the service fall into a closed
     // mailbox.
     while (!sessions_.empty()) end_session(sessions_.begin()->first, "the daemon stops");
+    for (const Orphan& orphan : orphans_) service_.cancel(orphan.service_id);
     posted_->close();
     if (owns_socket_file_) ::unlink(config_.socket_path.c_str());
   }
@@ -97,8 +100,9 @@ class LocalServerImpl final : public LocalServer {
     watch(wake_->fd(), tag(Source::kPosted));
     watch(control_->poll_fd(), tag(Source::kControl));
     raise_descriptor_limit();
-    boot_epoch_ =
-        static_cast<uint64_t>(unix_seconds()) << 20 | (static_cast<uint64_t>(getpid()) & 0xFFFFF);
+    // Another one for each server, also of one process within one second.
+    boot_epoch_ = static_cast<uint64_t>(unix_seconds()) << 20 |
+                  (std::hash<std::string>{}(new_request_id()) & 0xFFFFF);
     thread_ = std::thread([this] { run(); });
     return {};
   }
@@ -145,8 +149,10 @@ class LocalServerImpl final : public LocalServer {
     epoll_event events[64];
     while (!stopping_) {
       spin_for_submissions();
-      const bool clock_matters = !waiting_handshakes_.empty() || !watched_.empty();
-      const int timeout_ms = clock_matters ? kTickMs : -1;
+      const bool clock_matters =
+          !waiting_handshakes_.empty() || !watched_.empty() || !orphans_.empty();
+      // Awake: only a look at what else there is.
+      const int timeout_ms = !hot_.empty() ? 0 : clock_matters ? kTickMs : -1;
       const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
       for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
       // ZeroMQ's descriptor tells only of changes: look each time round.
@@ -156,6 +162,7 @@ class LocalServerImpl final : public LocalServer {
       }
       drop_late_handshakes();
       end_stalled_streams();
+      cancel_orphans();
     }
   }
 
@@ -167,6 +174,7 @@ class LocalServerImpl final : public LocalServer {
     for (int turn = 0; turn < kSpinTurnsMax && hot_.size() <= kSpinSessionsMax; ++turn) {
       if (!spin_once()) break;
     }
+    if (monotonic_ns() < awake_until_ns_) return;
     for (const uint64_t id : std::exchange(hot_, {})) {
       const auto it = sessions_.find(id);
       if (it == sessions_.end()) continue;
@@ -176,9 +184,9 @@ class LocalServerImpl final : public LocalServer {
     }
   }
 
-  // True when one of the hot sessions had something within kSpinNs.
+  // True when one of the hot sessions had something within a slice of the time to be awake.
   bool spin_once() {
-    const int64_t until_ns = monotonic_ns() + kSpinNs;
+    const int64_t until_ns = std::min(monotonic_ns() + kSpinSliceNs, awake_until_ns_);
     do {
       for (size_t i = 0; i < hot_.size(); ++i) {
         const uint64_t id = hot_[i];
@@ -246,7 +254,13 @@ class LocalServerImpl final : public LocalServer {
       return;
     }
     if ((events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) != 0) {
-      end_session(id, "the client hung up");
+      // One that leaves for good says so with its last breath.
+      const auto it = sessions_.find(id);
+      if (it != sessions_.end() && it->second->resume_ms > 0) {
+        Result<SocketMessage> last = receive_message(it->second->socket, 0);
+        if (last.ok() && !last->bytes.empty()) return end_session(id, "the client left");
+      }
+      end_session(id, "the client hung up", true);
     } else {
       end_session(id, "the client spoke on the handshake socket after the handshake");
     }
@@ -284,6 +298,7 @@ class LocalServerImpl final : public LocalServer {
     session->peer = *peer;
     session->client_name = hello->client_name;
     session->token = new_request_id();
+    session->resume_ms = hello->resume_ms;
     if (!message->fds.empty()) {
       if (auto mapped = map_segment(*session, std::move(message->fds)); !mapped)
         return refuse(socket, mapped.message());
@@ -349,12 +364,23 @@ class LocalServerImpl final : public LocalServer {
     if (sessions_.at(id)->mapped) take_submissions(id);  // what was there before the doorbell
   }
 
-  void end_session(uint64_t id, const std::string& why) {
+  // may_return: the client's process may still be there and connect again; a session that asked for
+  // it leaves its requests running for a while.
+  void end_session(uint64_t id, const std::string& why, bool may_return = false) {
     const auto it = sessions_.find(id);
     if (it == sessions_.end()) return;
     LocalSession& session = *it->second;
     const std::vector<RequestId> open = session.outbox->close();
-    for (const RequestId& request : open) service_.cancel(request);
+    if (may_return && session.resume_ms > 0 && session.pidfd) {
+      const int64_t until_ns = monotonic_ns() + session.resume_ms * kNsPerMs;
+      const auto process = std::make_shared<UniqueFd>(dup(session.pidfd.get()));
+      for (const RequestId& request : open) {
+        service_.resume(request);  // nobody is slow any more
+        orphans_.push_back({request, until_ns, process});
+      }
+    } else {
+      for (const RequestId& request : open) service_.cancel(request);
+    }
     if (session.mapped) {
       const auto bytes = static_cast<int64_t>(session.mapped->segment->bytes());
       mapped_by_uid_[session.peer.uid] -= bytes;
@@ -372,7 +398,19 @@ class LocalServerImpl final : public LocalServer {
 
   void break_session(uint64_t id, const std::string& why) {
     broken_.fetch_add(1, std::memory_order_relaxed);
-    end_session(id, why);
+    end_session(id, why, true);
+  }
+
+  // Requests whose session is gone: ended when their client does not come back in time, or died.
+  void cancel_orphans() {
+    if (orphans_.empty()) return;
+    const int64_t now_ns = monotonic_ns();
+    std::erase_if(orphans_, [&](const Orphan& orphan) {
+      pollfd process{orphan.process->get(), POLLIN, 0};
+      if (now_ns < orphan.until_ns && ::poll(&process, 1, 0) == 0) return false;
+      service_.cancel(orphan.service_id);
+      return true;
+    });
   }
 
   // --- requests ---
@@ -383,17 +421,21 @@ class LocalServerImpl final : public LocalServer {
     session.mapped->daemon_bell.clear();
     if (auto flushed = session.outbox->flush(); !flushed)
       return break_session(id, flushed.message());
+    change_flow(id);
     take_submissions(id);
   }
 
   // What the session has submitted, up to a turn's worth; leaves it hot (spin_for_submissions).
   void take_submissions(uint64_t id) {
     LocalSession& session = *sessions_.at(id);
+    // The engine's wake-up runs beside the reading of the request.
+    if (session.mapped->submit.maybe_ready()) service_.expect();
     for (int taken = 0; taken < kSubmissionsPerTurn; ++taken) {
       Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
       if (!submission) return break_session(id, submission.message());
       if (!*submission) break;
       start(session, std::move(**submission));
+      awake_until_ns_ = monotonic_ns() + config_.spin_us * kNsPerUs;
     }
     if (!std::exchange(session.hot, true)) hot_.push_back(id);
   }
@@ -407,10 +449,17 @@ class LocalServerImpl final : public LocalServer {
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
     if (!submission.refused) submission.refused = over_quota(session);
+    const bool resumable = session.mapped && session.resume_ms > 0 && !submission.refused;
+    if (resumable) {
+      if (const auto known = answers_.find(session.peer.uid, client_id))
+        return give_again(session, ticket, client_id, known);
+    }
     session.outbox->open(ticket, client_id, service_id);
     // Pairs with the acquire in stats(): whoever sees it taken sees it in flight, or ended.
     taken_.fetch_add(1, std::memory_order_release);
-    if (session.mapped) {
+    if (resumable) {
+      start_resumable(session, ticket, client_id, std::move(submission));
+    } else if (session.mapped) {
       start_mapped(session, ticket, std::move(submission));
     } else {
       start_unmapped(session, ticket, std::move(submission));
@@ -440,16 +489,56 @@ class LocalServerImpl final : public LocalServer {
                     100);
   }
 
-  void start_mapped(const LocalSession& session, LocalTicket ticket,
-                    LocalSession::Submission submission) {
-    // The sink may outlive session and server: it holds the outbox and the mailbox, nothing else.
-    auto sink = [outbox = session.outbox, posted = posted_, id = session.id, ticket](Event event) {
+  // The way of one request's events into its session's ring. It may outlive session and server: it
+  // holds the outbox and the mailbox, nothing else.
+  LocalAnswer::Deliver into_ring(const LocalSession& session, LocalTicket ticket) {
+    return [outbox = session.outbox, posted = posted_, id = session.id, ticket](Event event) {
       LocalOutbox::Outcome outcome = outbox->deliver(ticket, std::move(event));
       if (outcome.asks_for_something())
         (void)posted->push_reserved(Posted{id, ticket, std::move(outcome)});
     };
+  }
+
+  // The same by way of an answer that can be given again.
+  void start_resumable(const LocalSession& session, LocalTicket ticket, const RequestId& client_id,
+                       LocalSession::Submission submission) {
+    auto answer = std::make_shared<LocalAnswer>(submission.request.id);
+    answer->session_id = session.id;
+    answer->ticket = ticket;
+    (void)answer->attach(into_ring(session, ticket));
+    answers_.add(session.peer.uid, client_id, answer, monotonic_ns());
+    service_.submit(std::move(submission.request),
+                    [answer](Event event) { answer->take(std::move(event)); });
+  }
+
+  // A request that runs already, or has ended: its answer from the beginning, here from now on.
+  void give_again(const LocalSession& session, LocalTicket ticket, const RequestId& client_id,
+                  const std::shared_ptr<LocalAnswer>& answer) {
+    session.outbox->open(ticket, client_id, answer->service_id());
+    taken_.fetch_add(1, std::memory_order_release);
+    const LocalAnswer::Deliver here = into_ring(session, ticket);
+    if (!answer->attach(here)) {
+      return here(error_of(ErrorCode::kNodeLost,
+                           "the answer had more than " +
+                               std::to_string(LocalAnswer::kKeptBytesMax) +
+                               " bytes when its session was lost and cannot be given again"));
+    }
+    std::erase_if(orphans_,
+                  [&](const Orphan& orphan) { return orphan.service_id == answer->service_id(); });
+    // Handed over twice by sessions that both live: the first one's ends, by word.
+    if (const auto before = sessions_.find(answer->session_id); before != sessions_.end()) {
+      into_ring(*before->second, answer->ticket)(error_of(
+          ErrorCode::kCancelled, "the same request was handed over again, and is answered there"));
+    }
+    answer->session_id = session.id;
+    answer->ticket = ticket;
+  }
+
+  void start_mapped(const LocalSession& session, LocalTicket ticket,
+                    LocalSession::Submission submission) {
+    const LocalAnswer::Deliver sink = into_ring(session, ticket);
     if (submission.refused) return sink(std::move(*submission.refused));
-    service_.submit(std::move(submission.request), std::move(sink));
+    service_.submit(std::move(submission.request), sink);
   }
 
   void start_unmapped(const LocalSession& session, LocalTicket ticket,
@@ -487,8 +576,17 @@ class LocalServerImpl final : public LocalServer {
 
   void look_after(uint64_t id, const LocalOutbox::Outcome& outcome) {
     if (outcome.to_cancel) service_.cancel(*outcome.to_cancel);
-    if (outcome.waits) watched_.insert(id);
+    if (outcome.flow) change_flow(id);
     if (!outcome.broken.empty()) break_session(id, outcome.broken);
+  }
+
+  // What the session's streams are to do now that its backlog grew or went.
+  void change_flow(uint64_t id) {
+    LocalOutbox& outbox = *sessions_.at(id)->outbox;
+    const LocalOutbox::FlowChanges changes = outbox.flow_changes();
+    for (const RequestId& request : changes.to_pause) service_.pause(request);
+    for (const RequestId& request : changes.to_resume) service_.resume(request);
+    if (outbox.stalled_since_ns()) watched_.insert(id);
   }
 
   // A client that reads nothing for stall_ms loses its open requests; the backlog keeps their ends.
@@ -533,6 +631,11 @@ class LocalServerImpl final : public LocalServer {
     }
   }
 
+  struct Orphan {
+    RequestId service_id;
+    int64_t until_ns;
+    std::shared_ptr<UniqueFd> process;  // of its client
+  };
   struct Waiting {
     UniqueFd socket;
     int64_t since_ns;
@@ -562,8 +665,11 @@ class LocalServerImpl final : public LocalServer {
   std::map<uint64_t, Waiting> waiting_handshakes_;
   std::map<uint64_t, std::unique_ptr<LocalSession>> sessions_;
   std::map<std::string, uint64_t> by_token_;
+  LocalAnswers answers_;  // of resumable sessions
+  std::vector<Orphan> orphans_;
   std::map<uid_t, int64_t> mapped_by_uid_;
   std::vector<uint64_t> hot_;   // mapped sessions whose ring is polled, not waited for
+  int64_t awake_until_ns_ = 0;  // looks at hot rings until then
   std::set<uint64_t> watched_;  // sessions with a backlog
   std::thread thread_;
 };

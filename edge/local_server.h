@@ -5,8 +5,11 @@
 // Events of the service go from their own threads into the completion ring (local_outbox.h); what
 // the server has to do about one, and events of unmapped sessions, are posted through a mailbox.
 //
-// While submissions come in quick succession the thread spins at most 5 us for the next one before
-// it sleeps; an idle session costs nothing.
+// While submissions come in quick succession the thread spins for the next one, at most spin_us,
+// before it sleeps; an idle session costs nothing.
+//
+// A client that does not read pauses its streams: the service is told to stop generating for them
+// and to go on when there is room in the completion ring again. After stall_ms they end.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +27,9 @@ struct LocalServerConfig {
   int64_t segment_bytes_max = 64LL << 20;           // one session
   int64_t segment_bytes_per_uid_max = 512LL << 20;  // all sessions of a user
   int32_t requests_per_uid_max = 4096;              // in flight, all sessions of a user
+  // After a submission the thread looks at its rings for so long before it sleeps. More than a few
+  // microseconds pay only where a core can be spared for it; an idle session costs nothing anyway.
+  int64_t spin_us = 5;
   int64_t stall_ms = 10'000;  // a client that reads nothing for so long loses its open requests
 };
 

@@ -49,7 +49,8 @@ class LocalSession {
   std::optional<Mapped> mapped;  // empty: requests come over the control channel
   std::string control_peer;      // unmapped: where answers go
   uint32_t next_unmapped = 1;
-  bool hot = false;  // in the server's list of rings to poll
+  int64_t resume_ms = 0;  // how long its requests outlive it, for a client that comes back
+  bool hot = false;       // in the server's list of rings to poll
   std::shared_ptr<LocalOutbox> outbox;
 
  private:

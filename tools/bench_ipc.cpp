@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 
+#include "common/base/clock.h"
 #include "common/http/json_text.h"
 #include "tools/bench/ipc_bench.h"
+#include "tools/bench/ipc_targets.h"
 #include "tools/command.h"
 
 namespace updraft {
@@ -20,20 +23,11 @@ struct IpcFlags {
   bool smoke = false;
 };
 
-const IpcLine* find(const std::vector<IpcLine>& lines, IpcTest test, uint64_t bytes,
-                    const std::string& peer, bool spins) {
-  for (const IpcLine& line : lines) {
-    if (line.test == test && line.bytes == bytes && line.peer == peer && line.spins == spins)
-      return &line;
-  }
-  return nullptr;
-}
-
 // Its time as a multiple of Updraft's in the same test: spinning, or blocking where the peer is
 // slow anyway.
 double ratio(const std::vector<IpcLine>& lines, const IpcLine& line) {
-  const IpcLine* ours = find(lines, line.test, line.bytes, "updraft", line.spins);
-  return ours == nullptr ? 0 : line.p50_us / ours->p50_us;
+  const IpcLine* ours = find_ipc_line(lines, line.test, line.bytes, "updraft", line.spins);
+  return ours == nullptr || ours->p50_us == 0 ? 0 : line.p50_us / ours->p50_us;
 }
 
 std::string size_text(uint64_t bytes) {
@@ -58,42 +52,50 @@ void print_json(const std::vector<IpcLine>& lines) {
     std::printf(
         "{\"test\": %s, \"bytes\": %llu, \"by\": %s, \"spins\": %s, \"p50_us\": %.6g, \"p99_us\": "
         "%.6g, "
-        "\"per_s\": %.6g, \"gb_per_s\": %.6g, \"ratio\": %.6g}\n",
+        "\"per_s\": %.6g, \"gb_per_s\": %.6g, \"cpu_share\": %.6g, \"ratio\": %.6g}\n",
         json_string(ipc_test_name(line.test)).c_str(), static_cast<unsigned long long>(line.bytes),
         json_string(line.peer).c_str(), line.spins ? "true" : "false", line.p50_us, line.p99_us,
-        line.per_s, line.gb_per_s, ratio(lines, line));
+        line.per_s, line.gb_per_s, line.cpu_share, ratio(lines, line));
   }
 }
 
 void print_daemon(const DaemonLine& line, bool json) {
   const char* format =
-      json
-          ? "{\"test\": \"daemon\", \"spins\": %s, \"requests\": %d, \"first_token_p50_us\": %.6g, "
-            "\"first_token_p99_us\": %.6g, \"handoff_p50_us\": %.6g, \"handoff_p99_us\": %.6g}\n"
-          : "daemon  spins: %-5s  %d requests, submit to first token p50 %.1f us, p99 %.1f us; of "
-            "it handoff "
-            "both ways p50 %.1f us, p99 %.1f us\n";
-  std::printf(format, line.spins ? "true" : "false", line.requests, line.first_token_p50_us,
-              line.first_token_p99_us, line.handoff_p50_us, line.handoff_p99_us);
+      json ? "{\"test\": \"daemon\", \"pace\": \"%s\", \"requests\": %d, "
+             "\"first_step_p50_us\": %.6g, \"first_step_p99_us\": %.6g, "
+             "\"first_token_p50_us\": %.6g, \"first_token_p99_us\": %.6g, "
+             "\"handoff_p50_us\": %.6g, \"handoff_p99_us\": %.6g}\n"
+           : "daemon  %-9s %d requests, submit to first step p50 %.1f us, p99 %.1f us; to first "
+             "token p50 %.1f us, p99 %.1f us; of it handoff both ways p50 %.1f us, p99 %.1f us\n";
+  std::printf(format, daemon_pace_name(line.pace), line.requests, line.first_step_p50_us,
+              line.first_step_p99_us, line.first_token_p50_us, line.first_token_p99_us,
+              line.handoff_p50_us, line.handoff_p99_us);
 }
 
-void print_summary(const std::vector<IpcLine>& lines, bool json) {
-  uint64_t largest = 0;
-  for (const IpcLine& line : lines) largest = std::max(largest, line.bytes);
-  const IpcLine* small = find(lines, IpcTest::kHand, 64, "updraft", true);
-  const IpcLine* large = find(lines, IpcTest::kHand, largest, "updraft", true);
-  const IpcLine* rate = find(lines, IpcTest::kRate, 64, "updraft", true);
-  const IpcLine* sparse = find(lines, IpcTest::kSparse, 64, "updraft", false);
-  const IpcLine* floor = find(lines, IpcTest::kSparse, 64, "eventfd", false);
-  if (!small || !large || !rate || !sparse || !floor) return;
-  const char* format = json ? "{\"test\": \"summary\", \"hand_64_us\": %.6g, \"hand_64_p99_us\": "
-                              "%.6g, \"hand_largest_us\": %.6g, "
-                              "\"descriptors_per_s\": %.6g, \"sparse_to_eventfd\": %.6g}\n"
-                            : "\nhand 64 B p50 %.3f us, p99 %.3f us; largest payload %.3f us; %.3g "
-                              "descriptors/s; sparse %.2f x raw "
-                              "eventfd\n";
-  std::printf(format, small->p50_us, small->p99_us, large->p50_us, rate->per_s,
-              sparse->p50_us / floor->p50_us);
+void print_target(const IpcTarget& target, bool json) {
+  if (json) {
+    std::printf(
+        "{\"test\": \"target\", \"name\": %s, \"at_least\": %s, \"limit\": %.6g, "
+        "\"measured\": %.6g, \"unit\": %s, \"floor\": %s, \"met\": %s}\n",
+        json_string(target.name).c_str(), target.at_least ? "true" : "false", target.limit,
+        target.measured, json_string(target.unit).c_str(),
+        target.floor ? std::to_string(*target.floor).c_str() : "null",
+        target.met() ? "true" : "false");
+    return;
+  }
+  std::printf("target  %-40s at %-5s %7.4g %-9s  measured %8.4g  %s", target.name.c_str(),
+              target.at_least ? "least" : "most", target.limit, target.unit.c_str(),
+              target.measured, target.met() ? "met" : "MISSED");
+  if (target.floor) std::printf("  (floor: %.4g, %s)", *target.floor, target.floor_name.c_str());
+  std::printf("\n");
+}
+
+void print_summary(const std::vector<IpcTarget>& targets, bool json) {
+  const auto met = static_cast<size_t>(std::count_if(
+      targets.begin(), targets.end(), [](const IpcTarget& target) { return target.met(); }));
+  std::printf(json ? "{\"test\": \"summary\", \"targets\": %zu, \"met\": %zu}\n"
+                   : "\n%zu targets measured, %zu met\n",
+              targets.size(), met);
 }
 
 int bench_ipc(IpcFlags flags) {
@@ -102,20 +104,29 @@ int bench_ipc(IpcFlags flags) {
   flags.bench.server_core = flags.cores[1];
   if (flags.smoke) {
     flags.bench.bytes = {64, 1 << 20};
-    flags.bench.rounds = 1;
+    flags.bench.rounds = std::min(flags.bench.rounds, 1);
     flags.bench.sample_ns = 2'000'000;
   }
   const Result<std::vector<IpcLine>> lines = run_ipc_bench(flags.bench);
   if (!lines) return complain("bench ipc: " + lines.message());
   flags.json ? print_json(*lines) : print_text(*lines);
+  std::vector<DaemonLine> daemon;
+  std::optional<double> idle_share;
   if (!flags.socket.empty()) {
-    for (const bool spins : {false, true}) {
-      const Result<DaemonLine> line = run_daemon_bench(flags.socket, spins, flags.smoke ? 5 : 300);
+    for (const DaemonPace pace : {DaemonPace::kSparse, DaemonPace::kBlocking, DaemonPace::kBusy}) {
+      const Result<DaemonLine> line = run_daemon_bench(flags.socket, pace, flags.smoke ? 50 : 500);
       if (!line) return complain("bench ipc: " + line.message());
       print_daemon(*line, flags.json);
+      daemon.push_back(*line);
     }
+    const Result<double> share =
+        measure_idle_daemon(flags.socket, flags.smoke ? kNsPerSecond / 10 : kNsPerSecond);
+    if (!share) return complain("bench ipc: " + share.message());
+    idle_share = *share;
   }
-  print_summary(*lines, flags.json);
+  const std::vector<IpcTarget> targets = ipc_targets(*lines, daemon, idle_share);
+  for (const IpcTarget& target : targets) print_target(target, flags.json);
+  print_summary(targets, flags.json);
   return 0;
 }
 
@@ -128,14 +139,16 @@ void add_bench_ipc(CLI::App& bench, int& exit_status) {
       "hand: round trip, the payload stays where it lies; sparse: the same after 1 ms of silence; "
       "echo: written, "
       "returned, read;\n"
-      "fill: one way, written and read; rate: one way, descriptors alone. Two processes on two "
+      "fill: one way, written and read; rate: one way, descriptors alone; idle: nothing comes. Two "
+      "processes on two "
       "cores; medians of "
       "the rounds.\n"
-      "ratio: time as a multiple of Updraft's with the same kind of waiting.");
+      "ratio: time as a multiple of Updraft's with the same kind of waiting.\n"
+      "target: what the handoff is held to; floor: what the same run measured of the machine.");
   command->add_option("--cores", flags->cores, "the client's and the server's core")
       ->delimiter(',');
-  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines")
-      ->check(CLI::Range(1, 1000));
+  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines; 0: the daemon alone")
+      ->check(CLI::Range(0, 1000));
   command->add_option("--socket", flags->socket,
                       "also measure through the edge daemon that listens there");
   command->add_flag("--json", flags->json, "one JSON object a line");

@@ -5,6 +5,7 @@
 // poller waits on).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -37,6 +38,7 @@ class Mailbox {
       const std::lock_guard lock(mutex_);
       if (closed_ || values_.size() >= capacity_) return false;
       values_.push_back(std::move(value));
+      maybe_ready_.store(true, std::memory_order_relaxed);
     }
     ready_.notify_one();
     if (on_push_) on_push_();
@@ -54,6 +56,7 @@ class Mailbox {
       const std::lock_guard lock(mutex_);
       if (closed_) return false;
       values_.push_back(std::move(value));
+      maybe_ready_.store(true, std::memory_order_relaxed);
     }
     ready_.notify_one();
     if (on_push_) on_push_();
@@ -72,21 +75,37 @@ class Mailbox {
     std::vector<T> out(std::make_move_iterator(values_.begin()),
                        std::make_move_iterator(values_.end()));
     values_.clear();
+    maybe_ready_.store(closed_, std::memory_order_relaxed);
     return out;
   }
 
-  // Waits at most `timeout`; nothing on time-out or when closed and empty.
+  // Waits at most `timeout`; nothing on time-out, after a nudge, or when closed and empty.
   std::optional<T> wait_pop(std::chrono::nanoseconds timeout) {
     std::unique_lock lock(mutex_);
-    ready_.wait_for(lock, timeout, [&] { return closed_ || !values_.empty(); });
+    ready_.wait_for(lock, timeout, [&] { return closed_ || nudged_ || !values_.empty(); });
+    nudged_ = false;
     return pop_locked();
   }
+
+  // Wakes a receiver that waits, without a value: one is about to come.
+  void nudge() {
+    {
+      const std::lock_guard lock(mutex_);
+      nudged_ = true;
+    }
+    ready_.notify_one();
+  }
+
+  // A look without the lock, for receivers that spin: pushed or closed since the last pop that
+  // left nothing.
+  bool maybe_ready() const { return maybe_ready_.load(std::memory_order_relaxed); }
 
   // Later pushes are refused; what is there can still be popped. Wakes the receiver.
   void close() {
     {
       const std::lock_guard lock(mutex_);
       closed_ = true;
+      maybe_ready_.store(true, std::memory_order_relaxed);
     }
     ready_.notify_all();
     if (on_push_) on_push_();
@@ -107,6 +126,7 @@ class Mailbox {
     if (values_.empty()) return std::nullopt;
     std::optional<T> out(std::move(values_.front()));
     values_.pop_front();
+    maybe_ready_.store(closed_ || !values_.empty(), std::memory_order_relaxed);
     return out;
   }
 
@@ -116,6 +136,8 @@ class Mailbox {
   std::condition_variable ready_;
   std::deque<T> values_;
   bool closed_ = false;
+  bool nudged_ = false;
+  std::atomic<bool> maybe_ready_ = false;  // written under the lock
 };
 
 }  // namespace updraft

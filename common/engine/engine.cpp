@@ -4,6 +4,7 @@
 #include "common/engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <chrono>
 #include <mutex>
@@ -29,6 +30,10 @@ int32_t logit_rows_max(const EngineConfig& config) {
   return config.slots + std::max(kSpareLogitRows, config.draft_tokens_max);
 }
 
+// How long expect() keeps the engine awake: longer than a small request takes to be read and
+// tokenized, shorter than anybody would notice as load.
+constexpr int64_t kExpectNs = 100 * kNsPerUs;
+
 struct Incoming {
   SequenceRequest request;
   std::shared_ptr<SequenceSink> sink;
@@ -36,7 +41,18 @@ struct Incoming {
 struct CancelMail {
   uint64_t id = 0;
 };
-using Mail = std::variant<Incoming, CancelMail>;
+// Whether it is to pause or to go on stands in the engine's table: the last word counts.
+struct FlowMail {
+  uint64_t id = 0;
+};
+using Mail = std::variant<Incoming, CancelMail, FlowMail>;
+
+// What other threads want of a live sequence, and whether mail about it is on its way.
+struct Wish {
+  bool cancel_mailed = false;
+  bool paused = false;
+  bool flow_mailed = false;
+};
 
 class ThreadedEngine final : public Engine {
  public:
@@ -47,7 +63,7 @@ class ThreadedEngine final : public Engine {
         vocab_count_(vocab_count),
         kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
         description_(std::move(description)),
-        mailbox_(2 * live_max_),  // each live sequence sends itself and at most one cancel
+        mailbox_(3 * live_max_),  // of each live one: itself, one cancel, one about its flow
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
                 logit_rows_max(config), config.prefix_cache},
                plan.context_tokens,
@@ -74,7 +90,7 @@ class ThreadedEngine final : public Engine {
     {
       const std::lock_guard lock(mutex_);
       if (live_.size() >= live_max_) return false;
-      UPDRAFT_CHECK(live_.emplace(id, false).second, "two live sequences with one id");
+      UPDRAFT_CHECK(live_.emplace(id, Wish{}).second, "two live sequences with one id");
       mailed_tokens_ += prompt_tokens;
     }
     if (mailbox_.push(Mail(Incoming{std::move(request), std::move(sink)}))) return true;
@@ -89,11 +105,21 @@ class ThreadedEngine final : public Engine {
     {
       const std::lock_guard lock(mutex_);
       const auto found = live_.find(sequence_id);
-      if (found == live_.end() || std::exchange(found->second, true)) return;
+      if (found == live_.end() || std::exchange(found->second.cancel_mailed, true)) return;
     }
     // Refused only when closed, and then everything is being cancelled.
     (void)mailbox_.push(Mail(CancelMail{sequence_id}));
   }
+
+  void expect() override {
+    // What runs is awake anyway, and so is what expects already.
+    if (!asleep_.exchange(false, std::memory_order_relaxed)) return;
+    expected_until_ns_.store(monotonic_ns() + kExpectNs, std::memory_order_relaxed);
+    mailbox_.nudge();
+  }
+
+  void pause(uint64_t sequence_id) override { set_flow(sequence_id, true); }
+  void resume(uint64_t sequence_id) override { set_flow(sequence_id, false); }
 
   int32_t context_tokens() const override { return context_tokens_; }
   int64_t kv_tokens_total() const override { return kv_tokens_total_; }
@@ -108,6 +134,18 @@ class ThreadedEngine final : public Engine {
   }
 
  private:
+  void set_flow(uint64_t id, bool paused) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = live_.find(id);
+      if (found == live_.end()) return;
+      found->second.paused = paused;
+      if (std::exchange(found->second.flow_mailed, true)) return;
+    }
+    // Refused only when closed, and then everything is being cancelled.
+    (void)mailbox_.push(Mail(FlowMail{id}));
+  }
+
   void check_request(const SequenceRequest& request) const {
     UPDRAFT_CHECK(!request.prompt.empty(), "an empty prompt has no last token to go on from");
     UPDRAFT_CHECK(static_cast<int64_t>(request.prompt.size()) < context_tokens_,
@@ -122,9 +160,11 @@ class ThreadedEngine final : public Engine {
   void run() {
     std::vector<uint64_t> ended;
     while (true) {
-      if (core_.idle()) {
-        // Any time-out does: there is nothing to do until mail arrives.
-        if (auto mail = mailbox_.wait_pop(std::chrono::hours(1))) take(std::move(*mail));
+      if (core_.idle() || core_.all_paused()) {
+        asleep_.store(true, std::memory_order_relaxed);
+        if (auto mail = mailbox_.wait_pop(time_to_sleep())) take(std::move(*mail));
+        asleep_.store(false, std::memory_order_relaxed);
+        if (core_.idle()) spin_for_mail();
       }
       for (Mail& mail : mailbox_.drain()) take(std::move(mail));
       if (mailbox_.closed()) break;
@@ -141,17 +181,45 @@ class ThreadedEngine final : public Engine {
     publish(ended);
   }
 
+  // Until the next deadline of what is paused. Without one any time does: there is nothing to do
+  // until mail arrives.
+  std::chrono::nanoseconds time_to_sleep() const {
+    const int64_t deadline_ns = core_.next_deadline_ns();
+    if (deadline_ns == 0) return std::chrono::hours(1);
+    return std::chrono::nanoseconds(std::max<int64_t>(0, deadline_ns - monotonic_ns()));
+  }
+
+  // Until what was expected is there, or the time for it is over.
+  void spin_for_mail() const {
+    const int64_t until_ns = expected_until_ns_.load(std::memory_order_relaxed);
+    while (!mailbox_.maybe_ready() && monotonic_ns() < until_ns) {
+    }
+  }
+
   void take(Mail mail) {
     if (const auto* cancel = std::get_if<CancelMail>(&mail)) {
       core_.cancel(cancel->id);
       return;
     }
+    if (const auto* flow = std::get_if<FlowMail>(&mail)) return set_core_flow(flow->id);
     Incoming& incoming = std::get<Incoming>(mail);
     {
       const std::lock_guard lock(mutex_);
       mailed_tokens_ -= static_cast<int64_t>(incoming.request.prompt.size());
     }
     core_.add(std::move(incoming.request), std::move(incoming.sink), monotonic_ns());
+  }
+
+  void set_core_flow(uint64_t id) {
+    bool paused = false;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = live_.find(id);
+      if (found == live_.end()) return;
+      found->second.flow_mailed = false;
+      paused = found->second.paused;
+    }
+    paused ? core_.pause(id) : core_.resume(id);
   }
 
   void publish(std::vector<uint64_t>& ended) {
@@ -169,8 +237,12 @@ class ThreadedEngine final : public Engine {
   Mailbox<Mail> mailbox_;
   EngineCore core_;  // engine thread
 
+  // Hints between expect() and the engine thread; a missed one costs a wake-up's time, no more.
+  std::atomic<bool> asleep_ = false;
+  std::atomic<int64_t> expected_until_ns_ = 0;
+
   mutable std::mutex mutex_;                 // guards what follows
-  std::unordered_map<uint64_t, bool> live_;  // id -> a cancel is in the mailbox
+  std::unordered_map<uint64_t, Wish> live_;  // by id
   EngineLoad load_;                          // after the last step
   int64_t mailed_tokens_ = 0;                // prompts in the mailbox
 

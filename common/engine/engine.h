@@ -64,7 +64,7 @@ struct SampledToken {
 // kFailed: the model gave logits that are no numbers (see Sampler); on_failure() said why.
 enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline, kFailed };
 
-// Called on the engine thread; must not block. May call Engine::cancel() and Engine::submit().
+// Called on the engine thread; must not block. May call Engine::submit(), cancel(), pause() and resume().
 class SequenceSink {
  public:
   virtual ~SequenceSink() = default;
@@ -111,8 +111,18 @@ class Engine {
 
   // Any thread. False when the queue is full (the sink is not called). The prompt must fit: prompt.size() < context_tokens().
   virtual bool submit(SequenceRequest request, std::shared_ptr<SequenceSink> sink) = 0;
+  // Any thread. A sequence is likely to be submitted within some tens of microseconds: an engine
+  // that sleeps wakes up now and waits for it awake (kExpectNs), so that its wake-up does not come
+  // on top of what the caller still does. A hint without a promise.
+  virtual void expect() = 0;
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
+  // Any thread. The sequence's reader does not keep up: from the next step on it gets no tokens until
+  // resume(). It keeps its KV pages unless others need them (then it is computed again, as after a
+  // preemption), and holds nobody up. Of calls in quick succession the last one counts. Unknown ids
+  // are ignored.
+  virtual void pause(uint64_t sequence_id) = 0;
+  virtual void resume(uint64_t sequence_id) = 0;
   // Ends everything as cancelled and joins the thread; submit() refuses from then on. Not from a sink. Twice is once.
   virtual void close() = 0;
 

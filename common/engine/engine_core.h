@@ -35,6 +35,8 @@ class EngineCore {
 
   void add(SequenceRequest request, std::shared_ptr<SequenceSink> sink, int64_t now_ns);
   void cancel(uint64_t id) { scheduler_.cancel(id); }
+  void pause(uint64_t id) { scheduler_.pause(id); }
+  void resume(uint64_t id) { scheduler_.resume(id); }
   // A step is plan(), then run(). Both call sinks and append the ids of the sequences that ended to
   // `ended`.
   void plan(int64_t now_ns, std::vector<uint64_t>& ended);
@@ -43,6 +45,9 @@ class EngineCore {
   void end_all(std::vector<uint64_t>& ended);
 
   bool idle() const { return scheduler_.idle(); }
+  // Nothing can run before somebody calls or a deadline comes (0: none will).
+  bool all_paused() const { return scheduler_.all_paused(); }
+  int64_t next_deadline_ns() const { return scheduler_.next_deadline_ns(); }
   // Without what still waits in front of the core.
   EngineLoad load() const;
   const Backend& backend() const { return *backend_; }

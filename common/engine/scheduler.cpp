@@ -12,6 +12,13 @@
 
 namespace updraft {
 
+namespace {
+
+// Added to the rank of what is paused: behind every class and every arrival.
+constexpr int64_t kPausedDelayNs = int64_t{1} << 62;
+
+}  // namespace
+
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config), pages_(config.page_count, config.page_tokens, config.prefix_hash) {
   UPDRAFT_CHECK(config.slots > 0 && config.page_tokens > 0 && config.step_tokens_max > 0);
@@ -36,6 +43,41 @@ void Scheduler::add(const ScheduledSequence& sequence, int64_t now_ns) {
 void Scheduler::cancel(uint64_t id) {
   const auto found = sequences_.find(id);
   if (found != sequences_.end()) found->second.cancelled = true;
+}
+
+void Scheduler::pause(uint64_t id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end() || std::exchange(found->second.paused, true)) return;
+  set_rank(id, found->second.rank.key_ns + kPausedDelayNs);
+}
+
+void Scheduler::resume(uint64_t id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end() || !std::exchange(found->second.paused, false)) return;
+  set_rank(id, found->second.rank.key_ns - kPausedDelayNs);
+}
+
+void Scheduler::set_rank(uint64_t id, int64_t key_ns) {
+  Sequence& sequence = at(id);
+  Ordered& order = sequence.running ? running_ : waiting_;
+  order.erase({sequence.rank, id});
+  sequence.rank.key_ns = key_ns;
+  order.emplace(sequence.rank, id);
+}
+
+bool Scheduler::all_paused() const {
+  return !idle() && std::all_of(sequences_.begin(), sequences_.end(), [](const auto& entry) {
+    return entry.second.paused && !entry.second.cancelled;
+  });
+}
+
+int64_t Scheduler::next_deadline_ns() const {
+  int64_t next = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    const int64_t deadline = sequence.info.deadline_ns;
+    if (deadline != 0) next = next == 0 ? deadline : std::min(next, deadline);
+  }
+  return next;
 }
 
 StepPlan Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max) {
@@ -101,7 +143,10 @@ std::span<const int32_t> Scheduler::pages(uint64_t id) const { return at(id).pag
 
 int32_t Scheduler::decoding_count() const {
   int32_t count = 0;
-  for (const auto& [rank, id] : running_) count += at(id).pending() == 1 ? 1 : 0;
+  for (const auto& [rank, id] : running_) {
+    const Sequence& sequence = at(id);
+    count += !sequence.paused && sequence.pending() == 1 ? 1 : 0;
+  }
   return count;
 }
 
@@ -237,14 +282,16 @@ bool Scheduler::make_room(const Sequence& sequence, const std::vector<int32_t>& 
 void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
   int64_t prefill_pending = 0;
   for (const auto& [rank, id] : running_) {
-    const int32_t pending = at(id).pending();
-    if (pending > 1) prefill_pending += pending;
+    const Sequence& sequence = at(id);
+    const int32_t pending = sequence.pending();
+    if (!sequence.paused && pending > 1) prefill_pending += pending;
   }
   while (!waiting_.empty()) {
     // More than this step can compute would only hold pages.
     if (prefill_pending >= prefill_budget) return;
     const auto [rank, id] = *waiting_.begin();
     Sequence& sequence = at(id);
+    if (sequence.paused) return;  // and so is everybody behind it
     const std::vector<int32_t> found = find_pages(sequence);
     if (!make_room(sequence, found, plan)) return;
     waiting_.erase({rank, id});
@@ -262,11 +309,12 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
   int32_t rows = config_.step_tokens_max;
   int32_t logit_rows = config_.logit_rows_max;
   const bool prompts = std::any_of(running_.begin(), running_.end(), [&](const auto& entry) {
-    return at(entry.second).pending() > 1;
+    return !at(entry.second).paused && at(entry.second).pending() > 1;
   });
   for (const auto& [rank, id] : running_) {
     if (rows - (prompts ? 1 : 0) <= 0) break;
     const Sequence& sequence = at(id);
+    if (sequence.paused) break;  // they stand last
     if (sequence.pending() != 1) continue;
     plan.slices.push_back({id, sequence.cached_count, 1, true});
     --rows;
@@ -275,11 +323,13 @@ void Scheduler::assign_rows(int32_t prefill_budget, StepPlan& plan) {
   // Every prompt may reach its end in this step; rows with prompt logits come out of what is left
   // beyond that.
   int32_t logit_rows_spare = logit_rows;
-  for (const auto& [rank, id] : running_) logit_rows_spare -= at(id).pending() > 1 ? 1 : 0;
+  for (const auto& [rank, id] : running_)
+    logit_rows_spare -= !at(id).paused && at(id).pending() > 1 ? 1 : 0;
   const int32_t prefill_rows = std::min(rows, prefill_budget);
   int32_t rows_left = prefill_rows;
   for (const auto& [rank, id] : running_) {
     const Sequence& sequence = at(id);
+    if (sequence.paused) break;
     if (sequence.pending() <= 1 || computed_beside(sequence, plan)) continue;
     int32_t count = std::min(sequence.pending(), rows_left);
     const int32_t logits_from = std::max(sequence.cached_count, sequence.computed_max);

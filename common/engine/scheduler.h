@@ -8,6 +8,9 @@
 // running one gives its pages back and is computed again later. The best-ranked one is never asked
 // to, and the pool holds at least one whole context, so it always finishes: no deadlock.
 //
+// A paused sequence gets no tokens and ranks behind all others until it is resumed: it keeps its
+// pages and its slot as long as nobody else needs them.
+//
 // Full pages are shared (prefix_cache.h): what a sequence finds computed it takes, and every page
 // that it fills can be found by the next. Pages that are shared are full, so nobody writes them.
 #pragma once
@@ -91,9 +94,14 @@ class Scheduler {
   // Ends at the next plan(). Unknown ids are ignored: the sequence may have ended by itself.
   void cancel(uint64_t id);
 
-  // The next step. At least one slice as long as a sequence is left. prefill_tokens_max > 0: at
-  // most this many rows of sequences that are not decoding, so that a long prompt does not stall
-  // the others' next tokens.
+  // From the next plan() on it gets no slice, until resume(). It may still be cancelled and reach
+  // its deadline. Unknown ids, and what is paused or resumed already, are ignored.
+  void pause(uint64_t id);
+  void resume(uint64_t id);
+
+  // The next step. At least one slice as long as a sequence that is not paused is left.
+  // prefill_tokens_max > 0: at most this many rows of sequences that are not decoding, so that a
+  // long prompt does not stall the others' next tokens.
   StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
   // Lets up to `wanted` drafts follow the newest token of a slice that decodes; called before the
   // plan runs, at most once per slice. Gives fewer, or none, at the end of the step's rows, of the
@@ -112,6 +120,11 @@ class Scheduler {
   std::span<const int32_t> pages(uint64_t id) const;
 
   bool idle() const { return sequences_.empty(); }
+  // Nothing but paused sequences is left, none of them cancelled: a plan would be empty until
+  // somebody calls, or a deadline comes.
+  bool all_paused() const;
+  // The earliest deadline of any sequence; 0: none has one.
+  int64_t next_deadline_ns() const;
   int32_t running_count() const { return static_cast<int32_t>(running_.size()); }
   int32_t waiting_count() const { return static_cast<int32_t>(waiting_.size()); }
   // Pages that a sequence could get without a preemption, and those of them that hold a prefix
@@ -148,6 +161,7 @@ class Scheduler {
     std::vector<int32_t> pages;
     bool running = false;
     bool cancelled = false;
+    bool paused = false;
     int32_t pending() const { return info.token_count - cached_count; }
   };
   using Ordered = std::set<std::pair<Rank, uint64_t>>;  // (rank, id), best first
@@ -157,6 +171,7 @@ class Scheduler {
   int32_t pages_for(int32_t token_count) const;
   void forget(uint64_t id);
   void release_pages(Sequence& sequence, int32_t keep);
+  void set_rank(uint64_t id, int64_t key_ns);
   void preempt(uint64_t id, StepPlan& plan);
   bool grow(Sequence& sequence, StepPlan& plan);
   bool make_room(const Sequence& sequence, const std::vector<int32_t>& found, StepPlan& plan);

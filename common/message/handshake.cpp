@@ -14,6 +14,7 @@ constexpr size_t kTextBytesMax = 1024;
 constexpr size_t kClientNameBytesMax = 64;
 constexpr size_t kModelsMax = 256;
 constexpr int32_t kRequestsMax = 1 << 16;
+constexpr int32_t kResumeMsMax = 60'000;
 constexpr flatbuffers::uoffset_t kDepthMax = 8;
 constexpr flatbuffers::uoffset_t kTablesMax = 512;
 
@@ -31,8 +32,12 @@ Result<std::string> text(const char* field, const flatbuffers::String* value, si
 Result<Handshake> read(const wire::Hello& hello) {
   Result<std::string> name = text("client_name", hello.client_name(), kClientNameBytesMax);
   if (!name) return name.error();
-  return Handshake(
-      LocalHello{hello.abi_version(), hello.protocol_version(), std::move(name).value()});
+  if (hello.resume_ms() < 0 || hello.resume_ms() > kResumeMsMax) {
+    return fail("handshake: resume_ms " + std::to_string(hello.resume_ms()) + " is not in 0.." +
+                std::to_string(kResumeMsMax));
+  }
+  return Handshake(LocalHello{hello.abi_version(), hello.protocol_version(),
+                              std::move(name).value(), hello.resume_ms()});
 }
 
 Result<Handshake> read(const wire::Welcome& welcome) {
@@ -71,7 +76,7 @@ std::vector<std::byte> encode_handshake(const Handshake& handshake) {
   if (const auto* hello = std::get_if<LocalHello>(&handshake)) {
     kind = wire::Body::Hello;
     body = wire::CreateHello(builder, hello->abi_version, hello->protocol_version,
-                             builder.CreateString(hello->client_name))
+                             builder.CreateString(hello->client_name), hello->resume_ms)
                .Union();
   } else if (const auto* welcome = std::get_if<LocalWelcome>(&handshake)) {
     std::vector<flatbuffers::Offset<wire::Model>> models;

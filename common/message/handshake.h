@@ -17,6 +17,7 @@ struct LocalHello {
   uint32_t abi_version = 0;
   uint32_t protocol_version = kLocalProtocolVersion;
   std::string client_name;  // for the daemon's log, at most 64 bytes
+  int32_t resume_ms = 0;    // 0..60000, see local.fbs
 };
 struct LocalModelName {
   std::string id;

@@ -31,9 +31,19 @@ class InferenceService {
   // before submit() returns.
   virtual void submit(Request request, EventSink sink) = 0;
 
+  // Any thread. A request has been seen but not read yet: whoever sleeps may wake up meanwhile. A
+  // hint; nothing may depend on it.
+  virtual void expect() {}
+
   // Any thread. The client left: generation stops at the next step, the sink receives kCancelled
   // (if it had no end yet). Unknown or ended ids are ignored.
   virtual void cancel(const RequestId& id) = 0;
+
+  // Any thread. The client does not keep up with the answer: no more of it until resume(). A
+  // service that cannot stop (somebody else generates) ignores both and goes on; so does anybody
+  // for an id that is unknown or ended.
+  virtual void pause(const RequestId& id) { (void)id; }
+  virtual void resume(const RequestId& id) { (void)id; }
 
   // Any thread. Models that can be asked for now.
   virtual std::vector<ModelInfo> models() const = 0;

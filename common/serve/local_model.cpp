@@ -98,7 +98,10 @@ class EngineModel final : public LocalModel {
   }
 
   void submit(Request request, EventSink sink) override;
+  void expect() override { parts_.engine->expect(); }
   void cancel(const RequestId& id) override;
+  void pause(const RequestId& id) override;
+  void resume(const RequestId& id) override;
   std::vector<ModelInfo> models() const override { return {parts_.info}; }
   bool ready(std::string* why_not) const override;
   Result<Size> measure(const Request& request) const override;
@@ -112,6 +115,7 @@ class EngineModel final : public LocalModel {
  private:
   using JobPtr = std::shared_ptr<Job>;
 
+  std::vector<JobPtr> jobs_of(const RequestId& id) const;
   void refuse(const EventSink& sink, RequestError error);
   int32_t retry_after_ms_locked() const;
   void finished(const JobPtr& job, const AnswerOutcome& outcome);
@@ -205,14 +209,32 @@ int32_t EngineModel::retry_after_ms_locked() const {
                                          static_cast<float>(kRetryAfterMsMax)));
 }
 
-void EngineModel::cancel(const RequestId& id) {
+std::vector<EngineModel::JobPtr> EngineModel::jobs_of(const RequestId& id) const {
   std::vector<JobPtr> jobs;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto [begin, end] = jobs_.equal_range(id);
-    for (auto entry = begin; entry != end; ++entry) jobs.push_back(entry->second);
+  const std::lock_guard lock(mutex_);
+  const auto [begin, end] = jobs_.equal_range(id);
+  for (auto entry = begin; entry != end; ++entry) jobs.push_back(entry->second);
+  return jobs;
+}
+
+// Who has an event that nobody reads is in the engine's hands already: one that is still being
+// prepared need not be remembered.
+void EngineModel::pause(const RequestId& id) {
+  for (const JobPtr& job : jobs_of(id)) {
+    for (int32_t i = 0; i < job->choice_count; ++i)
+      parts_.engine->pause(job->sequence_first + static_cast<uint64_t>(i));
   }
-  for (const JobPtr& job : jobs) {
+}
+
+void EngineModel::resume(const RequestId& id) {
+  for (const JobPtr& job : jobs_of(id)) {
+    for (int32_t i = 0; i < job->choice_count; ++i)
+      parts_.engine->resume(job->sequence_first + static_cast<uint64_t>(i));
+  }
+}
+
+void EngineModel::cancel(const RequestId& id) {
+  for (const JobPtr& job : jobs_of(id)) {
     // Either the prepare thread sees the flag after it handed over the sequences, or the engine
     // knows them already.
     job->cancelled.store(true);

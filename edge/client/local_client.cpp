@@ -4,14 +4,19 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/interprocess/managed_external_buffer.hpp>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <map>
+#include <mutex>
 #include <thread>
 
 #include "common/base/clock.h"
@@ -31,6 +36,7 @@ constexpr int kHandshakeTimeoutMs = 5000;
 constexpr size_t kInlineBytesMax = 4096;  // larger parts go into the payload area
 constexpr int64_t kSpinNs = 5 * kNsPerUs;
 constexpr uint32_t kUnmappedRequestsMax = 64;
+constexpr int64_t kLookNs = kNsPerMs;
 constexpr auto kReconnectPause = std::chrono::milliseconds(10);
 
 struct Handshaken {
@@ -42,20 +48,26 @@ Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vec
   const std::string path =
       options.socket_path.empty() ? default_local_socket() : options.socket_path;
   Result<UniqueFd> socket = connect_unix(path);
-  if (!socket) return fail(socket.message() + " (is `updraft edge` or `updraft up` running?)");
-  const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name};
-  if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent) return sent.error();
+  if (!socket)
+    return fail(LocalFailure::kNoDaemon,
+                socket.message() + " (is `updraft edge` or `updraft up` running?)");
+  const LocalHello hello{kAbiVersion, kLocalProtocolVersion, options.client_name,
+                         options.map_memory ? std::clamp(options.reconnect_ms, 0, 60'000) : 0};
+  if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent)
+    return fail(LocalFailure::kNoDaemon, sent.message());
   Result<SocketMessage> answer = receive_message(*socket, kHandshakeTimeoutMs);
-  if (!answer) return answer.error();
+  if (!answer) return fail(LocalFailure::kNoDaemon, answer.message());
   if (answer->bytes.empty())
-    return fail("the edge daemon at " + path + " did not answer the handshake");
+    return fail(LocalFailure::kTimeout,
+                "the edge daemon at " + path + " did not answer the handshake");
   Result<Handshake> decoded = decode_handshake(answer->bytes);
-  if (!decoded) return decoded.error();
+  if (!decoded) return fail(LocalFailure::kRefused, decoded.message());
   if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded))
-    return fail("the edge daemon refused: " + refusal->message);
+    return fail(LocalFailure::kRefused, "the edge daemon refused: " + refusal->message);
   auto* welcome = std::get_if<LocalWelcome>(&*decoded);
   if (welcome == nullptr)
-    return fail("the edge daemon answered the handshake with something else than a welcome");
+    return fail(LocalFailure::kRefused,
+                "the edge daemon answered the handshake with something else than a welcome");
   return Handshaken{std::move(*socket), std::move(*welcome)};
 }
 
@@ -68,8 +80,13 @@ uint32_t fork_depth() {
   (void)registered;
   return depth.load(std::memory_order_relaxed);
 }
-const char* const kForked =
-    "this session belongs to the parent process: after fork() the child must connect for itself";
+Error forked_error() {
+  return fail(
+      LocalFailure::kForked,
+      "this session belongs to the parent process: after fork() the child must connect for itself");
+}
+Error gone_error() { return fail(LocalFailure::kGone, "the edge daemon is gone"); }
+Error no_memory_here() { return fail(LocalFailure::kNoRoom, "this session has no shared memory"); }
 
 // A part's payload, wherever it lies.
 std::string& part_bytes(ContentPart& part) {
@@ -83,12 +100,12 @@ class MappedClient final : public LocalClient {
     SegmentShape shape;
     shape.payload_bytes = options.payload_bytes;
     Result<std::unique_ptr<Segment>> segment = Segment::create(shape);
-    if (!segment) return segment.error();
+    if (!segment) return fail(LocalFailure::kNoMemory, segment.message());
     client->segment_ = std::move(segment).value();
     Result<Doorbell> mine = Doorbell::create();
-    if (!mine) return mine.error();
+    if (!mine) return fail(LocalFailure::kNoMemory, mine.message());
     Result<Doorbell> theirs = Doorbell::create();
-    if (!theirs) return theirs.error();
+    if (!theirs) return fail(LocalFailure::kNoMemory, theirs.message());
     client->my_bell_.emplace(std::move(mine).value());
     client->daemon_bell_.emplace(std::move(theirs).value());
     Result<Handshaken> shaken = shake_hands(
@@ -103,25 +120,33 @@ class MappedClient final : public LocalClient {
     const auto slots = std::min<uint32_t>(client->segment_->header().slot_count,
                                           static_cast<uint32_t>(client->welcome_.requests_max));
     client->slots_.resize(slots);
+    client->cancellable_.resize(slots);
     for (uint32_t i = slots; i-- > 0;) client->free_slots_.push_back(i);
     return std::unique_ptr<LocalClient>(std::move(client));
   }
 
   ~MappedClient() override {
     // The parent's ZeroMQ threads are not here: closing would wait for them.
-    if (forked()) (void)control_.release();
+    if (forked()) {
+      (void)control_.release();
+      return;
+    }
+    // Without a word a session that may be resumed counts as lost, not as over.
+    const std::byte goodbye{};
+    if (socket_ && options_.reconnect_ms > 0) (void)send_message(socket_, ByteView(&goodbye, 1));
   }
 
   const LocalWelcome& welcome() const override { return welcome_; }
 
   Result<Buffer> allocate(uint64_t bytes) override {
-    if (forked()) return fail(kForked);
-    if (bytes == 0) return fail("a buffer of 0 bytes was asked for");
+    if (forked()) return forked_error();
+    if (bytes == 0) return fail(LocalFailure::kBadArgument, "a buffer of 0 bytes was asked for");
     void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
     if (at == nullptr) {
-      return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" +
-                  std::to_string(heap_.get_free_memory()) + " of " +
-                  std::to_string(heap_.get_size()) + " bytes free)");
+      return fail(LocalFailure::kNoRoom, "no room for " + std::to_string(bytes) +
+                                             " bytes in the payload area (" +
+                                             std::to_string(heap_.get_free_memory()) + " of " +
+                                             std::to_string(heap_.get_size()) + " bytes free)");
     }
     return Buffer{{static_cast<std::byte*>(at), bytes}};
   }
@@ -131,11 +156,11 @@ class MappedClient final : public LocalClient {
   }
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
-    if (forked()) return fail(kForked);
-    if (gone_) return fail("the edge daemon is gone");
+    if (forked()) return forked_error();
+    if (gone_) return gone_error();
     if (free_slots_.empty())
-      return fail("too many requests in flight: the daemon allows " +
-                  std::to_string(slots_.size()));
+      return fail(LocalFailure::kBusy, "too many requests in flight: the daemon allows " +
+                                           std::to_string(slots_.size()));
     if (request.id.empty()) request.id = new_request_id();
     const size_t given = placed.size();
     Result<void> moved = place_large_parts(request, placed);
@@ -148,23 +173,32 @@ class MappedClient final : public LocalClient {
   }
 
   Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) override {
-    if (forked()) return fail(kForked);
-    const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
-    for (;;) {
-      if (!ready_.empty()) return take_ready();
-      if (auto taken = take_records(); !taken) return taken.error();
-      if (!ready_.empty()) return take_ready();
-      if (gone_) return fail("the edge daemon is gone");
-      const int64_t now_ns = monotonic_ns();
-      if (now_ns >= deadline_ns) return std::optional<std::pair<uint32_t, Event>>();
-      wait_for_events(deadline_ns);
+    if (forked()) return forked_error();
+    auto event = take_next(timeout_ms);
+    if (events_) rearm();
+    return event;
+  }
+
+  Result<int> event_fd() override {
+    if (forked()) return forked_error();
+    if (!events_) {
+      events_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
+      if (!events_ || !watch(my_bell_->fd()) || (!gone_ && !watch(socket_.get()))) {
+        events_.reset();
+        return fail(LocalFailure::kNoMemory,
+                    std::string("the event descriptor: ") + std::strerror(errno));
+      }
+      rearm();
     }
+    return events_.get();
   }
 
   void cancel(uint32_t handle) override {
+    if (forked()) return;
+    const std::lock_guard lock(cancel_mutex_);
     const uint32_t index = handle % kHandleSlots;
-    if (forked() || index >= slots_.size() || slots_[index].handle != handle ||
-        slots_[index].id.empty())
+    if (index >= cancellable_.size() || cancellable_[index].handle != handle ||
+        cancellable_[index].id.empty())
       return;
     // Most sessions never cancel: the channel, with its thread, begins with the first time.
     if (!control_) {
@@ -172,11 +206,51 @@ class MappedClient final : public LocalClient {
       if (!control) return;
       control_ = std::move(control).value();
     }
-    (void)control_->send(encode(Cancel{slots_[index].id, 1}));
+    (void)control_->send(encode(Cancel{cancellable_[index].id, 1}));
   }
 
  private:
   static constexpr uint32_t kHandleSlots = kSlotCountMax;
+
+  Result<std::optional<std::pair<uint32_t, Event>>> take_next(int timeout_ms) {
+    const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
+    for (;;) {
+      if (!ready_.empty()) return take_ready();
+      if (auto taken = take_records(); !taken) return taken.error();
+      if (!ready_.empty()) return take_ready();
+      if (gone_) return gone_error();
+      const int64_t now_ns = monotonic_ns();
+      if (now_ns < deadline_ns) {
+        wait_for_events(deadline_ns);
+      } else if (hung_up(now_ns)) {
+        lose_daemon();
+      } else {
+        return std::optional<std::pair<uint32_t, Event>>();
+      }
+    }
+  }
+
+  // For those who never wait: a look at the socket, no more than one in kLookNs unless somebody
+  // woke them.
+  bool hung_up(int64_t now_ns) {
+    if (!events_ && now_ns - looked_ns_ < kLookNs) return false;
+    looked_ns_ = now_ns;
+    pollfd entry{socket_.get(), POLLIN, 0};
+    return ::poll(&entry, 1, 0) > 0;
+  }
+
+  bool watch(int fd) const {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    return epoll_ctl(events_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+  }
+
+  // The event descriptor is readable exactly while there is something to take: by my own doing when
+  // it is here already, else the daemon rings for the next record.
+  void rearm() {
+    my_bell_->clear();
+    if (!ready_.empty() || gone_ || !complete_->prepare_wait()) my_bell_->ring();
+  }
 
   struct Slot {
     RequestId id;  // empty: free
@@ -184,6 +258,8 @@ class MappedClient final : public LocalClient {
     uint32_t handle = 0;
     SubmitRecord record{};   // as submitted, for the daemon's successor
     bool answering = false;  // a chunk of its answer was taken
+    uint64_t taken = 0;      // events of its answer
+    uint64_t to_skip = 0;    // of those, how many come again
     std::vector<Buffer> buffers;
   };
 
@@ -206,16 +282,18 @@ class MappedClient final : public LocalClient {
     for (const PlacedPart& part : placed) {
       if (part.message >= request.messages.size() ||
           part.part >= request.messages[part.message].parts.size()) {
-        return fail("messages[" + std::to_string(part.message) + "].parts[" +
-                    std::to_string(part.part) +
-                    "] is placed in a buffer, but the request has no such part");
+        return fail(LocalFailure::kBadArgument,
+                    "messages[" + std::to_string(part.message) + "].parts[" +
+                        std::to_string(part.part) +
+                        "] is placed in a buffer, but the request has no such part");
       }
       ContentPart& target = request.messages[part.message].parts[part.part];
       if (target.kind == ContentPart::Kind::kImage) target.bytes.assign(1, '\0');
     }
     if (placed.size() > kSpanCountMax) {
-      return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " +
-                  std::to_string(kSpanCountMax));
+      return fail(LocalFailure::kTooLarge, "a request with " + std::to_string(placed.size()) +
+                                               " large parts, allowed are " +
+                                               std::to_string(kSpanCountMax));
     }
     return {};
   }
@@ -229,8 +307,9 @@ class MappedClient final : public LocalClient {
   Result<uint32_t> post(const Request& request, const std::vector<PlacedPart>& placed) {
     const std::vector<std::byte> frame = encode(Submit{request, 1, 0});
     if (frame.size() > kFrameBytesMax) {
-      return fail("a request of " + std::to_string(frame.size()) +
-                  " bytes without its large parts, allowed are " + std::to_string(kFrameBytesMax));
+      return fail(LocalFailure::kTooLarge, "a request of " + std::to_string(frame.size()) +
+                                               " bytes without its large parts, allowed are " +
+                                               std::to_string(kFrameBytesMax));
     }
     const uint64_t spans_at = (frame.size() + 7) & ~uint64_t{7};
     Result<Buffer> area = allocate(spans_at + placed.size() * sizeof(PartSpan));
@@ -260,8 +339,9 @@ class MappedClient final : public LocalClient {
                                        std::memory_order_release);
       slot.generation = generation;
       release(*area);
-      return fail(outcome == PushOutcome::kFull ? "the submission ring is full"
-                                                : "the submission ring is broken");
+      return outcome == PushOutcome::kFull
+                 ? fail(LocalFailure::kBusy, "the submission ring is full")
+                 : fail(LocalFailure::kGone, "the submission ring is broken");
     }
     if (outcome == PushOutcome::kPushedRing) daemon_bell_->ring();
     free_slots_.pop_back();
@@ -269,7 +349,12 @@ class MappedClient final : public LocalClient {
     slot.id = request.id;
     slot.record = record;
     slot.answering = false;
+    slot.taken = slot.to_skip = 0;
     slot.handle = (generation % (UINT32_MAX / kHandleSlots)) * kHandleSlots + index;
+    {
+      const std::lock_guard lock(cancel_mutex_);
+      cancellable_[index] = {slot.handle, slot.id};
+    }
     slot.buffers = {*area};
     for (const PlacedPart& part : placed) slot.buffers.push_back(part.buffer);
     return slot.handle;
@@ -279,7 +364,7 @@ class MappedClient final : public LocalClient {
     bool ring_daemon = false;
     for (;;) {
       Result<bool> got = complete_->pop(record_, ring_daemon);
-      if (!got) return got.error();
+      if (!got) return fail(LocalFailure::kGone, got.message());
       if (!*got) break;
       if (record_.kind == kEventRecord && record_.content.size() >= sizeof(EventHeader))
         take_event(record_);
@@ -300,6 +385,11 @@ class MappedClient final : public LocalClient {
     const uint32_t handle = slot.handle;
     for (Event& event : events->events) {
       const bool end = is_end(event);
+      if (!end && slot.to_skip > 0) {
+        --slot.to_skip;
+        continue;
+      }
+      ++slot.taken;
       slot.answering = slot.answering || std::holds_alternative<TokenChunk>(event);
       ready_.emplace_back(handle, std::move(event));
       if (end) {
@@ -314,6 +404,10 @@ class MappedClient final : public LocalClient {
     for (const Buffer& buffer : slot.buffers) release(buffer);
     slot.buffers.clear();
     slot.id.clear();
+    {
+      const std::lock_guard lock(cancel_mutex_);
+      cancellable_[index].id.clear();
+    }
     segment_->slot(index).word.store(slot_word(slot.generation, SlotPhase::kFree),
                                      std::memory_order_release);
     free_slots_.push_back(index);
@@ -341,13 +435,11 @@ class MappedClient final : public LocalClient {
     if (entries[1].revents != 0) lose_daemon();
   }
 
-  // What has begun to answer ends with a typed error; the rest goes to the daemon's successor, or
-  // ends as well when none comes in time.
+  // The same daemon, when only the session was lost, goes on with everything. Its successor gets
+  // what has not begun to answer; what has ends with a typed error, and so does everything when
+  // nobody comes in time.
   void lose_daemon() {
     (void)take_records();
-    for (uint32_t index = 0; index < slots_.size(); ++index) {
-      if (slots_[index].answering) end_lost(index);
-    }
     const int64_t until_ns = monotonic_ns() + options_.reconnect_ms * kNsPerMs;
     while (monotonic_ns() < until_ns) {
       if (reconnect()) return;
@@ -375,11 +467,20 @@ class MappedClient final : public LocalClient {
     Result<Handshaken> shaken =
         shake_hands(options_, {segment_->fd(), my_bell_->fd(), daemon_bell_->fd()});
     if (!shaken) return false;
+    const bool same_daemon = shaken->welcome.boot_epoch == welcome_.boot_epoch;
     socket_ = std::move(shaken->socket);
-    welcome_ = std::move(shaken->welcome);
-    control_.reset();
+    if (events_) (void)watch(socket_.get());
+    {
+      const std::lock_guard lock(cancel_mutex_);
+      welcome_ = std::move(shaken->welcome);
+      control_.reset();
+    }
     for (uint32_t index = 0; index < slots_.size(); ++index) {
-      if (!slots_[index].id.empty() && !submit_again(index)) end_lost(index);
+      Slot& slot = slots_[index];
+      if (slot.id.empty()) continue;
+      if (!same_daemon) slot.taken = 0;
+      slot.to_skip = slot.taken;
+      if ((slot.answering && !same_daemon) || !submit_again(index)) end_lost(index);
     }
     return true;
   }
@@ -403,6 +504,17 @@ class MappedClient final : public LocalClient {
   std::unique_ptr<Segment> segment_;
   std::optional<Doorbell> my_bell_;
   std::optional<Doorbell> daemon_bell_;
+  UniqueFd events_;  // none before event_fd(): the doorbell and the socket behind one descriptor
+  int64_t looked_ns_ = 0;  // when hung_up() looked last
+
+  // What cancel() needs, from whichever thread it comes. The session's own thread writes all of it,
+  // and reads welcome_ without the lock.
+  std::mutex cancel_mutex_;
+  struct Cancellable {
+    uint32_t handle = 0;
+    RequestId id;  // empty: over
+  };
+  std::vector<Cancellable> cancellable_;    // by slot
   std::unique_ptr<ControlDialer> control_;  // none before the first cancel
   Record record_;                           // its buffer is reused
   std::optional<RingProducer> submit_;
@@ -428,16 +540,18 @@ class UnmappedClient final : public LocalClient {
   }
 
   const LocalWelcome& welcome() const override { return shaken_.welcome; }
-  Result<Buffer> allocate(uint64_t) override { return fail("this session has no shared memory"); }
+  Result<Buffer> allocate(uint64_t) override { return no_memory_here(); }
   void release(Buffer) override {}
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
-    if (!placed.empty()) return fail("this session has no shared memory");
-    if (handles_.size() >= kUnmappedRequestsMax) return fail("too many requests in flight");
+    if (!placed.empty()) return no_memory_here();
+    if (gone_) return gone_error();
+    if (handles_.size() >= kUnmappedRequestsMax)
+      return fail(LocalFailure::kBusy, "too many requests in flight");
     if (request.id.empty()) request.id = new_request_id();
     const RequestId id = request.id;
     if (!control_->send(encode(Submit{std::move(request), 1, 0})))
-      return fail("the control channel is full");
+      return fail(LocalFailure::kBusy, "the control channel is full");
     handles_[id] = ++last_handle_;
     return last_handle_;
   }
@@ -447,6 +561,8 @@ class UnmappedClient final : public LocalClient {
     while (ready_.empty()) {
       const int64_t left_ms = (deadline_ns - monotonic_ns()) / kNsPerMs;
       if (left_ms < 0) return std::optional<std::pair<uint32_t, Event>>();
+      if (gone_) return gone_error();
+      send_cancels();
       // The daemon's death shows on the socket, not on the control channel.
       const std::vector<std::byte> frame =
           control_->receive(static_cast<int>(std::clamp<int64_t>(left_ms, 0, 200)));
@@ -456,8 +572,8 @@ class UnmappedClient final : public LocalClient {
       }
       Result<SocketMessage> alive = receive_message(shaken_.socket, 0);
       if (!alive || alive->hung_up) {
-        handles_.clear();
-        return fail("the edge daemon is gone");
+        gone_ = true;
+        return gone_error();
       }
       if (left_ms == 0) return std::optional<std::pair<uint32_t, Event>>();
     }
@@ -466,13 +582,31 @@ class UnmappedClient final : public LocalClient {
     return out;
   }
 
+  Result<int> event_fd() override {
+    return fail(LocalFailure::kNoRoom,
+                "a session without shared memory has no event descriptor: wait in next()");
+  }
+
+  // The control channel belongs to the session's thread: next() sends it.
   void cancel(uint32_t handle) override {
-    for (const auto& [id, known] : handles_) {
-      if (known == handle) (void)control_->send(encode(Cancel{id, 1}));
-    }
+    const std::lock_guard lock(cancel_mutex_);
+    to_cancel_.push_back(handle);
   }
 
  private:
+  void send_cancels() {
+    std::vector<uint32_t> handles;
+    {
+      const std::lock_guard lock(cancel_mutex_);
+      handles.swap(to_cancel_);
+    }
+    for (const uint32_t handle : handles) {
+      for (const auto& [id, known] : handles_) {
+        if (known == handle) (void)control_->send(encode(Cancel{id, 1}));
+      }
+    }
+  }
+
   UnmappedClient(Handshaken shaken, std::unique_ptr<ControlDialer> control)
       : shaken_(std::move(shaken)), control_(std::move(control)) {}
 
@@ -492,6 +626,9 @@ class UnmappedClient final : public LocalClient {
 
   Handshaken shaken_;
   std::unique_ptr<ControlDialer> control_;
+  std::mutex cancel_mutex_;  // guards to_cancel_
+  std::vector<uint32_t> to_cancel_;
+  bool gone_ = false;
   std::map<RequestId, uint32_t> handles_;
   uint32_t last_handle_ = 0;
   std::deque<std::pair<uint32_t, Event>> ready_;

@@ -5,7 +5,8 @@
 // payload area, where they can be written in place (allocate) so that nothing is copied on the way
 // in.
 //
-// Threads: a LocalClient belongs to one thread at a time. After fork() it belongs to the parent
+// Threads: a LocalClient belongs to one thread at a time, but for cancel(), which any thread may
+// call while the client lives. After fork() it belongs to the parent
 // only: in the child every call is refused. Its descriptors do not survive an exec.
 #pragma once
 
@@ -29,14 +30,36 @@ struct LocalClientOptions {
   uint64_t payload_bytes = 8 << 20;  // of the payload area
   std::string client_name = "client";
   bool map_memory = true;  // false: whole requests over the control channel
-  // When the daemon goes away: how long next() waits for another one at the same path. It gets the
-  // same segment again and every request that has not begun to answer; those that have end with
-  // kNodeLost. 0: the session ends with its daemon. Mapped sessions only.
+  // When the session is lost: how long next() tries to connect again at the same path (at most a
+  // minute). 0: the session ends with its daemon. Mapped sessions only. What is guaranteed then,
+  // for every request in flight:
+  //   - It ends exactly once here, and no event of its answer comes twice or is left out.
+  //   - The same daemon (the socket was lost, the process lives) does not run it a second time: its
+  //     answer goes on where it stood. An answer of more than 256 KiB so far ends with kNodeLost.
+  //   - Another daemon at the path (a restart) runs it anew when none of its tokens have come here;
+  //     else it ends with kNodeLost. The daemon that died may have run it, unseen.
+  // A request id names one request for a minute: handed over again under the same user and id, by
+  // any session that reconnects, it gets the answer of the first; a session that still waited for
+  // it sees it end with kCancelled.
   int32_t reconnect_ms = 0;
 };
 
 // $XDG_RUNTIME_DIR/updraft/edge.sock, or /tmp/updraft-<uid>/edge.sock without a runtime directory.
 std::string default_local_socket();
+
+// What kind of failure a call of LocalClient reports (Result::kind()); the text says the rest.
+enum class LocalFailure : int {
+  kNoDaemon = 1,  // nobody listens at the path, or not any more
+  kTimeout,       // somebody listens but does not answer the handshake
+  kRefused,       // the daemon does not want this session: user, quota, version
+  kGone,          // the session has ended; its requests have, too
+  kBusy,          // as many requests in flight as may be: take events, try again
+  kNoRoom,        // the payload area is full, or there is none
+  kTooLarge,      // such a request can never be handed over
+  kBadArgument,
+  kForked,    // the session belongs to the parent process
+  kNoMemory,  // memory or descriptors of this process
+};
 
 class LocalClient {
  public:
@@ -68,10 +91,17 @@ class LocalClient {
   virtual Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed = {}) = 0;
 
   // The next event of any request, or nothing within timeout_ms (-1: wait for ever). An error: the
-  // daemon is gone; every request in flight has ended with it.
+  // daemon is gone; every request in flight has ended with it. While a lost session is being
+  // reconnected it takes up to reconnect_ms, whatever the timeout.
   virtual Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) = 0;
 
-  // Generation stops; the request still ends with one last event.
+  // For epoll, select or an event loop: readable while next(0) would give an event or an error.
+  // Wait for it, do not read it; it is made by the first call and lives as long as the client.
+  // Errors: kNoRoom without shared memory (wait in next() then).
+  virtual Result<int> event_fd() = 0;
+
+  // Generation stops; the request still ends with one last event. Any thread. Without shared memory
+  // it is sent when next() runs.
   virtual void cancel(uint32_t handle) = 0;
 };
 

@@ -100,23 +100,35 @@ const char* error_name(ErrorCode code) {
   return "internal";
 }
 
-bool says(const std::string& message, std::string_view what) {
-  return message.find(what) != std::string::npos;
-}
-
-// LocalClient's failures are sentences; their kinds are told apart here and nowhere else.
-int status_of_connect(const std::string& why) {
-  if (says(why, "the edge daemon refused")) return UPDRAFT_ERR_REFUSED;
-  if (says(why, "did not answer the handshake")) return UPDRAFT_ERR_TIMEOUT;
-  if (says(why, "socket")) return UPDRAFT_ERR_NO_DAEMON;
+int status_of(int kind) {
+  switch (static_cast<updraft::LocalFailure>(kind)) {
+    case updraft::LocalFailure::kNoDaemon:
+      return UPDRAFT_ERR_NO_DAEMON;
+    case updraft::LocalFailure::kTimeout:
+      return UPDRAFT_ERR_TIMEOUT;
+    case updraft::LocalFailure::kRefused:
+      return UPDRAFT_ERR_REFUSED;
+    case updraft::LocalFailure::kGone:
+      return UPDRAFT_ERR_LOST;
+    case updraft::LocalFailure::kBusy:
+      return UPDRAFT_ERR_BUSY;
+    case updraft::LocalFailure::kNoRoom:
+      return UPDRAFT_ERR_NO_ROOM;
+    case updraft::LocalFailure::kTooLarge:
+      return UPDRAFT_ERR_TOO_LARGE;
+    case updraft::LocalFailure::kBadArgument:
+      return UPDRAFT_ERR_INVALID;
+    case updraft::LocalFailure::kForked:
+      return UPDRAFT_ERR_FORKED;
+    case updraft::LocalFailure::kNoMemory:
+      break;
+  }
   return UPDRAFT_ERR_NO_MEMORY;
 }
-int status_of_submit(const std::string& why) {
-  if (says(why, "gone")) return UPDRAFT_ERR_LOST;
-  if (says(why, "no room for")) return UPDRAFT_ERR_NO_ROOM;
-  if (says(why, "too many requests in flight") || says(why, "is full")) return UPDRAFT_ERR_BUSY;
-  if (says(why, "is broken")) return UPDRAFT_ERR_LOST;
-  return UPDRAFT_ERR_TOO_LARGE;
+
+template <typename T>
+int refuse(const Result<T>& failed) {
+  return refuse(status_of(failed.kind()), failed.message());
 }
 
 updraft_logprob view_of(const updraft::TokenLogprob& entry) {
@@ -247,7 +259,7 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
   }
   if (session.mapped && part.bytes > kPlacedBytesMin) {
     Result<LocalClient::Buffer> piece = session.client->allocate(part.bytes);
-    if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
+    if (!piece) return refuse(piece);
     out.made.push_back(*piece);
     std::memcpy(piece->bytes.data(), data, part.bytes);
     out.parts.push_back({part.message, part.part, *piece});
@@ -276,7 +288,7 @@ int hand_over(updraft_session& session, const updraft_request& from, uint64_t* i
       *id = uint64_t{1} << 32 | *handle;  // never 0
       return UPDRAFT_OK;
     }
-    status = refuse(status_of_submit(handle.message()), handle.message());
+    status = refuse(handle);
   }
   for (const LocalClient::Buffer& piece : placement.made) session.client->release(piece);
   return status;
@@ -398,7 +410,7 @@ int updraft_connect(const char* socket_path, const char* client_name, uint64_t p
     made->born_in_fork = current_fork();
     made->mapped = options.map_memory;
     Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
-    if (!client) return refuse(status_of_connect(client.message()), client.message());
+    if (!client) return refuse(client);
     made->client = std::move(client).value();
     *session = made.release();
     return int{UPDRAFT_OK};
@@ -436,7 +448,7 @@ int updraft_allocate(updraft_session* session, uint64_t bytes, void** data) {
     if (data == nullptr || bytes == 0)
       return refuse(UPDRAFT_ERR_INVALID, "a piece of 0 bytes, or no place for its address");
     Result<LocalClient::Buffer> piece = session->client->allocate(bytes);
-    if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
+    if (!piece) return refuse(piece);
     session->buffers.emplace(piece->bytes.data(), bytes);
     *data = piece->bytes.data();
     return int{UPDRAFT_OK};
@@ -645,8 +657,11 @@ int updraft_submit(updraft_session* session, const updraft_request* request, uin
 
 int updraft_cancel(updraft_session* session, uint64_t id) {
   return guarded([&] {
-    const Visit visit(session);
-    if (!visit) return visit.status();
+    // No Visit: the thread that waits in updraft_next() need not come out for it.
+    if (session == nullptr) return refuse(UPDRAFT_ERR_INVALID, "the session is NULL");
+    if (session->born_in_fork != current_fork())
+      return refuse(UPDRAFT_ERR_FORKED,
+                    "the session was opened before fork() and belongs to the parent process");
     session->client->cancel(static_cast<uint32_t>(id));
     return int{UPDRAFT_OK};
   });
@@ -658,11 +673,20 @@ int updraft_next(updraft_session* session, int timeout_ms, const updraft_event**
     if (!visit) return visit.status();
     if (event == nullptr) return refuse(UPDRAFT_ERR_INVALID, "the place for the event is NULL");
     auto next = session->client->next(timeout_ms);
-    if (!next) return refuse(UPDRAFT_ERR_LOST, next.message());
+    if (!next) return refuse(next);
     if (!*next) return 0;
     session->show(uint64_t{1} << 32 | (*next)->first, std::move((*next)->second));
     *event = &session->view;
     return 1;
+  });
+}
+
+int updraft_fd(updraft_session* session) {
+  return guarded([&] {
+    const Visit visit(session);
+    if (!visit) return visit.status();
+    const Result<int> fd = session->client->event_fd();
+    return fd ? *fd : refuse(fd);
   });
 }
 

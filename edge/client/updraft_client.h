@@ -16,7 +16,8 @@
  * arrives as its last event (UPDRAFT_FAILED).
  *
  * Threads. A session, its requests and its buffers belong to one thread at a time; another thread
- * that enters meanwhile gets UPDRAFT_ERR_THREAD and changes nothing. Sessions are independent of
+ * that enters meanwhile gets UPDRAFT_ERR_THREAD and changes nothing. updraft_cancel() alone may be
+ * called by any thread, while the session is open. Sessions are independent of
  * each other. After fork() a session belongs to the parent: in the child every call answers
  * UPDRAFT_ERR_FORKED, and updraft_close() only forgets it. Nothing survives exec().
  *
@@ -159,7 +160,8 @@ UPDRAFT_API int updraft_request_add_prompt_ids(updraft_request* request, const i
  * the placed buffers are still the caller's. */
 UPDRAFT_API int updraft_submit(updraft_session* session, const updraft_request* request,
                                uint64_t* id);
-/* Generation stops; the request still ends with one last event. An id that has ended is ignored. */
+/* Generation stops; the request still ends with one last event. An id that has ended is ignored.
+ * Any thread; without shared memory it is sent when updraft_next() runs. */
 UPDRAFT_API int updraft_cancel(updraft_session* session, uint64_t id);
 
 /* --- answers --- */
@@ -232,6 +234,10 @@ typedef struct updraft_event {
  * Negative: an error; UPDRAFT_ERR_LOST says that the daemon is gone, after every request in flight
  * has ended with UPDRAFT_FAILED. */
 UPDRAFT_API int updraft_next(updraft_session* session, int timeout_ms, const updraft_event** event);
+/* A descriptor for poll, select, epoll or an event loop: readable while updraft_next() would return
+ * at once with an event or an error. Wait for it, do not read or close it; it is the same for the
+ * session's whole life. Negative: a status; UPDRAFT_ERR_NO_ROOM without shared memory. */
+UPDRAFT_API int updraft_fd(updraft_session* session);
 /* updraft_next() that never waits: for loops that spin or have other work. */
 UPDRAFT_API int updraft_poll(updraft_session* session, const updraft_event** event);
 

@@ -12,7 +12,8 @@
 // Nothing throws unless asked: a Result holds a value or an Error, and value() of a failed one
 // throws updraft::client::Failure.
 //
-// Threads: a session and its streams, requests and buffers belong to one thread at a time. Streams
+// Threads: a session and its streams, requests and buffers belong to one thread at a time, but for
+// Stream::cancel(), which any thread may call while stream and session live. Streams
 // must not outlive their session (they hold its shared state, so that they merely fail when they
 // do).
 #pragma once
@@ -425,6 +426,13 @@ class Session {
     auto inbox = std::make_shared<detail::Inbox>();
     core_->inboxes.emplace(id, inbox);
     return Stream(core_, std::move(inbox), id);
+  }
+  // For poll, epoll or an event loop: readable while a stream's next(0) would have something to
+  // take (updraft_fd).
+  Result<int> fd() const {
+    const int fd = updraft_fd(core_->session);
+    if (fd < 0) return last_error(fd);
+    return fd;
   }
   updraft_session* get() const { return core_->session; }
 

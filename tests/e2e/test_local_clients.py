@@ -69,6 +69,11 @@ class LocalClients(unittest.TestCase):
         done = self.run_example(sys.executable, ROOT / "edge/examples/chat.py", "--socket", "/nowhere/x", "Go back.", status=1)
         self.assertIn("/nowhere/x", done.stderr)
 
+    def test_the_asyncio_example_prints_all_answers(self):
+        questions = list(self.expected)
+        done = self.run_example(sys.executable, ROOT / "edge/examples/chat_async.py", "--socket", self.socket, *questions)
+        self.assertEqual(done.stdout, "".join(self.expected[q] + "\n" for q in questions))
+
     def test_tokens_arrive_one_by_one_and_make_the_answer(self):
         with updraft.Session(self.socket) as session:
             self.assertIn("updraft-demo", session.models)
@@ -147,7 +152,7 @@ class LocalClients(unittest.TestCase):
         session.close()
         view[:5] = b"alive"  # would be a fault if the memory were gone
         self.assertEqual(bytes(view[:5]), b"alive")
-        wait_until(lambda: self.edge.metric("updraft_local_sessions") == 1, what="the session to be counted")
+        wait_until(lambda: self.edge.metric("updraft_local_sessions") == 1, what="the session in the metrics")
         del view
         gc.collect()
         wait_until(lambda: self.edge.metric("updraft_local_sessions") == 0, what="the session's end")
@@ -203,12 +208,16 @@ class LocalClients(unittest.TestCase):
         done = self.run_example(PROGRAM, "bench", "ipc", "--smoke", "--json", "--socket", self.socket)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         through = [line for line in lines if line["test"] == "daemon"]
-        self.assertEqual([line["spins"] for line in through], [False, True])
+        self.assertEqual([line["pace"] for line in through], ["sparse", "blocking", "busy"])
         for line in through:
             self.assertGreater(line["first_token_p50_us"], line["handoff_p50_us"])
             self.assertGreater(line["handoff_p50_us"], 0)
+            self.assertGreater(line["first_step_p50_us"], 0)
+        targets = {line["name"] for line in lines if line["test"] == "target"}
+        for name in ["descriptors one way", "daemon asleep: submit to first step", "token to a sleeping client, at most"]:
+            self.assertIn(name, targets)
         self.assertEqual(lines[-1]["test"], "summary")
-        self.assertEqual({line["by"] for line in lines if "by" in line}, {"updraft", "eventfd", "unix socket", "zeromq"})
+        self.assertEqual({line["by"] for line in lines if "by" in line}, {"updraft", "cache line", "eventfd", "unix socket", "zeromq"})
 
     def test_ctrl_c_ends_a_wait(self):
         code = ("import os, signal, threading, updraft, sys\n"

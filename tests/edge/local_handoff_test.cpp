@@ -2,15 +2,20 @@
 // comes out, and a client that dies, lies or sleeps hurts only itself.
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <random>
@@ -34,9 +39,27 @@ namespace {
 // sends those named "spill" a little more than the client's ring holds, "spill-hold" without an
 // end.
 constexpr int kSpillChunks = 1050;
+constexpr int kStreamChunks = 4000;
 class EchoService final : public InferenceService {
  public:
+  void expect() override { ++expected_; }
+  int expected() const { return expected_; }
+  int submitted() const { return submitted_; }
+  // To every request that is held; an end lets it go.
+  void emit_held(const Event& event) {
+    std::map<RequestId, EventSink> sinks;
+    {
+      const std::lock_guard lock(mutex_);
+      sinks = is_end(event) ? std::exchange(held_, {}) : held_;
+    }
+    for (auto& [id, sink] : sinks) sink(event);
+  }
+  int cancelled() {
+    const std::lock_guard lock(mutex_);
+    return cancelled_;
+  }
   void submit(Request request, EventSink sink) override {
+    ++submitted_;
     Started started;
     started.node_id = "echo";
     started.tier = Tier::kEdge;
@@ -46,6 +69,7 @@ class EchoService final : public InferenceService {
       held_[request.id] = std::move(sink);
       return;
     }
+    if (request.model == "stream") return start_stream(request.id, std::move(sink));
     if (request.model == "flood" || request.model.rfind("spill", 0) == 0) {
       const int chunks = request.model == "flood" ? 4000 : kSpillChunks;
       for (int i = 0; i < chunks; ++i) {
@@ -78,7 +102,14 @@ class EchoService final : public InferenceService {
     {
       const std::lock_guard lock(mutex_);
       const auto it = held_.find(id);
-      if (it == held_.end()) return;
+      if (it == held_.end()) {
+        const auto stream = streams_.find(id);
+        if (stream == streams_.end()) return;
+        stream->second.cancelled = true;
+        ++cancelled_;
+        changed_.notify_all();
+        return;
+      }
       sink = std::move(it->second);
       held_.erase(it);
       ++cancelled_;
@@ -87,6 +118,17 @@ class EchoService final : public InferenceService {
     RequestError error;
     error.code = ErrorCode::kCancelled;
     sink(error);
+  }
+  // "stream": chunks without end or haste, on a thread of its own, while nobody pauses it.
+  void pause(const RequestId& id) override { set_paused(id, true); }
+  void resume(const RequestId& id) override { set_paused(id, false); }
+  bool wait_pauses(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return pauses_ >= count; });
+  }
+  int resumes() {
+    const std::lock_guard lock(mutex_);
+    return resumes_;
   }
   std::vector<ModelInfo> models() const override {
     ModelInfo model;
@@ -103,9 +145,60 @@ class EchoService final : public InferenceService {
     return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return cancelled_ >= count; });
   }
 
+  ~EchoService() override {
+    for (std::thread& thread : threads_) thread.join();
+  }
+
  private:
+  struct Stream {
+    bool paused = false;
+    bool cancelled = false;
+  };
+  void set_paused(const RequestId& id, bool paused) {
+    const std::lock_guard lock(mutex_);
+    const auto it = streams_.find(id);
+    if (it == streams_.end()) return;
+    it->second.paused = paused;
+    ++(paused ? pauses_ : resumes_);
+    changed_.notify_all();
+  }
+  void start_stream(const RequestId& id, EventSink sink) {
+    const std::lock_guard lock(mutex_);
+    streams_[id] = {};
+    threads_.emplace_back([this, id, sink = std::move(sink)] {
+      for (int i = 0; i < kStreamChunks; ++i) {
+        {
+          std::unique_lock lock(mutex_);
+          changed_.wait(lock, [&] { return !streams_[id].paused || streams_[id].cancelled; });
+          if (streams_[id].cancelled) break;
+        }
+        TokenChunk chunk;
+        chunk.offset = i;
+        chunk.ids = {i};
+        chunk.text = std::string(1000, 'x');
+        sink(std::move(chunk));
+        // As a model would: slow enough for somebody to say stop.
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      }
+      bool cancelled = false;
+      {
+        const std::lock_guard lock(mutex_);
+        cancelled = streams_[id].cancelled;
+        streams_.erase(id);
+      }
+      if (!cancelled) return sink(Finished{});
+      sink(error_of(ErrorCode::kCancelled, "cancelled"));
+    });
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::map<RequestId, Stream> streams_;
+  std::vector<std::thread> threads_;
+  int pauses_ = 0;
+  int resumes_ = 0;
+  std::atomic<int> expected_ = 0;
+  std::atomic<int> submitted_ = 0;
   std::atomic<bool> answers_held_ = false;
   std::map<RequestId, EventSink> held_;
   int cancelled_ = 0;
@@ -186,6 +279,7 @@ TEST_CASE("a request crosses shared memory and its answer comes back") {
   CHECK(std::get<Started>(events.front()).node_id == "echo");
   CHECK(answer(events) == "hello");
   CHECK(std::holds_alternative<Finished>(events.back()));
+  CHECK(daemon.service.expected() == 1);  // it could wake up while the request was read
 }
 
 TEST_CASE("a client without shared memory sends whole requests over the control channel") {
@@ -325,6 +419,52 @@ TEST_CASE("a full ring makes the stream wait, and nothing is missing when the cl
   CHECK(std::holds_alternative<Finished>(events.back()));
 }
 
+TEST_CASE("a slow reader's stream pauses and goes on until every token is there") {
+  Daemon daemon;
+  const auto slow = daemon.client();
+  const auto sibling = daemon.client();
+  const Result<uint32_t> handle = slow->submit(chat("x", "stream"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.service.wait_pauses(1));
+  // It stands, and everybody else is served.
+  const Result<uint32_t> other = sibling->submit(chat("unharmed"));
+  REQUIRE(other.ok());
+  CHECK(answer(collect(*sibling, *other)) == "unharmed");
+  CHECK(daemon.service.resumes() == 0);
+  int next_offset = 0;
+  bool ended = false;
+  while (!ended) {
+    auto next = slow->next(30000);
+    REQUIRE(next.ok());
+    REQUIRE(next->has_value());
+    const Event& event = (*next)->second;
+    if (const auto* chunk = std::get_if<TokenChunk>(&event)) {
+      REQUIRE(chunk->offset == next_offset);
+      ++next_offset;
+    }
+    REQUIRE_FALSE(std::holds_alternative<RequestError>(event));
+    ended = is_end(event);
+  }
+  // Four times what ring and backlog hold together: it had to stop and was let go on.
+  CHECK(next_offset == kStreamChunks);
+  CHECK(daemon.service.resumes() >= 1);
+}
+
+TEST_CASE("a paused stream whose client never reads ends with the typed error") {
+  LocalServerConfig config;
+  config.stall_ms = 50;
+  Daemon daemon(config);
+  const auto sleeper = daemon.client();
+  const Result<uint32_t> handle = sleeper->submit(chat("x", "stream"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.service.wait_pauses(1));
+  REQUIRE(daemon.service.wait_cancelled(1));
+  const std::vector<Event> events = collect(*sleeper, *handle);
+  const auto* error = std::get_if<RequestError>(&events.back());
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kOverloaded);
+}
+
 TEST_CASE("a client that stopped reading loses its stream after the stall's limit") {
   LocalServerConfig config;
   config.stall_ms = 50;
@@ -412,6 +552,136 @@ TEST_CASE(
   CHECK(std::holds_alternative<RequestError>(collect(*client, *again).back()));
 }
 
+namespace {
+
+// Shuts this process's connections to the daemon, as if they had been lost.
+void cut_connections(const std::string& path) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int fd = std::atoi(entry.path().filename().c_str());
+    sockaddr_un peer{};
+    socklen_t bytes = sizeof peer;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) != 0) continue;
+    if (peer.sun_family == AF_UNIX && bytes > sizeof(sa_family_t) && path == peer.sun_path)
+      shutdown(fd, SHUT_RDWR);
+  }
+}
+
+TokenChunk chunk_at(int32_t offset) {
+  TokenChunk chunk;
+  chunk.offset = offset;
+  chunk.ids = {offset};
+  chunk.text = std::to_string(offset);
+  return chunk;
+}
+
+}  // namespace
+
+TEST_CASE("a client that lost its session goes on with the same daemon, which runs nothing twice") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 30000);
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  std::string text;
+  int ends = 0;
+  const auto read = [&](size_t until_bytes) {
+    while (text.size() < until_bytes && ends == 0) {
+      auto next = client->next(10000);
+      REQUIRE_MESSAGE(next.ok(), next.message());
+      REQUIRE(next->has_value());
+      if (const auto* chunk = std::get_if<TokenChunk>(&(*next)->second)) text += chunk->text;
+      REQUIRE_FALSE(std::holds_alternative<RequestError>((*next)->second));
+      ends += is_end((*next)->second) ? 1 : 0;
+    }
+  };
+  daemon.service.emit_held(chunk_at(0));
+  read(1);
+  for (int round = 1; round <= 3; ++round) {
+    // Lost in the middle of the answer; it goes on while nobody is there.
+    cut_connections(daemon.dir.file("edge.sock"));
+    REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+    daemon.service.emit_held(chunk_at(2 * round - 1));
+    read(static_cast<size_t>(2 * round));
+    daemon.service.emit_held(chunk_at(2 * round));
+    read(static_cast<size_t>(2 * round) + 1);
+  }
+  cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+  daemon.service.emit_held(Finished{});
+  read(100);
+  CHECK(text == "0123456");
+  CHECK(ends == 1);
+  CHECK(daemon.service.submitted() == 1);
+  CHECK(daemon.service.cancelled() == 0);
+  CHECK(daemon.server->stats().requests_in_flight == 0);
+  // And on with the next.
+  const Result<uint32_t> again = client->submit(chat("awake"));
+  REQUIRE(again.ok());
+  CHECK(answer(collect(*client, *again)) == "awake");
+}
+
+TEST_CASE("requests whose client does not come back in time are cancelled") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 100);
+  REQUIRE(client->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  cut_connections(daemon.dir.file("edge.sock"));
+  CHECK(daemon.service.wait_cancelled(1));
+}
+
+TEST_CASE("a client that could come back and says that it will not is believed at once") {
+  Daemon daemon;
+  auto client = daemon.client(true, 60000);
+  REQUIRE(client->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  client.reset();
+  CHECK(daemon.service.wait_cancelled(1));  // within 10 s, not after a minute
+}
+
+TEST_CASE("a killed client that could have come back is reclaimed within a second") {
+  Daemon daemon;
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto client = daemon.client(true, 60000);
+    if (!client->submit(chat("x", "hold"))) _exit(2);
+    pause();
+  }
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  const int64_t killed_ns = monotonic_ns();
+  kill(child, SIGKILL);
+  REQUIRE(daemon.service.wait_cancelled(1));
+  CHECK(monotonic_ns() - killed_ns < kNsPerSecond);
+  waitpid(child, nullptr, 0);
+}
+
+TEST_CASE("the same request handed over by two sessions runs once, and is answered to the second") {
+  Daemon daemon;
+  const auto first = daemon.client(true, 30000);
+  const auto second = daemon.client(true, 30000);
+  Request request = chat("x", "hold");
+  request.id = "one-and-the-same";
+  const Result<uint32_t> before = first->submit(request);
+  REQUIRE(before.ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
+  daemon.service.emit_held(chunk_at(0));
+  const Result<uint32_t> after = second->submit(request);
+  REQUIRE(after.ok());
+  CHECK(std::get<RequestError>(collect(*first, *before).back()).code == ErrorCode::kCancelled);
+  daemon.service.emit_held(chunk_at(1));
+  daemon.service.emit_held(Finished{});
+  const std::vector<Event> events = collect(*second, *after);
+  CHECK(std::holds_alternative<Started>(events.front()));
+  CHECK(answer(events) == "01");
+  CHECK(std::holds_alternative<Finished>(events.back()));
+  CHECK(daemon.service.submitted() == 1);
+  CHECK(daemon.service.cancelled() == 0);
+  // Once more after its end: from what is known.
+  const Result<uint32_t> late = first->submit(request);
+  REQUIRE(late.ok());
+  CHECK(answer(collect(*first, *late)) == "01");
+  CHECK(daemon.service.submitted() == 1);
+}
+
 TEST_CASE("a daemon that does not come back is an error after the time to wait for it") {
   Daemon daemon;
   const auto client = daemon.client(true, 50);
@@ -431,13 +701,172 @@ TEST_CASE("after a fork the session stays the parent's, and the child is told so
   if (child == 0) {
     const auto refused = client->submit(chat("from the child"));
     const bool told = refused.message().find("belongs to the parent process") != std::string::npos;
-    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() ? 0 : 1);
+    _exit(told && !client->next(0).ok() && !client->allocate(64).ok() && !client->event_fd().ok()
+              ? 0
+              : 1);
   }
   int status = 0;
   REQUIRE(waitpid(child, &status, 0) == child);
   CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
   client->cancel(*held);
   CHECK(std::get<RequestError>(collect(*client, *held).back()).code == ErrorCode::kCancelled);
+}
+
+TEST_CASE("the event descriptor is readable exactly while there is something to take") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  const Result<int> fd = client->event_fd();
+  REQUIRE_MESSAGE(fd.ok(), fd.message());
+  CHECK(*client->event_fd() == *fd);
+  const auto readable = [&](int timeout_ms) {
+    pollfd entry{*fd, POLLIN, 0};
+    return ::poll(&entry, 1, timeout_ms) == 1;
+  };
+  const auto take = [&] {
+    auto next = client->next(0);
+    REQUIRE_MESSAGE(next.ok(), next.message());
+    return std::move(*next);
+  };
+  CHECK_FALSE(readable(0));
+  for (int round = 0; round < 50; ++round) {
+    REQUIRE(client->submit(chat("hello")).ok());
+    // Waits with the descriptor alone; each time it is readable there is an event, and not before.
+    for (bool ended = false; !ended;) {
+      REQUIRE(readable(10000));
+      const auto event = take();
+      REQUIRE(event.has_value());
+      ended = is_end(event->second);
+    }
+    CHECK_FALSE(readable(0));
+    CHECK_FALSE(take().has_value());
+    CHECK_FALSE(readable(0));
+  }
+  // An end that nobody waits for in next() is told as well, and stays.
+  daemon.server.reset();
+  REQUIRE(readable(10000));
+  CHECK(client->next(0).kind() == static_cast<int>(LocalFailure::kGone));
+  CHECK(readable(0));
+}
+
+TEST_CASE("the event descriptor survives a lost session") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 30000);
+  const int fd = client->event_fd().value();
+  const auto readable = [&](int timeout_ms) {
+    pollfd entry{fd, POLLIN, 0};
+    return ::poll(&entry, 1, timeout_ms) == 1;
+  };
+  cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(readable(10000));
+  const auto nothing = client->next(0);
+  REQUIRE_MESSAGE(nothing.ok(), nothing.message());
+  CHECK_FALSE(nothing->has_value());
+  CHECK_FALSE(readable(0));
+  REQUIRE(client->submit(chat("again")).ok());
+  CHECK(readable(10000));
+  // And of the new session's end it tells, too.
+  daemon.server.reset();
+  CHECK(readable(10000));
+}
+
+TEST_CASE("who only ever looks learns of the daemon's end") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  daemon.server.reset();
+  CHECK(daemon.eventually([&] { return !client->next(0).ok(); }));
+}
+
+TEST_CASE("cancel comes from any thread, while the session's own waits") {
+  for (const bool mapped : {true, false}) {
+    CAPTURE(mapped);
+    Daemon daemon;
+    const auto client = daemon.client(mapped);
+    std::vector<uint32_t> handles;
+    for (int i = 0; i < 40; ++i)
+      handles.push_back(std::move(client->submit(chat("x", "hold"))).value());
+    REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 40; }));
+    std::vector<std::thread> threads;
+    for (size_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = t; i < handles.size(); i += 4) {
+          client->cancel(handles[i]);
+          client->cancel(handles[i] + 1);  // no such request
+        }
+      });
+    }
+    for (int ends = 0; ends < 40;) {
+      auto next = client->next(10000);
+      REQUIRE(next.ok());
+      REQUIRE(next->has_value());
+      if (!is_end((*next)->second)) continue;
+      CHECK(std::get<RequestError>((*next)->second).code == ErrorCode::kCancelled);
+      ++ends;
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
+TEST_CASE("failures tell their kind") {
+  const auto kind = [](LocalFailure failure) { return static_cast<int>(failure); };
+  LocalServerConfig config;
+  config.sessions_max = 1;
+  Daemon daemon(config);
+  LocalClientOptions options;
+  options.socket_path = "/tmp/updraft-no-such-daemon.sock";
+  CHECK(LocalClient::connect(options).kind() == kind(LocalFailure::kNoDaemon));
+  const auto client = daemon.client();
+  options.socket_path = daemon.dir.file("edge.sock");
+  CHECK(LocalClient::connect(options).kind() == kind(LocalFailure::kRefused));
+  CHECK(client->allocate(0).kind() == kind(LocalFailure::kBadArgument));
+  CHECK(client->allocate(4 << 20).kind() == kind(LocalFailure::kNoRoom));
+  CHECK(client->submit(chat(std::string(4 << 20, 'x'))).kind() == kind(LocalFailure::kNoRoom));
+  Request many = chat("x");
+  many.messages[0].parts.resize(300'000);
+  CHECK(client->submit(many).kind() == kind(LocalFailure::kTooLarge));
+  const Result<LocalClient::Buffer> buffer = client->allocate(64);
+  CHECK(client->submit(chat("x"), {{7, 0, *buffer}}).kind() == kind(LocalFailure::kBadArgument));
+  for (int i = 0; i < 64; ++i) REQUIRE(client->submit(chat("x", "hold")).ok());
+  CHECK(client->submit(chat("x")).kind() == kind(LocalFailure::kBusy));
+  daemon.server.reset();
+  while (client->next(10000).ok()) {
+  }
+  CHECK(client->next(0).kind() == kind(LocalFailure::kGone));
+  CHECK(client->submit(chat("x")).kind() == kind(LocalFailure::kGone));
+}
+
+TEST_CASE("nothing of a session survives an exec") {
+  Daemon daemon;
+  const auto client = daemon.client();
+  REQUIRE(client->event_fd().ok());
+  const Result<uint32_t> handle = client->submit(chat("x", "hold"));
+  REQUIRE(handle.ok());
+  client->cancel(*handle);  // and the control channel's
+  (void)collect(*client, *handle);
+  int out[2];
+  REQUIRE(pipe(out) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(out[1], STDOUT_FILENO);
+    close(out[0]);
+    execl("/bin/sh", "sh", "-c",
+          "for f in /proc/self/fd/*; do readlink $f; done; cat /proc/self/maps",
+          static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  close(out[1]);
+  std::string seen;
+  char buffer[4096];
+  for (ssize_t got = 0; (got = read(out[0], buffer, sizeof buffer)) > 0;)
+    seen.append(buffer, static_cast<size_t>(got));
+  close(out[0]);
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(seen.find("[stack]") != std::string::npos);  // it looked
+  for (const char* what : {"updraft-session", "eventfd", "eventpoll", "socket:", "pidfd"}) {
+    CAPTURE(what);
+    CHECK(seen.find(what) == std::string::npos);
+  }
 }
 
 TEST_CASE("sessions and memory are limited, and the refusal says so") {
@@ -466,7 +895,7 @@ TEST_CASE("no daemon at the path is one clear line") {
             "is `updraft edge` or `updraft up` running?") != std::string::npos);
 }
 
-// --- a client that does not keep to the protocol ---
+// --- a client that speaks the protocol by hand ---
 
 namespace {
 
@@ -500,6 +929,26 @@ struct HostileClient {
 };
 
 }  // namespace
+
+TEST_CASE("a daemon told to stay awake takes the next request without a doorbell") {
+  LocalServerConfig config;
+  config.spin_us = 60'000'000;
+  Daemon daemon(config);
+  HostileClient client(daemon.dir.file("edge.sock"));
+  RingProducer producer(client.segment->submit_ring());
+  for (uint32_t generation = 1; generation <= 3; ++generation) {
+    client.segment->slot(0).word.store(slot_word(generation, SlotPhase::kFilled));
+    // Refused, because it names no frame; that is an answer, too.
+    const SubmitRecord record{0, generation, 0, 16, 0, 0};
+    const PushOutcome pushed = producer.push(kSubmitRecord, std::as_bytes(std::span(&record, 1)));
+    // The first one may meet a sleeper; all others find the daemon looking.
+    if (generation == 1)
+      client.theirs->ring();
+    else
+      CHECK(pushed == PushOutcome::kPushed);
+    REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_taken == generation; }));
+  }
+}
 
 TEST_CASE("another ABI version is refused with both versions") {
   Daemon daemon;

@@ -9,10 +9,12 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <tuple>
 
 #include "common/base/clock.h"
+#include "common/ipc/unix_socket.h"
 #include "edge/client/local_client.h"
 
 namespace updraft {
@@ -41,6 +43,7 @@ class Server {
     pair.serve(test);
     _exit(0);
   }
+  pid_t pid() const { return pid_; }
   ~Server() {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
@@ -63,12 +66,30 @@ double quantile_us(std::vector<int64_t>& sorted_ns, double share) {
   return static_cast<double>(sorted_ns[index]) / kNsPerUs;
 }
 
+// The share of a core that a process takes while this one sleeps.
+Result<double> cpu_share_of(pid_t pid, int64_t for_ns) {
+  clockid_t clock{};
+  if (const int error = clock_getcpuclockid(pid, &clock); error != 0)
+    return fail("processor time of process " + std::to_string(pid) + ": " + std::strerror(error));
+  const auto used_ns = [clock] {
+    timespec used{};
+    clock_gettime(clock, &used);
+    return used.tv_sec * kNsPerSecond + used.tv_nsec;
+  };
+  const int64_t before_ns = used_ns();
+  const int64_t begin_ns = monotonic_ns();
+  usleep(static_cast<useconds_t>(for_ns / kNsPerUs));
+  return static_cast<double>(used_ns() - before_ns) /
+         static_cast<double>(monotonic_ns() - begin_ns);
+}
+
 bool one_way(IpcTest test) { return test == IpcTest::kFill || test == IpcTest::kRate; }
 
 struct Sample {
   double p50_us = 0;
   double p99_us = 0;
   double per_s = 0;
+  double cpu_share = 0;
 };
 
 Sample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
@@ -92,7 +113,7 @@ Sample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t 
   const double total_s = static_cast<double>(before_ns - begin_ns) / kNsPerSecond;
   std::sort(ns.begin(), ns.end());
   return {quantile_us(ns, 0.5), quantile_us(ns, 0.99),
-          sparse ? 0 : static_cast<double>(ns.size()) / total_s};
+          sparse ? 0 : static_cast<double>(ns.size()) / total_s, 0};
 }
 
 Sample measure_one_way(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
@@ -104,7 +125,7 @@ Sample measure_one_way(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budg
     const int64_t ns = monotonic_ns() - begin_ns;
     if (ns >= budget_ns / 2) {
       const double each_us = static_cast<double>(ns) / static_cast<double>(count) / kNsPerUs;
-      return {each_us, 0, 1e6 / each_us};
+      return {each_us, 0, 1e6 / each_us, 0};
     }
     count *= 2;
   }
@@ -131,15 +152,24 @@ Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
     if (!pair) return pair.error(peers[peer].name);
     const Server server(**pair, test, config.server_core);
     (*pair)->start_client();
+    if (test == IpcTest::kIdle) {
+      (*pair)->round_trip(test, bytes);  // the server is up, and has been busy before
+      usleep(2000);
+      const Result<double> share = cpu_share_of(server.pid(), 4 * config.sample_ns);
+      if (!share) return share.error(peers[peer].name);
+      samples[{test, bytes, peer}].push_back({0, 0, 0, *share});
+      return {};
+    }
     samples[{test, bytes, peer}].push_back(
         one_way(test) ? measure_one_way(**pair, test, bytes, config.sample_ns)
                       : measure_round_trips(**pair, test, bytes, config.sample_ns));
     return {};
   };
   for (int round = 0; round < config.rounds; ++round) {
-    for (const IpcTest test :
-         {IpcTest::kHand, IpcTest::kSparse, IpcTest::kEcho, IpcTest::kFill, IpcTest::kRate}) {
-      const bool small_only = test == IpcTest::kSparse || test == IpcTest::kRate;
+    for (const IpcTest test : {IpcTest::kHand, IpcTest::kSparse, IpcTest::kEcho, IpcTest::kFill,
+                               IpcTest::kRate, IpcTest::kIdle}) {
+      const bool small_only =
+          test == IpcTest::kSparse || test == IpcTest::kRate || test == IpcTest::kIdle;
       for (const uint64_t bytes : small_only ? std::vector<uint64_t>{64} : config.bytes) {
         for (size_t peer = 0; peer < peers.size(); ++peer) {
           const auto& tests = peers[peer].tests;
@@ -157,15 +187,17 @@ Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
     line.peer = peers[key.peer].name;
     line.spins = peers[key.peer].spins;
     line.bytes = key.bytes;
-    std::vector<double> p50, p99, rate;
+    std::vector<double> p50, p99, rate, share;
     for (const Sample& run : runs) {
       p50.push_back(run.p50_us);
       p99.push_back(run.p99_us);
       rate.push_back(run.per_s);
+      share.push_back(run.cpu_share);
     }
     line.p50_us = median(p50);
     line.p99_us = median(p99);
     line.per_s = median(rate);
+    line.cpu_share = median(share);
     if (key.test == IpcTest::kEcho || key.test == IpcTest::kFill) {
       const double ways = key.test == IpcTest::kEcho ? 2 : 1;
       line.gb_per_s = ways * static_cast<double>(key.bytes) / line.p50_us / 1e3;
@@ -175,14 +207,26 @@ Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
   return lines;
 }
 
-Result<DaemonLine> run_daemon_bench(const std::string& socket_path, bool spins, int requests) {
+const char* daemon_pace_name(DaemonPace pace) {
+  switch (pace) {
+    case DaemonPace::kBusy:
+      return "busy";
+    case DaemonPace::kSparse:
+      return "sparse";
+    case DaemonPace::kBlocking:
+      return "blocking";
+  }
+  return "?";
+}
+
+Result<DaemonLine> run_daemon_bench(const std::string& socket_path, DaemonPace pace, int requests) {
   LocalClientOptions options;
   options.socket_path = socket_path;
   options.client_name = "updraft bench ipc";
   Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
   if (!client) return client.error();
   if ((*client)->welcome().models.empty()) return fail("the edge daemon serves no model");
-  std::vector<int64_t> first_ns, handoff_ns;
+  std::vector<int64_t> step_ns, token_ns, handoff_ns;
   for (int i = 0; i < requests; ++i) {
     Request request;
     request.model = (*client)->welcome().models.front().id;
@@ -191,34 +235,53 @@ Result<DaemonLine> run_daemon_bench(const std::string& socket_path, bool spins, 
     ContentPart part;
     part.text = "Go back.";
     request.messages.push_back({"user", {part}});
-    if (!spins) usleep(static_cast<useconds_t>(kSparsePauseNs / kNsPerUs));
+    if (pace != DaemonPace::kBusy) usleep(static_cast<useconds_t>(kSparsePauseNs / kNsPerUs));
     const int64_t begin_ns = monotonic_ns();
     const Result<uint32_t> handle = (*client)->submit(std::move(request));
     if (!handle) return handle.error();
-    int64_t token_ns = 0;
+    int64_t started_ns = 0, first_ns = 0;
     for (bool ended = false; !ended;) {
-      auto next = (*client)->next(spins ? 0 : 10'000);
+      auto next = (*client)->next(pace == DaemonPace::kBlocking ? 10'000 : 0);
       if (!next) return next.error();
       if (!*next) continue;
       const Event& event = (*next)->second;
-      if (std::holds_alternative<TokenChunk>(event) && token_ns == 0)
-        token_ns = monotonic_ns() - begin_ns;
+      const int64_t since_ns = monotonic_ns() - begin_ns;
+      if (std::holds_alternative<Started>(event) && started_ns == 0) started_ns = since_ns;
+      if (std::holds_alternative<TokenChunk>(event) && first_ns == 0) first_ns = since_ns;
       if (const auto* error = std::get_if<RequestError>(&event)) return fail(error->message);
       if (const auto* finished = std::get_if<Finished>(&event)) {
         ended = true;
-        first_ns.push_back(token_ns);
-        handoff_ns.push_back(token_ns - finished->timings.first_token_ns);
+        const Timings& node = finished->timings;
+        step_ns.push_back(started_ns);
+        token_ns.push_back(first_ns);
+        handoff_ns.push_back(first_ns - (node.first_token_ns - node.queued_ns));
       }
     }
   }
-  std::sort(first_ns.begin(), first_ns.end());
-  std::sort(handoff_ns.begin(), handoff_ns.end());
-  return DaemonLine{spins,
+  for (auto* all : {&step_ns, &token_ns, &handoff_ns}) std::sort(all->begin(), all->end());
+  return DaemonLine{pace,
                     requests,
-                    quantile_us(first_ns, 0.5),
-                    quantile_us(first_ns, 0.99),
+                    quantile_us(step_ns, 0.5),
+                    quantile_us(step_ns, 0.99),
+                    quantile_us(token_ns, 0.5),
+                    quantile_us(token_ns, 0.99),
                     quantile_us(handoff_ns, 0.5),
                     quantile_us(handoff_ns, 0.99)};
+}
+
+Result<double> measure_idle_daemon(const std::string& socket_path, int64_t for_ns) {
+  LocalClientOptions options;
+  options.socket_path = socket_path;
+  options.client_name = "updraft bench ipc";
+  Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
+  if (!client) return client.error();
+  // A connection of its own tells who listens.
+  const Result<ipc::UniqueFd> socket = ipc::connect_unix(socket_path);
+  if (!socket) return socket.error();
+  const Result<ipc::PeerCredentials> daemon = ipc::peer_credentials(*socket);
+  if (!daemon) return daemon.error();
+  usleep(100'000);  // what the handshakes left to do is done
+  return cpu_share_of(daemon->pid, for_ns);
 }
 
 }  // namespace updraft

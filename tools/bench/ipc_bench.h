@@ -19,6 +19,7 @@ enum class IpcTest : uint8_t {
   kEcho,    // round trip; the payload is written, returned by the server, read
   kFill,    // one way, several under way; the payload is written and read
   kRate,    // one way, as many descriptors as go
+  kIdle,    // the server waits and nothing comes: the processor time that it takes
 };
 const char* ipc_test_name(IpcTest test);
 
@@ -59,22 +60,36 @@ struct IpcLine {
   double p50_us = 0;  // medians of the rounds; one way: time per payload
   double p99_us = 0;  // 0: one way
   double per_s = 0;
-  double gb_per_s = 0;  // payload, both ways counted for kEcho; 0 where it does not move
+  double gb_per_s = 0;   // payload, both ways counted for kEcho; 0 where it does not move
+  double cpu_share = 0;  // kIdle: of one core, by the server
 };
 
 // Runs every peer's tests, peers next to each other inside a round. Errors: a core that is not
 // there, shared memory.
 Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config);
 
-// The handoff through a running edge daemon at `socket_path`, client side.
-struct DaemonLine {
-  bool spins = false;
-  int requests = 0;
-  double first_token_p50_us = 0;  // submit() to the first token in the client's hands
-  double first_token_p99_us = 0;
-  double handoff_p50_us = 0;  // that without what the node says it needed: both ways of the handoff
-  double handoff_p99_us = 0;
+// The handoff through a running edge daemon, client side, with requests for one token.
+enum class DaemonPace : uint8_t {
+  kBusy,      // one request right after the other, the client spins
+  kSparse,    // 1 ms of silence before each: the daemon sleeps; the client spins
+  kBlocking,  // the same, and the client sleeps until an event comes
 };
-Result<DaemonLine> run_daemon_bench(const std::string& socket_path, bool spins, int requests);
+const char* daemon_pace_name(DaemonPace pace);
+
+struct DaemonLine {
+  DaemonPace pace = DaemonPace::kBusy;
+  int requests = 0;
+  // submit() until the first step that works on it, as the Started event told the client; with
+  // kBlocking its own wake-up is in it.
+  double first_step_p50_us = 0, first_step_p99_us = 0;
+  double first_token_p50_us = 0, first_token_p99_us = 0;  // submit() until the token is there
+  // That without the time from the first step to the token by the node's clock: both ways of the
+  // handoff.
+  double handoff_p50_us = 0, handoff_p99_us = 0;
+};
+Result<DaemonLine> run_daemon_bench(const std::string& socket_path, DaemonPace pace, int requests);
+
+// The share of one core that the daemon at `socket_path` takes while one session is open and idle.
+Result<double> measure_idle_daemon(const std::string& socket_path, int64_t for_ns);
 
 }  // namespace updraft

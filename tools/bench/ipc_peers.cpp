@@ -1,11 +1,14 @@
-// The channels that are compared: Updraft's segment and rings, raw eventfd, a Unix socket, ZeroMQ.
+// The channels that are compared: Updraft's segment and rings, raw eventfd, a Unix socket, ZeroMQ,
+// and one cache line between the cores.
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <zmq.h>
 
+#include <atomic>
 #include <cstring>
+#include <new>
 #include <optional>
 
 #include "common/base/check.h"
@@ -88,7 +91,8 @@ class RingPair final : public IpcPair {
       UPDRAFT_CHECK(span.has_value(), "the descriptor lies outside the payload area");
       if (test == IpcTest::kFill) read_lines(span->data(), d.bytes);
       if (test == IpcTest::kEcho) std::memcpy(base + d.offset + d.bytes, span->data(), d.bytes);
-      if (test == IpcTest::kHand || test == IpcTest::kSparse) touch(base + d.offset);
+      if (test == IpcTest::kHand || test == IpcTest::kSparse || test == IpcTest::kIdle)
+        touch(base + d.offset);
       if (d.wants_answer != 0) give(out, client_bell_, d);
     }
   }
@@ -198,6 +202,38 @@ class RingPair final : public IpcPair {
   std::optional<RingProducer> submit_;
   std::optional<RingConsumer> complete_;
   uint64_t sequence_ = 0;
+};
+
+// The floor of every channel that spins: one cache line to the other core, one back.
+class LinePair final : public IpcPair {
+ public:
+  LinePair()
+      : lines_(static_cast<Line*>(mmap(nullptr, 2 * sizeof(Line), PROT_READ | PROT_WRITE,
+                                       MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
+    UPDRAFT_CHECK(lines_ != MAP_FAILED);
+    new (lines_) Line[2]{};
+  }
+  ~LinePair() override { munmap(lines_, 2 * sizeof(Line)); }
+  void serve(IpcTest) override {
+    for (uint64_t turn = 1;; ++turn) bounce(lines_[0], lines_[1], turn);
+  }
+  void round_trip(IpcTest, uint64_t) override {
+    ++turn_;
+    // Pairs with the acquire in the server's bounce().
+    lines_[0].word.store(turn_, std::memory_order_release);
+    while (lines_[1].word.load(std::memory_order_acquire) != turn_) relax();
+  }
+
+ private:
+  struct Line {
+    alignas(kLine) std::atomic<uint64_t> word;
+  };
+  static void bounce(const Line& in, Line& out, uint64_t turn) {
+    while (in.word.load(std::memory_order_acquire) != turn) relax();
+    out.word.store(turn, std::memory_order_release);
+  }
+  Line* const lines_;
+  uint64_t turn_ = 0;
 };
 
 // The floor of every channel that sleeps: two counters in the kernel, no payload.
@@ -337,6 +373,8 @@ const char* ipc_test_name(IpcTest test) {
       return "fill";
     case IpcTest::kRate:
       return "rate";
+    case IpcTest::kIdle:
+      return "idle";
   }
   return "?";
 }
@@ -348,7 +386,13 @@ std::vector<IpcPeer> ipc_peers() {
   };
   return {
       {"updraft", true, {kHand, kEcho, kFill, kRate}, ring(true)},
-      {"updraft", false, {kHand, kSparse, kEcho, kFill, kRate}, ring(false)},
+      {"updraft", false, {kHand, kSparse, kEcho, kFill, kRate, kIdle}, ring(false)},
+      {"cache line",
+       true,
+       {kHand},
+       [](uint64_t) -> Result<std::unique_ptr<IpcPair>> {
+         return std::unique_ptr<IpcPair>(new LinePair);
+       }},
       {"eventfd",
        false,
        {kHand, kSparse},

@@ -81,3 +81,35 @@ TEST_CASE("a reserved value gets in when the mailbox is full, but not when it is
   box.close();
   CHECK_FALSE(box.push_reserved(4));
 }
+
+TEST_CASE("a nudge wakes a receiver that waits, without a value, and is kept for one that comes") {
+  Mailbox<int> box(4);
+  box.nudge();
+  // Without the nudge these would wait for an hour.
+  CHECK_FALSE(box.wait_pop(std::chrono::hours(1)).has_value());
+  std::thread receiver([&] { CHECK_FALSE(box.wait_pop(std::chrono::hours(1)).has_value()); });
+  box.nudge();
+  receiver.join();
+  CHECK(box.push(1));
+  CHECK(box.wait_pop(std::chrono::hours(1)) == 1);
+}
+
+TEST_CASE("a look without the lock tells of values and of the end") {
+  Mailbox<int> box(4);
+  CHECK_FALSE(box.maybe_ready());
+  CHECK(box.push(1));
+  CHECK(box.push(2));
+  CHECK(box.maybe_ready());
+  CHECK(box.try_pop() == 1);
+  CHECK(box.maybe_ready());
+  CHECK(box.drain().size() == 1);
+  CHECK_FALSE(box.maybe_ready());
+  CHECK(box.push_reserved(3));
+  CHECK(box.maybe_ready());
+  CHECK(box.try_pop() == 3);
+  CHECK_FALSE(box.maybe_ready());
+  box.close();
+  CHECK(box.maybe_ready());
+  CHECK(box.drain().empty());
+  CHECK(box.maybe_ready());
+}

@@ -14,6 +14,7 @@
 #include <regex>
 #include <set>
 
+#include "common/base/clock.h"
 #include "tests/common/engine/engine_runner.h"
 #include "tests/common/engine/memory_model.h"
 #include "tests/support/shared_data.h"
@@ -400,6 +401,79 @@ TEST_CASE("an idle engine uses no CPU time") {
   const long before = cpu_us();
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   CHECK(cpu_us() - before < 30'000);
+}
+
+TEST_CASE("a paused sequence stands still while others end, and gives the same tokens afterwards") {
+  const auto model = random_model(small_hyperparameters(), 3);
+  const auto engine = open_engine(small_engine(), model);
+  const std::vector<int32_t> alone = run_all(*engine, {greedy_request(1, {1, 2, 3}, 60)})[0];
+  const auto slow = std::make_shared<Recorder>();
+  // Paused from inside, at its tenth token.
+  slow->keep_going = [&](const Recorder& recorder) {
+    if (recorder.tokens.size() == 10) engine->pause(2);
+    return true;
+  };
+  REQUIRE(engine->submit(greedy_request(2, {1, 2, 3}, 60), slow));
+  REQUIRE(slow->wait_tokens(10));
+  // Others run from begin to end meanwhile; it gets at most the tokens of the step it was paused
+  // in.
+  run_all(*engine, {greedy_request(3, {4, 5}, 40), greedy_request(4, {6}, 40)});
+  const size_t stood_at = slow->ids().size();
+  CHECK(stood_at <= 10 + 16 + 1);
+  run_all(*engine, {greedy_request(5, {7, 8}, 40)});
+  CHECK(slow->ids().size() == stood_at);
+  CHECK(slow->ends == 0);
+  engine->resume(2);
+  REQUIRE(slow->wait_end());
+  CHECK(slow->ids() == alone);
+  CHECK(slow->starts == 1);
+}
+
+TEST_CASE(
+    "an engine whose sequences are all paused sleeps, and wakes for a cancel and a deadline") {
+  const auto engine = open_engine(small_engine(), random_model(small_hyperparameters(), 3));
+  const auto cancelled = std::make_shared<Recorder>();
+  const auto late = std::make_shared<Recorder>();
+  for (const auto& [id, recorder] : {std::pair(1, cancelled), std::pair(2, late)}) {
+    recorder->keep_going = [&engine, id](const Recorder&) {
+      engine->pause(static_cast<uint64_t>(id));
+      return true;
+    };
+    SequenceRequest request = greedy_request(static_cast<uint64_t>(id), {1, 2}, 100);
+    if (id == 2) request.deadline_ns = monotonic_ns() + 500'000'000;
+    REQUIRE(engine->submit(request, recorder));
+  }
+  REQUIRE(cancelled->wait_tokens(1));
+  REQUIRE(late->wait_tokens(1));
+  rusage before{}, after{};
+  getrusage(RUSAGE_SELF, &before);
+  REQUIRE(late->wait_end());
+  getrusage(RUSAGE_SELF, &after);
+  CHECK(late->end == SequenceEnd::kDeadline);
+  CHECK(after.ru_utime.tv_sec * 1'000'000 + after.ru_utime.tv_usec -
+            before.ru_utime.tv_sec * 1'000'000 - before.ru_utime.tv_usec <
+        250'000);
+  CHECK(cancelled->ends == 0);
+  engine->cancel(1);
+  REQUIRE(cancelled->wait_end());
+  CHECK(cancelled->end == SequenceEnd::kCancelled);
+}
+
+TEST_CASE("an engine that was told to expect something serves it, and sleeps again without it") {
+  const auto engine = open_engine(small_engine(), random_model(small_hyperparameters(), 3));
+  for (int i = 0; i < 50; ++i) {
+    engine->expect();
+    if (i % 2 == 0) run_all(*engine, {greedy_request(static_cast<uint64_t>(i) + 1, {1, 2}, 2)});
+  }
+  REQUIRE(wait_idle(*engine));
+  // One hint is worth 100 us awake at most, a hundred of them in a row no more than their sum.
+  rusage before{}, after{};
+  getrusage(RUSAGE_SELF, &before);
+  for (int i = 0; i < 100; ++i) engine->expect();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  getrusage(RUSAGE_SELF, &after);
+  const auto us = [](const timeval& t) { return t.tv_sec * 1'000'000 + t.tv_usec; };
+  CHECK(us(after.ru_utime) - us(before.ru_utime) < 50'000);
 }
 
 TEST_CASE("many threads submit and cancel at once and every sequence ends once") {

@@ -185,6 +185,77 @@ TEST_CASE("cancel and deadline end a sequence at the next plan and free its page
   CHECK(scheduler.pages_free() == scheduler.page_count());
 }
 
+TEST_CASE("a paused sequence gets no tokens, keeps its pages, and goes on where it stood") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 6, 6), 0);
+  scheduler.add(sequence(2, 2, 10), 1);
+  run(scheduler, scheduler.plan(2, 0));
+  scheduler.pause(1);
+  scheduler.pause(1);  // twice is once
+  const std::vector<int32_t> pages(scheduler.pages(1).begin(), scheduler.pages(1).end());
+  for (int step = 0; step < 3; ++step) {
+    const StepPlan plan = scheduler.plan(3, 0);
+    CHECK(plan.slices == std::vector<StepSlice>{{2, 2 + step, 1, true}});
+    run(scheduler, plan);
+  }
+  CHECK(std::vector<int32_t>(scheduler.pages(1).begin(), scheduler.pages(1).end()) == pages);
+  CHECK(scheduler.decoding_count() == 1);
+  CHECK_FALSE(scheduler.all_paused());
+  scheduler.resume(1);
+  // First again, as before: its rank came back.
+  CHECK(scheduler.plan(4, 0).slices == std::vector<StepSlice>{{1, 6, 1, true}, {2, 5, 1, true}});
+}
+
+TEST_CASE("who waits gets the slot and the pages of a paused sequence of any class") {
+  SchedulerConfig config = small_config();
+  config.slots = 1;
+  config.page_count = 4;
+  Scheduler scheduler(config);
+  scheduler.add(sequence(1, 8, 8, Priority::kInteractive), 0);
+  run(scheduler, scheduler.plan(0, 0));
+  scheduler.add(sequence(2, 8, 8, Priority::kBulk), 1);
+  CHECK(scheduler.plan(1, 0).slices == std::vector<StepSlice>{{1, 8, 1, true}});
+  scheduler.pause(1);
+  StepPlan plan = scheduler.plan(2, 0);
+  CHECK(plan.preempted == std::vector<uint64_t>{1});
+  CHECK(plan.slices == std::vector<StepSlice>{{2, 0, 8, true}});
+  run(scheduler, plan);
+  // It does not come back by itself, and in its old place once it may.
+  CHECK(scheduler.plan(3, 0).slices == std::vector<StepSlice>{{2, 8, 1, true}});
+  scheduler.resume(1);
+  plan = scheduler.plan(4, 0);
+  CHECK(plan.preempted == std::vector<uint64_t>{2});
+  CHECK(plan.slices == std::vector<StepSlice>{{1, 0, 8, false}});
+}
+
+TEST_CASE("when all are paused there is nothing to plan but cancels and deadlines") {
+  Scheduler scheduler(small_config());
+  CHECK_FALSE(scheduler.all_paused());
+  ScheduledSequence late = sequence(1, 2, 4);
+  late.deadline_ns = 100;
+  scheduler.add(late, 0);
+  scheduler.add(sequence(2, 2, 4), 0);
+  scheduler.pause(1);
+  scheduler.pause(2);
+  CHECK(scheduler.all_paused());
+  CHECK(scheduler.next_deadline_ns() == 100);
+  // What was paused before it ran takes neither slot nor page.
+  CHECK(scheduler.plan(10, 0).slices.empty());
+  CHECK(scheduler.running_count() == 0);
+  CHECK(scheduler.pages_free() == scheduler.page_count());
+  CHECK(scheduler.plan(50, 0).slices.empty());
+  StepPlan plan = scheduler.plan(100, 0);
+  REQUIRE(plan.ended.size() == 1);
+  CHECK(plan.ended[0].end == SequenceEnd::kDeadline);
+  scheduler.cancel(2);
+  CHECK_FALSE(scheduler.all_paused());
+  plan = scheduler.plan(101, 0);
+  REQUIRE(plan.ended.size() == 1);
+  CHECK(plan.ended[0].id == 2);
+  CHECK(scheduler.idle());
+  CHECK(scheduler.next_deadline_ns() == 0);
+}
+
 TEST_CASE("prompt logits keep a chunk within the rows that have room for logits") {
   SchedulerConfig config = small_config();
   config.logit_rows_max = 5;
@@ -288,6 +359,7 @@ struct World {
     int32_t logits_done = 0;
     int64_t deadline_ns = 0;
     bool cancelled = false;
+    bool paused = false;
     uint64_t seed = 0;
   };
 
@@ -327,6 +399,7 @@ TEST_CASE(
     config.step_tokens_max = pick(1, 24);
     config.logit_rows_max = config.slots + pick(0, 12);
     const bool with_drafts = pick(0, 2) > 0;
+    const bool with_pauses = pick(0, 2) > 0;
     Scheduler scheduler(config);
     const int32_t context = std::min(config.page_count * config.page_tokens, pick(8, 120));
     const int32_t wanted = pick(5, 40);
@@ -356,6 +429,13 @@ TEST_CASE(
         scheduler.cancel(victim->first);
       }
 
+      if (with_pauses && !world.live.empty() && pick(0, 9) == 0) {
+        auto slow = world.live.begin();
+        std::advance(slow, world.random() % world.live.size());
+        slow->second.paused = !slow->second.paused;
+        slow->second.paused ? scheduler.pause(slow->first) : scheduler.resume(slow->first);
+      }
+
       const int32_t prefill_max = pick(0, 1) == 0 ? 0 : pick(1, 10);
       StepPlan plan = scheduler.plan(now_ns, prefill_max);
       preemptions += static_cast<int64_t>(plan.preempted.size());
@@ -368,7 +448,11 @@ TEST_CASE(
         world.live.erase(ended.id);
       }
       for (const auto& [id, entry] : world.live) REQUIRE_FALSE(entry.cancelled);
-      REQUIRE((!plan.slices.empty() || world.live.empty()));
+      const bool all_paused = std::all_of(world.live.begin(), world.live.end(),
+                                          [](const auto& e) { return e.second.paused; });
+      REQUIRE(scheduler.all_paused() == (all_paused && !world.live.empty()));
+      REQUIRE(plan.slices.empty() == all_paused);
+      for (const StepSlice& slice : plan.slices) REQUIRE_FALSE(world.live.at(slice.id).paused);
 
       // Guesses behind some of the decodes: right up to a random place, then wrong.
       std::map<uint64_t, std::vector<uint32_t>> drafts;

@@ -3,11 +3,14 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <random>
 #include <thread>
+
+#include "common/ipc/doorbell.h"
 
 using namespace updraft;
 using namespace updraft::ipc;
@@ -112,6 +115,65 @@ TEST_CASE("records of random sizes cross two threads unharmed") {
     ++i;
   }
   sender.join();
+}
+
+TEST_CASE("two threads that sleep whenever they may miss no wake-up") {
+  // Both sides sleep at once when there is nothing to do: a flag or a look in the wrong order, or
+  // without its fence, shows as somebody who sleeps although there is work or room.
+  TestRing ring(4096);
+  const Doorbell consumer_bell = std::move(Doorbell::create()).value();
+  const Doorbell producer_bell = std::move(Doorbell::create()).value();
+  constexpr uint32_t kRecords = 100'000;
+  constexpr int kLostMs = 20'000;
+  std::atomic<bool> producer_lost = false;
+  std::thread sender([&] {
+    RingProducer producer(ring.memory);
+    std::mt19937 random(3);
+    std::vector<std::byte> content(1500);
+    for (uint32_t i = 0; i < kRecords;) {
+      std::memcpy(content.data(), &i, sizeof i);
+      const size_t size = 4 + random() % (i % 64 < 32 ? 40 : 1400);
+      for (;;) {
+        const PushOutcome outcome = producer.push(kEventRecord, {content.data(), size});
+        if (outcome == PushOutcome::kBroken) std::abort();
+        if (outcome == PushOutcome::kPushedRing) consumer_bell.ring();
+        if (outcome != PushOutcome::kFull) break;
+        if (producer.prepare_wait(size) && !producer_bell.wait(kLostMs)) {
+          producer_lost = true;
+          return;
+        }
+      }
+      ++i;
+    }
+  });
+  RingConsumer consumer(ring.memory);
+  bool consumer_lost = false;
+  uint32_t next = 0;
+  while (next < kRecords && !consumer_lost && !producer_lost) {
+    RecordView record;
+    const Result<bool> got = consumer.front(record);
+    REQUIRE(got.ok());
+    if (!*got) {
+      if (consumer.prepare_wait()) consumer_lost = !consumer_bell.wait(kLostMs);
+      continue;
+    }
+    const bool in_order = load_le<uint32_t>(record.content.data()) == next;
+    bool ring_producer = false;
+    consumer.pop_front(ring_producer);
+    if (ring_producer) producer_bell.ring();
+    if (!in_order) break;
+    ++next;
+  }
+  if (next < kRecords) producer_bell.ring();
+  CHECK_FALSE(consumer_lost);
+  CHECK(next == kRecords);
+  if (next == kRecords || producer_lost) {
+    sender.join();
+  } else {
+    sender.detach();
+    std::abort();  // the sender holds what this frame owns
+  }
+  CHECK_FALSE(producer_lost);
 }
 
 TEST_CASE("a consumer that meets an impossible tail reports it and reads nothing") {

@@ -513,6 +513,34 @@ TEST_CASE("cancel reaches a running request, one that waits for a slot, and nobo
   CHECK(served.ask(chat()).finished.has_value());
 }
 
+TEST_CASE("a paused request stands with all its choices, and goes on to the same end") {
+  const Served served(endless_script(), [](LocalModelConfig& config) { config.slots = 3; });
+  Request slow = chat();
+  slow.choice_count = 2;
+  slow.sampling.max_tokens = 20;
+  EventLog log;
+  int chunks = 0;
+  log.on_event = [&](const Event& event) {
+    if (std::holds_alternative<TokenChunk>(event) && ++chunks == 6) served.model->pause(slow.id);
+  };
+  served.model->submit(slow, log.sink());
+  Request other = chat();
+  other.sampling.max_tokens = 30;
+  // Longer than the slow one, and over before it.
+  CHECK(served.ask(other).finished.has_value());
+  CHECK_FALSE(is_end(log.events().back()));
+  const size_t stood_at = log.events().size();
+  served.model->pause("no such request");
+  served.model->resume("no such request");
+  CHECK(served.ask(other).finished.has_value());
+  CHECK(log.events().size() == stood_at);
+  served.model->resume(slow.id);
+  log.wait_end();
+  const Reply reply = assemble(log.events(), 2);
+  REQUIRE(reply.finished.has_value());
+  for (const Choice& choice : reply.choices) CHECK(choice.ids.size() == 20);
+}
+
 TEST_CASE("a deadline ends a request that waits and one that writes") {
   const Served served(endless_script(), [](LocalModelConfig& config) { config.slots = 1; });
   Hold hold(*served.model);

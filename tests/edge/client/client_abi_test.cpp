@@ -1,5 +1,6 @@
 // The C ABI of the client library, called through libupdraft_client.so against a server in this
 // process.
+#include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -341,6 +342,38 @@ TEST_CASE("a second thread inside a session is turned away") {
   other.join();
   const Ask ask("echo");
   CHECK(client.answer(client.submit(ask.request)) == "hello");
+}
+
+TEST_CASE("a session's descriptor tells of events, and any thread may cancel meanwhile") {
+  EchoDaemon daemon;
+  updraft_session* session = nullptr;
+  REQUIRE(updraft_connect(daemon.socket().c_str(), nullptr, 0, 0, &session) == UPDRAFT_OK);
+  const int fd = updraft_fd(session);
+  REQUIRE(fd >= 0);
+  pollfd entry{fd, POLLIN, 0};
+  CHECK(poll(&entry, 1, 0) == 0);
+  updraft_request* request = updraft_request_new(UPDRAFT_CHAT);
+  updraft_request_set_text(request, "model", "hold");
+  updraft_request_add_message(request, "user");
+  updraft_request_add_text(request, "x", 1);
+  uint64_t id = 0;
+  REQUIRE(updraft_submit(session, request, &id) == UPDRAFT_OK);
+  updraft_request_free(request);
+  REQUIRE(poll(&entry, 1, 10000) == 1);
+  const updraft_event* event = nullptr;
+  REQUIRE(updraft_poll(session, &event) == 1);
+  CHECK(event->kind == UPDRAFT_STARTED);
+  CHECK(poll(&entry, 1, 0) == 0);
+  // While this thread is inside updraft_next(), another one cancels.
+  std::thread other([&] { CHECK(updraft_cancel(session, id) == UPDRAFT_OK); });
+  REQUIRE(updraft_next(session, 10000, &event) == 1);
+  CHECK(event->kind == UPDRAFT_FAILED);
+  other.join();
+  updraft_close(session);
+  REQUIRE(updraft_connect(daemon.socket().c_str(), nullptr, 0, UPDRAFT_NO_SHARED_MEMORY,
+                          &session) == UPDRAFT_OK);
+  CHECK(updraft_fd(session) == UPDRAFT_ERR_NO_ROOM);
+  updraft_close(session);
 }
 
 TEST_CASE("after fork the session is the parent's") {

@@ -62,6 +62,7 @@ _SIGNATURES = {
     "updraft_request_add_prompt_ids": (c_int, [c_void_p, c_void_p, c_uint64]),
     "updraft_submit": (c_int, [c_void_p, c_void_p, POINTER(c_uint64)]),
     "updraft_cancel": (c_int, [c_void_p, c_uint64]),
+    "updraft_fd": (c_int, [c_void_p]),
     "updraft_next": (c_int, [c_void_p, c_int, POINTER(POINTER(Event))]),
 }
 

@@ -1,18 +1,20 @@
 """Sessions with the edge daemon, the answers as they are written, and pieces of shared memory to render into.
 
-A session belongs to one thread at a time; another thread that enters meanwhile gets Busy. After os.fork() it belongs to
+A session belongs to one thread at a time; another thread that enters meanwhile gets Busy (Stream.cancel() may be called
+from any). After os.fork() it belongs to
 the parent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import ctypes
 import dataclasses
 import os
 import time
 import weakref
-from typing import Any, Iterable, Iterator, Mapping, Sequence, Union
+from typing import Any, AsyncIterator, Iterable, Iterator, Mapping, Sequence, Union
 
 from . import errors
 from . import library as lib
@@ -84,6 +86,7 @@ class _Core:
         self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
         # Arrays over shared memory by id; a memoryview or numpy array keeps its own alive.
         self.arrays: dict[int, weakref.ref[Any]] = {}
+        self.waiters: list[asyncio.Future[None]] = []
 
     def __del__(self):
         self.destroy()
@@ -118,6 +121,26 @@ class _Core:
             error.status = -104
             raise error
         return self.handle
+
+    def fd(self) -> int:
+        return lib.check(lib.library().updraft_fd(self.need()))
+
+    async def readable(self) -> None:
+        """Until there may be something to pump, in the running event loop; any number of tasks may wait."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        if not self.waiters:
+            loop.add_reader(self.fd(), self._wake, loop)
+        self.waiters.append(waiter)
+        await waiter
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        # All of them: one task's pump may take another's tokens.
+        loop.remove_reader(self.fd())
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def pump(self, timeout_ms: int) -> bool:
         """Takes one event into its stream. False: none within timeout_ms."""
@@ -224,7 +247,7 @@ class _Writer:
 
 
 class Stream:
-    """An answer on its way: iterate for its tokens, or result() for all of it. Leaving it (close, with, del) cancels."""
+    """An answer on its way: iterate for its tokens (for, or async for in an event loop), or result() for all of it. Leaving it (close, with, del) cancels."""
 
     def __init__(self, core: _Core, request: int):
         self._core, self._request = core, request
@@ -244,6 +267,19 @@ class Stream:
             if self._usage is not None:
                 raise StopIteration
             self._core.pump(_SLICE_MS)
+        return self._tokens.popleft()
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        while not self._tokens:
+            if self._error is not None:
+                raise self._error
+            if self._usage is not None:
+                raise StopAsyncIteration
+            if not self._core.pump(0):
+                await self._core.readable()
         return self._tokens.popleft()
 
     def next(self, timeout_s: float) -> Token | None:
@@ -458,6 +494,10 @@ class Session:
             address, size = request.borrow(ids)
             request.call("updraft_request_add_prompt_ids", address, size // 4)
         return self._submit(request)
+
+    def fileno(self) -> int:
+        """A descriptor for select, selectors or an event loop: readable while a stream's next(0) would take something."""
+        return self._core.fd()
 
     def close(self) -> None:
         """Ends the session now. While views of its buffers are alive, the daemon's side stays until they go."""
