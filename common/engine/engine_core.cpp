@@ -220,7 +220,7 @@ void EngineCore::deliver_samples(size_t use_first, std::span<float> logits,
       if (token_ids_[static_cast<size_t>(logit_rows_[i])] != sequences_.at(id).tokens.back()) break;
       ++drafts_accepted_;
     }
-    if (!deliver_sample(logit_uses_[i], logits.subspan(i * vocab, vocab), ended)) return;
+    if (!deliver_sample(logit_uses_[i], count, logits.subspan(i * vocab, vocab), ended)) return;
     ++count;
   }
   scheduler_.append(id, count);
@@ -242,8 +242,8 @@ void EngineCore::deliver_prompt_token(const LogitUse& use, std::span<const float
   sequence.sink->on_prompt_token(token);
 }
 
-// False when the sequence ended with it.
-bool EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
+// False when the sequence ended with it. drafts_kept: of this step, before it.
+bool EngineCore::deliver_sample(const LogitUse& use, int32_t drafts_kept, std::span<float> row,
                                 std::vector<uint64_t>& ended) {
   Sequence& sequence = sequences_.at(use.id);
   const auto sampled = sequence.sampler.sample(row, use.position + 1);
@@ -254,25 +254,26 @@ bool EngineCore::deliver_sample(const LogitUse& use, std::span<float> row,
   ++sampled_;
   const std::vector<int32_t>& stop_ids = sequence.request.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), sampled->id) != stop_ids.end()) {
-    end(use.id, SequenceEnd::kStop, ended);
+    end(use.id, SequenceEnd::kStop, ended, drafts_kept);
     return false;
   }
   sequence.tokens.push_back(sampled->id);
   sequence.sampler.accept(sampled->id);
   if (!sequence.sink->on_token(*sampled)) {
-    end(use.id, SequenceEnd::kStop, ended);
+    end(use.id, SequenceEnd::kStop, ended, drafts_kept);
     return false;
   }
   if (static_cast<int32_t>(sequence.tokens.size()) >= sequence.token_limit) {
-    end(use.id, SequenceEnd::kLength, ended);
+    end(use.id, SequenceEnd::kLength, ended, drafts_kept);
     return false;
   }
   return true;
 }
 
-void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended) {
+void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended,
+                     int32_t drafts_kept) {
   const int32_t cached_tokens = scheduler_.found_count(id);
-  scheduler_.finish(id);
+  scheduler_.finish(id, drafts_kept);
   auto node = sequences_.extract(id);
   node.mapped().sink->on_end(how, cached_tokens);
   ended.push_back(id);

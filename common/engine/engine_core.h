@@ -83,8 +83,9 @@ class EngineCore {
   void deliver_prompt_token(const LogitUse& use, std::span<const float> row,
                             std::vector<uint64_t>& ended);
   void deliver_samples(size_t use_first, std::span<float> logits, std::vector<uint64_t>& ended);
-  bool deliver_sample(const LogitUse& use, std::span<float> row, std::vector<uint64_t>& ended);
-  void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended);
+  bool deliver_sample(const LogitUse& use, int32_t drafts_kept, std::span<float> row,
+                      std::vector<uint64_t>& ended);
+  void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended, int32_t drafts_kept = 0);
   void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended);
   void measure(int64_t step_ns, int64_t sampled_count);
 

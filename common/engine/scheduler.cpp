@@ -137,7 +137,14 @@ void Scheduler::append(uint64_t id, int32_t count) {
   release_pages(sequence, pages_for(sequence.info.token_count));
 }
 
-void Scheduler::finish(uint64_t id) { forget(id); }
+void Scheduler::finish(uint64_t id, int32_t drafts) {
+  Sequence& sequence = at(id);
+  sequence.info.token_count += drafts;
+  sequence.cached_count += drafts;
+  UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
+                "more tokens than drafts ran");
+  forget(id);
+}
 
 std::span<const int32_t> Scheduler::pages(uint64_t id) const { return at(id).pages; }
 

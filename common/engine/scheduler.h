@@ -114,7 +114,9 @@ class Scheduler {
   // only wrong drafts needed are free again.
   void append(uint64_t id, int32_t count = 1);
   // The sequence is over: pages freed, id forgotten.
-  void finish(uint64_t id);
+  // drafts: of its last step, that were right before the token that ended it: they stand in KV
+  // memory (and in its ids) and can be found by others like all that was appended.
+  void finish(uint64_t id, int32_t drafts = 0);
 
   // Pages of a running sequence, in order of position.
   std::span<const int32_t> pages(uint64_t id) const;

@@ -101,6 +101,21 @@ TEST_CASE("the next turn finds the answer of the one before, page by page") {
   CHECK(h.step().slices == std::vector<StepSlice>{{2, 16, 4, true}});
 }
 
+TEST_CASE("drafts that were right before the token that ended a sequence are found as well") {
+  Harness h(small_config());
+  h.add(1, numbers(0, 6), 20);
+  h.step(100);  // 7 tokens, 6 computed
+  StepPlan plan = h.scheduler.plan(h.now_ns++, 0);
+  CHECK(h.scheduler.add_drafts(plan, plan.slices[0], 6) == 6);
+  h.scheduler.commit(plan);
+  // Tokens 101..105 were guessed right; 106 ends it, never computed. Positions 0..11 stand in KV.
+  for (const int32_t token : numbers(101, 6)) h.ids[1].push_back(token);
+  h.scheduler.finish(1, 5);
+  std::vector<int32_t> turn = h.ids[1];
+  h.add(2, turn, 4);  // 13 tokens
+  CHECK(h.step().slices == std::vector<StepSlice>{{2, 12, 1, true}});
+}
+
 TEST_CASE("without ids, with the cache off or for another tenant everything is computed") {
   SchedulerConfig off = small_config();
   off.prefix_cache = false;
