@@ -74,7 +74,26 @@ TEST_CASE("a sleeping consumer is named to the producer exactly once") {
   CHECK(consumer.prepare_wait());
   CHECK(producer.push(kEventRecord, view("a")) == PushOutcome::kPushedRing);
   CHECK(producer.push(kEventRecord, view("b")) == PushOutcome::kPushed);
+  // Who does not sleep after all is not rung for.
   CHECK_FALSE(consumer.prepare_wait());
+  CHECK(producer.push(kEventRecord, view("c")) == PushOutcome::kPushed);
+}
+
+TEST_CASE("a producer that finds room at its second look does not sleep, and is not rung for") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  const std::string content(1000, 'x');
+  while (producer.push(kEventRecord, view(content)) == PushOutcome::kPushed) {
+  }
+  Record record;
+  bool ring_producer = false;
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  CHECK_FALSE(producer.prepare_wait(content.size()));
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  CHECK_FALSE(ring_producer);
 }
 
 TEST_CASE("records of random sizes cross two threads unharmed") {
@@ -208,4 +227,21 @@ TEST_CASE("a producer that meets an impossible head calls the session broken") {
   CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kPushed);
   ring.indices.head.store(1ULL << 40);
   CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kBroken);
+}
+
+TEST_CASE("a producer whose consumer takes room back calls the session broken") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  const std::string content(1000, 'x');
+  const auto fill = [&] {
+    PushOutcome outcome{};
+    while ((outcome = producer.push(kEventRecord, view(content))) == PushOutcome::kPushed) {
+    }
+    return outcome;
+  };
+  CHECK(fill() == PushOutcome::kFull);
+  ring.indices.head.store(2 * 1008);
+  CHECK(fill() == PushOutcome::kFull);
+  ring.indices.head.store(1008);
+  CHECK(fill() == PushOutcome::kBroken);
 }
