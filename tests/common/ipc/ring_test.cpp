@@ -74,7 +74,26 @@ TEST_CASE("a sleeping consumer is named to the producer exactly once") {
   CHECK(consumer.prepare_wait());
   CHECK(producer.push(kEventRecord, view("a")) == PushOutcome::kPushedRing);
   CHECK(producer.push(kEventRecord, view("b")) == PushOutcome::kPushed);
+  // Who does not sleep after all is not rung for.
   CHECK_FALSE(consumer.prepare_wait());
+  CHECK(producer.push(kEventRecord, view("c")) == PushOutcome::kPushed);
+}
+
+TEST_CASE("a producer that finds room at its second look does not sleep, and is not rung for") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  const std::string content(1000, 'x');
+  while (producer.push(kEventRecord, view(content)) == PushOutcome::kPushed) {
+  }
+  Record record;
+  bool ring_producer = false;
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  CHECK_FALSE(producer.prepare_wait(content.size()));
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  REQUIRE(consumer.pop(record, ring_producer).value());
+  CHECK_FALSE(ring_producer);
 }
 
 TEST_CASE("records of random sizes cross two threads unharmed") {
@@ -181,10 +200,12 @@ TEST_CASE("a consumer that meets an impossible tail reports it and reads nothing
   RingConsumer consumer(ring.memory);
   Record record;
   bool ring_producer = false;
-  ring.indices.tail.store(4096 + 8);
-  CHECK_FALSE(consumer.pop(record, ring_producer).ok());
-  ring.indices.tail.store(13);
-  CHECK_FALSE(consumer.pop(record, ring_producer).ok());
+  for (const uint64_t tail : {uint64_t{4096 + 8}, uint64_t{13}}) {
+    ring.indices.tail.store(tail);
+    const Result<bool> got = consumer.pop(record, ring_producer);
+    REQUIRE_FALSE(got.ok());
+    CHECK(got.message().find("is impossible") != std::string::npos);
+  }
 }
 
 TEST_CASE("a record longer than what was written is refused") {
@@ -208,4 +229,39 @@ TEST_CASE("a producer that meets an impossible head calls the session broken") {
   CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kPushed);
   ring.indices.head.store(1ULL << 40);
   CHECK(producer.push(kEventRecord, view(content)) == PushOutcome::kBroken);
+}
+
+TEST_CASE("a producer whose consumer takes room back calls the session broken") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  const std::string content(1000, 'x');
+  const auto fill = [&] {
+    PushOutcome outcome{};
+    while ((outcome = producer.push(kEventRecord, view(content))) == PushOutcome::kPushed) {
+    }
+    return outcome;
+  };
+  CHECK(fill() == PushOutcome::kFull);
+  ring.indices.head.store(2 * 1008);
+  CHECK(fill() == PushOutcome::kFull);
+  ring.indices.head.store(1008);
+  CHECK(fill() == PushOutcome::kBroken);
+}
+
+TEST_CASE("a record that reaches beyond the ring's end is refused, whatever the tail says") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  Record record;
+  bool ring_producer = false;
+  for (int i = 0; i < 3; ++i) {
+    REQUIRE(producer.push(kEventRecord, view(std::string(1000, 'x'))) == PushOutcome::kPushed);
+    REQUIRE(consumer.pop(record, ring_producer).value());
+  }
+  const RecordHeader lie{1500, kEventRecord};  // 1072 bytes are left up to the end
+  std::memcpy(ring.bytes.data() + 3024, &lie, sizeof lie);
+  ring.indices.tail.store(3024 + 4096);
+  const Result<bool> got = consumer.pop(record, ring_producer);
+  REQUIRE_FALSE(got.ok());
+  CHECK(got.message().find("does not fit") != std::string::npos);
 }
