@@ -16,31 +16,6 @@ RequestError invalid(std::string message) {
   return error_of(ErrorCode::kInvalidRequest, std::move(message));
 }
 
-// Copies the bytes that a span names into the request. The copy is a snapshot: whatever the client
-// writes there later changes nothing that was checked.
-std::optional<RequestError> fill_part(Request& request, const PartSpan& span,
-                                      const Segment& segment) {
-  const std::string place =
-      "messages[" + std::to_string(span.message) + "].parts[" + std::to_string(span.part) + "]";
-  if (span.message >= request.messages.size() ||
-      span.part >= request.messages[span.message].parts.size()) {
-    return invalid(place + ": a shared-memory part that the request does not have");
-  }
-  const auto bytes = segment.payload_span(span.offset, span.bytes);
-  if (!bytes) {
-    return invalid(place + ": [" + std::to_string(span.offset) + ", +" +
-                   std::to_string(span.bytes) + ") lies outside the payload area");
-  }
-  ContentPart& part = request.messages[span.message].parts[span.part];
-  std::string& target = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
-  target.assign(as_text(*bytes));
-  if (part.kind == ContentPart::Kind::kText && !is_utf8(target)) {
-    return invalid(place + ": not UTF-8 at byte " +
-                   std::to_string(utf8_valid_prefix_bytes(target)));
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 Result<std::optional<LocalSession::Submission>> LocalSession::next_submission() {
@@ -106,7 +81,7 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
   }
   out.request = std::move(submit->request);
   for (const PartSpan& span : parts) {
-    out.refused = fill_part(out.request, span, segment);
+    out.refused = place_span(out.request, span, mapped->segment);
     if (out.refused) return out;
   }
   out.refused = check_request(out.request);

@@ -16,6 +16,7 @@
 #include "common/message/request.h"
 #include "common/message/request_error.h"
 #include "edge/local_outbox.h"
+#include "edge/local_payload.h"
 
 namespace updraft {
 

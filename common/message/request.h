@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/shared_bytes.h"
+
 namespace updraft {
 
 // Unique per request: 32 lower-case hex digits, made at the entrance (new_request_id()).
@@ -39,7 +41,7 @@ struct ContentPart {
   Kind kind = Kind::kText;
   std::string text;   // kText: UTF-8
   std::string mime;   // kImage: "image/png", "image/jpeg"
-  std::string bytes;  // kImage: decoded from the data URL, still PNG or JPEG
+  SharedBytes bytes;  // kImage: the file; may lie in a local client's memory (shared_bytes.h)
 };
 
 struct ChatMessage {
@@ -78,7 +80,7 @@ struct Request {
   // From authentication, never from the client's text: a digest of the API key, "uid:1000", and
   // "node/" before what a node called it. Salts the prefix cache.
   std::string tenant;
-  std::string trace;   // W3C traceparent passed through, may be empty
+  std::string trace;  // W3C traceparent passed through, may be empty
 };
 
 // Bytes of text (not images) in the prompt; the router's estimate of prompt tokens is derived from

@@ -72,8 +72,8 @@ const char* const kForked =
     "this session belongs to the parent process: after fork() the child must connect for itself";
 
 // A part's payload, wherever it lies.
-std::string& part_bytes(ContentPart& part) {
-  return part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+ByteView part_bytes(const ContentPart& part) {
+  return part.kind == ContentPart::Kind::kText ? as_bytes_view(part.text) : part.bytes.view();
 }
 
 class MappedClient final : public LocalClient {
@@ -194,13 +194,15 @@ class MappedClient final : public LocalClient {
   Result<void> place_large_parts(Request& request, std::vector<PlacedPart>& placed) {
     for (uint32_t m = 0; m < request.messages.size(); ++m) {
       for (uint32_t p = 0; p < request.messages[m].parts.size(); ++p) {
-        std::string& bytes = part_bytes(request.messages[m].parts[p]);
+        ContentPart& part = request.messages[m].parts[p];
+        const ByteView bytes = part_bytes(part);
         if (bytes.size() <= kInlineBytesMax) continue;
         Result<Buffer> buffer = allocate(bytes.size());
         if (!buffer) return buffer.error();
         std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
         placed.push_back({m, p, *buffer});
-        bytes.clear();
+        part.text.clear();
+        part.bytes = {};
       }
     }
     for (const PlacedPart& part : placed) {
@@ -211,7 +213,7 @@ class MappedClient final : public LocalClient {
                     "] is placed in a buffer, but the request has no such part");
       }
       ContentPart& target = request.messages[part.message].parts[part.part];
-      if (target.kind == ContentPart::Kind::kImage) target.bytes.assign(1, '\0');
+      if (target.kind == ContentPart::Kind::kImage) target.bytes = std::string(1, '\0');
     }
     if (placed.size() > kSpanCountMax) {
       return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " +

@@ -253,8 +253,12 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
     out.parts.push_back({part.message, part.part, *piece});
     return UPDRAFT_OK;
   }
-  std::string& bytes = target.kind == ContentPart::Kind::kText ? target.text : target.bytes;
-  bytes.assign(static_cast<const char*>(part.data), part.bytes);
+  std::string bytes(static_cast<const char*>(part.data), part.bytes);
+  if (target.kind == ContentPart::Kind::kText) {
+    target.text = std::move(bytes);
+  } else {
+    target.bytes = std::move(bytes);
+  }
   return UPDRAFT_OK;
 }
 

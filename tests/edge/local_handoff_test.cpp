@@ -64,7 +64,8 @@ class EchoService final : public InferenceService {
     chunk.ids = {1};
     for (const ChatMessage& message : request.messages) {
       for (const ContentPart& part : message.parts) {
-        const std::string& bytes = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+        const std::string bytes(part.kind == ContentPart::Kind::kText ? part.text
+                                                                      : part.bytes.text());
         chunk.text += bytes.size() < 1000
                           ? bytes
                           : "[" + std::to_string(bytes.size()) + " " + bytes.substr(1, 3) + "]";

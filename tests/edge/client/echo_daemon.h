@@ -9,8 +9,10 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/message/service.h"
 #include "edge/local_server.h"
 #include "tests/support/shared_data.h"
@@ -45,7 +47,10 @@ class EchoService final : public InferenceService {
     }
     std::string all;
     for (const ChatMessage& message : request.messages)
-      for (const ContentPart& part : message.parts) all += part.text + part.bytes;
+      for (const ContentPart& part : message.parts) {
+        all += part.text;
+        all += part.bytes.text();
+      }
     for (const std::string& prompt : request.prompts) all += prompt;
     int32_t offset = 0;
     for (size_t at = 0; at < all.size(); at += 1000) {
@@ -88,6 +93,10 @@ class EchoService final : public InferenceService {
     const std::lock_guard lock(mutex_);
     return last_;
   }
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    last_ = {};
+  }
   bool wait_submitted(int count) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return submitted_ >= count; });
@@ -115,6 +124,16 @@ struct EchoDaemon {
     server = std::move(started).value();
   }
   std::string socket() const { return dir.file("edge.sock"); }
+  // Waits until `done` holds; the daemon works on its own thread.
+  template <typename Condition>
+  bool eventually(Condition done) {
+    const int64_t deadline_ns = monotonic_ns() + 20 * kNsPerSecond;
+    while (!done()) {
+      if (monotonic_ns() > deadline_ns) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  }
 
   TempDir dir;
   EchoService service;
