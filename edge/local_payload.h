@@ -4,7 +4,7 @@
 // checked. Image bytes are not copied: the request gets a view of the mapped segment that keeps it
 // mapped until the request is done, also when the client dies meanwhile. The client may rewrite
 // those bytes at any time; a decoder treats them as shared_bytes.h says, and the harm is the
-// client's own answer.
+// client's own answer. Token ids are copied, too.
 #pragma once
 
 #include <memory>
@@ -20,5 +20,9 @@ namespace updraft {
 // the span; the request is then unfit.
 std::optional<RequestError> place_span(Request& request, const ipc::PartSpan& span,
                                        const std::shared_ptr<ipc::Segment>& segment);
+
+// What each image of the request is, by its header (common/image/image_info.h). The error names the
+// first part that is broken, lies about its type or is too large.
+std::optional<RequestError> check_images(const Request& request);
 
 }  // namespace updraft

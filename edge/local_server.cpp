@@ -26,6 +26,7 @@
 #include "common/message/pool_message.h"
 #include "common/message/request_check.h"
 #include "common/net/control_socket.h"
+#include "edge/local_payload.h"
 #include "edge/local_session.h"
 
 namespace updraft {
@@ -529,6 +530,7 @@ class LocalServerImpl final : public LocalServer {
       submission.ticket = {0, session.next_unmapped++};
       submission.request = std::move(submit->request);
       submission.refused = check_request(submission.request);
+      if (!submission.refused) submission.refused = check_images(submission.request);
       start(session, std::move(submission));
     }
   }

@@ -81,10 +81,13 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
   }
   out.request = std::move(submit->request);
   for (const PartSpan& span : parts) {
-    out.refused = place_span(out.request, span, mapped->segment);
+    out.refused = span.segment == 0
+                      ? place_span(out.request, span, mapped->segment)
+                      : invalid("segment " + std::to_string(span.segment) + " does not exist");
     if (out.refused) return out;
   }
   out.refused = check_request(out.request);
+  if (!out.refused) out.refused = check_images(out.request);
   return out;
 }
 

@@ -39,8 +39,10 @@ struct Sampling {
 struct ContentPart {
   enum class Kind : uint8_t { kText, kImage };
   Kind kind = Kind::kText;
-  std::string text;   // kText: UTF-8
-  std::string mime;   // kImage: "image/png", "image/jpeg"
+  std::string text;  // kText: UTF-8
+  // kImage: "image/png", "image/jpeg", or raw pixels, "image/x-raw-rgb;width=W;height=H"
+  // (image_info.h)
+  std::string mime;
   SharedBytes bytes;  // kImage: the file; may lie in a local client's memory (shared_bytes.h)
 };
 

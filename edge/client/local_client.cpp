@@ -191,33 +191,67 @@ class MappedClient final : public LocalClient {
 
   bool forked() const { return fork_depth() != fork_depth_; }
 
+  // Copies bytes into a buffer of their own when they are many. True: they were.
+  Result<bool> place_large(ByteView bytes, PlacedPart part, std::vector<PlacedPart>& placed) {
+    if (bytes.size() <= kInlineBytesMax) return false;
+    Result<Buffer> buffer = allocate(bytes.size());
+    if (!buffer) return buffer.error();
+    std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
+    part.buffer = *buffer;
+    placed.push_back(part);
+    return true;
+  }
+
   Result<void> place_large_parts(Request& request, std::vector<PlacedPart>& placed) {
     for (uint32_t m = 0; m < request.messages.size(); ++m) {
       for (uint32_t p = 0; p < request.messages[m].parts.size(); ++p) {
         ContentPart& part = request.messages[m].parts[p];
-        const ByteView bytes = part_bytes(part);
-        if (bytes.size() <= kInlineBytesMax) continue;
-        Result<Buffer> buffer = allocate(bytes.size());
-        if (!buffer) return buffer.error();
-        std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
-        placed.push_back({m, p, *buffer});
+        const Result<bool> moved = place_large(part_bytes(part), {m, p, {}}, placed);
+        if (!moved) return moved.error();
+        if (!*moved) continue;
         part.text.clear();
         part.bytes = {};
       }
     }
-    for (const PlacedPart& part : placed) {
-      if (part.message >= request.messages.size() ||
-          part.part >= request.messages[part.message].parts.size()) {
-        return fail("messages[" + std::to_string(part.message) + "].parts[" +
-                    std::to_string(part.part) +
-                    "] is placed in a buffer, but the request has no such part");
-      }
-      ContentPart& target = request.messages[part.message].parts[part.part];
-      if (target.kind == ContentPart::Kind::kImage) target.bytes = std::string(1, '\0');
+    for (uint32_t i = 0; i < request.prompts.size(); ++i) {
+      const Result<bool> moved =
+          place_large(as_bytes_view(request.prompts[i]), {i, 0, {}, SpanTarget::kPrompt}, placed);
+      if (!moved) return moved.error();
+      if (*moved) request.prompts[i].clear();
+    }
+    for (uint32_t i = 0; i < request.prompt_ids.size(); ++i) {
+      const Result<bool> moved = place_large(std::as_bytes(std::span(request.prompt_ids[i])),
+                                             {i, 0, {}, SpanTarget::kPromptIds}, placed);
+      if (!moved) return moved.error();
+      if (*moved) request.prompt_ids[i].clear();
     }
     if (placed.size() > kSpanCountMax) {
       return fail("a request with " + std::to_string(placed.size()) + " large parts, allowed are " +
                   std::to_string(kSpanCountMax));
+    }
+    return mark_placed(request, placed);
+  }
+
+  // An image whose bytes lie elsewhere carries one byte in their place.
+  static Result<void> mark_placed(Request& request, const std::vector<PlacedPart>& placed) {
+    for (const PlacedPart& part : placed) {
+      bool known = false;
+      if (part.target == SpanTarget::kPrompt) {
+        known = part.index < request.prompts.size();
+      } else if (part.target == SpanTarget::kPromptIds) {
+        known = part.index < request.prompt_ids.size();
+      } else {
+        known = part.index < request.messages.size() &&
+                part.part < request.messages[part.index].parts.size();
+      }
+      if (!known) {
+        return fail("part " + std::to_string(part.part) + " of message or prompt " +
+                    std::to_string(part.index) +
+                    " is placed in a buffer, but the request has no such part");
+      }
+      if (part.target != SpanTarget::kPart) continue;
+      ContentPart& target = request.messages[part.index].parts[part.part];
+      if (target.kind == ContentPart::Kind::kImage) target.bytes = std::string(1, '\0');
     }
     return {};
   }
@@ -239,8 +273,12 @@ class MappedClient final : public LocalClient {
     if (!area) return area.error();
     std::memcpy(area->bytes.data(), frame.data(), frame.size());
     for (size_t i = 0; i < placed.size(); ++i) {
-      const PartSpan span{placed[i].message, placed[i].part,
-                          offset_of(placed[i].buffer.bytes.data()), placed[i].buffer.bytes.size()};
+      const PartSpan span{placed[i].index,
+                          placed[i].part,
+                          offset_of(placed[i].buffer.bytes.data()),
+                          placed[i].buffer.bytes.size(),
+                          placed[i].target,
+                          0};
       std::memcpy(area->bytes.data() + spans_at + i * sizeof(PartSpan), &span, sizeof span);
     }
     const uint32_t index = free_slots_.back();

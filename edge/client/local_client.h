@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "common/base/result.h"
+#include "common/ipc/layout.h"
 #include "common/message/event.h"
 #include "common/message/handshake.h"
 #include "common/message/request.h"
@@ -55,14 +56,16 @@ class LocalClient {
   virtual Result<Buffer> allocate(uint64_t bytes) = 0;
   virtual void release(Buffer buffer) = 0;
 
-  // Names the buffer that holds the bytes of messages[message].parts[part]; that part's own
-  // text/bytes stay empty.
+  // Names the buffer that holds the bytes of messages[index].parts[part], prompts[index] or
+  // prompt_ids[index] (int32, little-endian); those in the request itself stay empty.
   struct PlacedPart {
-    uint32_t message = 0;
+    uint32_t index = 0;
     uint32_t part = 0;
     Buffer buffer;
+    ipc::SpanTarget target = ipc::SpanTarget::kPart;
   };
-  // Hands a request over. Parts over 4 KiB that are not placed are moved into the payload area.
+  // Hands a request over. Parts and prompts over 4 KiB that are not placed are moved into the
+  // payload area.
   // Returns the handle that events carry. Errors: too many requests in flight, no room in the
   // payload area, the daemon is gone. On an error the buffers stay the caller's.
   virtual Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed = {}) = 0;

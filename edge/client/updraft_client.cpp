@@ -26,6 +26,7 @@ using updraft::Event;
 using updraft::LocalClient;
 using updraft::Request;
 using updraft::Result;
+using updraft::ipc::SpanTarget;
 
 namespace {
 
@@ -142,14 +143,15 @@ struct updraft_session {
 
 struct updraft_request {
   struct Part {
-    uint32_t message = 0;
-    uint32_t part = 0;
+    SpanTarget target = SpanTarget::kPart;
+    uint32_t index = 0;  // of the message or the prompt
+    uint32_t part = 0;   // of the message
     const void* data = nullptr;
     uint64_t bytes = 0;
     bool placed = false;
   };
   Request request;
-  std::vector<Part> parts;  // where the bytes of messages[message].parts[part] lie
+  std::vector<Part> parts;  // where the bytes of its parts and prompts lie
 };
 
 namespace {
@@ -194,9 +196,22 @@ int add_part(updraft_request* request, ContentPart part, const void* data, uint6
     return refuse(UPDRAFT_ERR_INVALID,
                   "a part without a message: call updraft_request_add_message() first");
   messages.back().parts.push_back(std::move(part));
-  request->parts.push_back({static_cast<uint32_t>(messages.size() - 1),
+  request->parts.push_back({SpanTarget::kPart, static_cast<uint32_t>(messages.size() - 1),
                             static_cast<uint32_t>(messages.back().parts.size() - 1), data, bytes,
                             placed});
+  return UPDRAFT_OK;
+}
+
+// A prompt whose bytes lie in a piece of shared memory; `prompts` are the request's texts or its
+// lists of ids.
+template <typename Prompt>
+int add_placed_prompt(updraft_request* request, std::vector<Prompt> Request::*prompts,
+                      SpanTarget target, const void* data, uint64_t bytes) {
+  if (request == nullptr || data == nullptr)
+    return refuse(UPDRAFT_ERR_INVALID, "the request or the prompt is NULL");
+  std::vector<Prompt>& list = request->request.*prompts;
+  list.emplace_back();
+  request->parts.push_back({target, static_cast<uint32_t>(list.size() - 1), 0, data, bytes, true});
   return UPDRAFT_OK;
 }
 
@@ -224,7 +239,6 @@ struct Placement {
 
 int place_part(updraft_session& session, const updraft_request::Part& part, Request& request,
                Placement& out) {
-  ContentPart& target = request.messages[part.message].parts[part.part];
   std::byte* const data = static_cast<std::byte*>(const_cast<void*>(part.data));
   if (part.placed) {
     const auto found = session.buffers.find(data);
@@ -242,7 +256,7 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
         return refuse(UPDRAFT_ERR_INVALID, "one piece of shared memory is placed twice");
     }
     out.taken.push_back(data);
-    out.parts.push_back({part.message, part.part, {{data, part.bytes}}});
+    out.parts.push_back({part.index, part.part, {{data, part.bytes}}, part.target});
     return UPDRAFT_OK;
   }
   if (session.mapped && part.bytes > kPlacedBytesMin) {
@@ -250,10 +264,11 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
     if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
     out.made.push_back(*piece);
     std::memcpy(piece->bytes.data(), data, part.bytes);
-    out.parts.push_back({part.message, part.part, *piece});
+    out.parts.push_back({part.index, part.part, *piece, part.target});
     return UPDRAFT_OK;
   }
   std::string bytes(static_cast<const char*>(part.data), part.bytes);
+  ContentPart& target = request.messages[part.index].parts[part.part];
   if (target.kind == ContentPart::Kind::kText) {
     target.text = std::move(bytes);
   } else {
@@ -634,6 +649,18 @@ int updraft_request_add_prompt_ids(updraft_request* request, const int32_t* ids,
       return refuse(UPDRAFT_ERR_INVALID, "request or ids is NULL");
     request->request.prompt_ids.emplace_back(ids, ids + id_count);
     return int{UPDRAFT_OK};
+  });
+}
+int updraft_request_add_placed_prompt(updraft_request* request, void* data, uint64_t bytes) {
+  return guarded([&] {
+    return add_placed_prompt(request, &Request::prompts, SpanTarget::kPrompt, data, bytes);
+  });
+}
+int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids,
+                                          uint64_t id_count) {
+  return guarded([&] {
+    return add_placed_prompt(request, &Request::prompt_ids, SpanTarget::kPromptIds, ids,
+                             id_count * sizeof(int32_t));
   });
 }
 

@@ -138,7 +138,8 @@ UPDRAFT_API int updraft_request_add_message(updraft_request* request, const char
  * more than a few. */
 UPDRAFT_API int updraft_request_add_text(updraft_request* request, const char* text,
                                          uint64_t bytes);
-/* mime: "image/png" or "image/jpeg"; data is the encoded file. */
+/* mime: "image/png" or "image/jpeg", data is the encoded file; or
+ * "image/x-raw-rgb;width=W;height=H", data is H rows of W pixels of three bytes. */
 UPDRAFT_API int updraft_request_add_image(updraft_request* request, const char* mime,
                                           const void* data, uint64_t bytes);
 /* The same with the first `bytes` of a piece from updraft_allocate(); nothing is copied. A
@@ -149,11 +150,16 @@ UPDRAFT_API int updraft_request_add_placed_text(updraft_request* request, void* 
 UPDRAFT_API int updraft_request_add_placed_image(updraft_request* request, const char* mime,
                                                  void* data, uint64_t bytes);
 
-/* UPDRAFT_COMPLETION: prompts as text or as token ids (copied), not both in one request. */
+/* UPDRAFT_COMPLETION: prompts as text or as token ids, not both in one request; copied, or placed
+ * like the parts of a message. The daemon checks ids against the model's vocabulary. */
 UPDRAFT_API int updraft_request_add_prompt(updraft_request* request, const char* text,
                                            uint64_t bytes);
 UPDRAFT_API int updraft_request_add_prompt_ids(updraft_request* request, const int32_t* ids,
                                                uint64_t id_count);
+UPDRAFT_API int updraft_request_add_placed_prompt(updraft_request* request, void* data,
+                                                  uint64_t bytes);
+UPDRAFT_API int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids,
+                                                      uint64_t id_count);
 
 /* Hands the request over; *id (never 0) is what its events and updraft_cancel() name. On an error
  * the placed buffers are still the caller's. */

@@ -306,6 +306,21 @@ class Completion : public Settings<Completion> {
   explicit Completion(std::span<const int32_t> ids) : Settings(UPDRAFT_COMPLETION) {
     take(updraft_request_add_prompt_ids(raw(), ids.data(), ids.size()));
   }
+  // A text of `bytes` bytes that was written into the buffer, or ids, in place.
+  Completion(Buffer& buffer, size_t bytes) : Settings(UPDRAFT_COMPLETION) {
+    place(buffer);
+    take(updraft_request_add_placed_prompt(raw(), buffer.bytes().data(), bytes));
+  }
+  static Completion of_ids(Buffer& buffer, size_t id_count) {
+    Completion out;
+    out.place(buffer);
+    out.take(updraft_request_add_placed_prompt_ids(
+        out.raw(), reinterpret_cast<int32_t*>(buffer.bytes().data()), id_count));
+    return out;
+  }
+
+ private:
+  Completion() : Settings(UPDRAFT_COMPLETION) {}
 };
 
 // An answer on its way. Dropping it cancels the request.

@@ -23,6 +23,7 @@
 #include "common/message/pool_message.h"
 #include "edge/client/local_client.h"
 #include "edge/local_server.h"
+#include "tests/support/images.h"
 #include "tests/support/shared_data.h"
 
 using namespace updraft;
@@ -208,7 +209,8 @@ TEST_CASE("large texts and images lie in the payload area and arrive whole") {
   request.messages[0].parts.push_back(image);
   Result<LocalClient::Buffer> buffer = client->allocate(913728);
   REQUIRE(buffer.ok());
-  std::memcpy(buffer->bytes.data(), "\x89PNG\r\n\x1a\n", 8);
+  const std::string png = testing::png_of_bytes(buffer->bytes.size());
+  std::memcpy(buffer->bytes.data(), png.data(), png.size());
   const Result<uint32_t> handle = client->submit(std::move(request), {{0, 1, *buffer}});
   REQUIRE_MESSAGE(handle.ok(), handle.message());
   CHECK(answer(collect(*client, *handle)) == "[100000 ppp][913728 PNG]");
@@ -624,7 +626,7 @@ TEST_CASE(
     const SegmentHeader header = client.segment->header();
     std::byte* base = client.segment->payload().data() - header.payload_offset;
     std::memcpy(client.segment->payload().data(), frame.data(), frame.size());
-    const PartSpan span{0, 0, header.payload_offset + 4096, 20000};
+    const PartSpan span{0, 0, header.payload_offset + 4096, 20000, SpanTarget::kPart, 0};
     std::memcpy(client.segment->payload().data() + 2048, &span, sizeof span);
     std::atomic<bool> stop = false;
     // Each round aims at another area: 0 header, 1 submission ring, 2 slots, 3 frame, spans,

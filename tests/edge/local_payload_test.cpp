@@ -10,6 +10,7 @@
 
 #include "edge/client/local_client.h"
 #include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
 
 using namespace updraft;
 using updraft::testing::EchoDaemon;
@@ -71,7 +72,7 @@ void wait_started(LocalClient& client) {
 TEST_CASE("an image that a client placed reaches its reader where it lies, no byte copied") {
   EchoDaemon daemon;
   const auto client = connect(daemon);
-  const std::string file = std::string("\x89PNG\r\n\x1a\n") + std::string(1'200'000, 'i');
+  const std::string file = testing::png_of_bytes(1'200'000);
   const LocalClient::Buffer buffer = filled(*client, file);
   REQUIRE(client->submit(with_image("hold"), {{0, 1, buffer}}).ok());
   wait_started(*client);
@@ -87,7 +88,7 @@ TEST_CASE("an image that a client placed reaches its reader where it lies, no by
 TEST_CASE("an image stays readable until its request is dropped, also when the client is gone") {
   EchoDaemon daemon;
   auto client = connect(daemon);
-  const std::string file(500'000, 'i');
+  const std::string file = testing::png_of_bytes(500'000);
   REQUIRE(client->submit(with_image("hold"), {{0, 1, filled(*client, file)}}).ok());
   wait_started(*client);
   Request seen = daemon.service.last();
@@ -114,4 +115,103 @@ TEST_CASE("a text is a snapshot: what the client writes later changes nothing") 
   wait_started(*client);
   std::memset(buffer.bytes.data(), 0xFF, buffer.bytes.size());
   CHECK(daemon.service.last().messages.at(0).parts.at(0).text == text);
+}
+
+namespace {
+
+// The end of a request that was refused before the service saw it.
+RequestError refusal_of(EchoDaemon& daemon, Request request, const SharedBytes& bytes) {
+  request.messages[0].parts[1].bytes = bytes;
+  const auto client = connect(daemon);
+  REQUIRE(client->submit(std::move(request)).ok());
+  auto event = client->next(10000);
+  REQUIRE_MESSAGE(event.ok(), event.message());
+  REQUIRE(event->has_value());
+  const auto* error = std::get_if<RequestError>(&(*event)->second);
+  REQUIRE(error != nullptr);
+  return *error;
+}
+
+}  // namespace
+
+TEST_CASE("a broken or lying image is refused by name before any model sees it") {
+  EchoDaemon daemon;
+  const auto refused = [&](const char* mime, const SharedBytes& bytes) {
+    Request request = with_image("echo");
+    request.messages[0].parts[1].mime = mime;
+    const RequestError error = refusal_of(daemon, std::move(request), bytes);
+    CHECK(error.code == ErrorCode::kInvalidRequest);
+    CHECK(http_status(error.code) == 400);
+    CHECK(error.param == "messages[0].content[1]");
+    return error.message;
+  };
+  const std::string png = testing::png_of_bytes(100'000);
+  CHECK(refused("image/png", std::string(50'000, 'x')) ==
+        "messages[0].content[1] is neither PNG nor JPEG: it starts with 'xxxxxxxx'");
+  CHECK(refused("image/png", png.substr(0, 20)).find("ends before its header") !=
+        std::string::npos);
+  CHECK(refused("image/jpeg", png).find("a PNG that is said to be image/jpeg") !=
+        std::string::npos);
+  CHECK(refused("image/x-raw-rgb;width=100;height=50", std::string(14'999, 'p'))
+            .find("has 14999 bytes instead of 15000") != std::string::npos);
+  CHECK_FALSE(daemon.service.wait_submitted(1, 0));
+}
+
+TEST_CASE("raw pixels are handed over when their count is right") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const std::string pixels(100 * 50 * 3, 'p');
+  Request request = with_image("hold");
+  request.messages[0].parts[1].mime = "image/x-raw-rgb;width=100;height=50";
+  REQUIRE(client->submit(std::move(request), {{0, 1, filled(*client, pixels)}}).ok());
+  wait_started(*client);
+  CHECK(daemon.service.last().messages.at(0).parts.at(1).bytes.text() == pixels);
+}
+
+TEST_CASE("whole requests over the control channel have their images checked, too") {
+  EchoDaemon daemon;
+  LocalClientOptions options;
+  options.socket_path = daemon.socket();
+  options.map_memory = false;
+  auto client = LocalClient::connect(options);
+  REQUIRE_MESSAGE(client.ok(), client.message());
+  Request request = with_image("echo");
+  request.messages[0].parts[1].bytes = "GIF89a";
+  REQUIRE((*client)->submit(std::move(request)).ok());
+  auto event = (*client)->next(10000);
+  REQUIRE((event.ok() && event->has_value()));
+  const auto* error = std::get_if<RequestError>(&(*event)->second);
+  REQUIRE(error != nullptr);
+  CHECK(error->message.find("neither PNG nor JPEG") != std::string::npos);
+}
+
+TEST_CASE("spans that fit nothing are refused by name") {
+  ipc::SegmentShape shape;
+  auto made = ipc::Segment::create(shape);
+  REQUIRE(made.ok());
+  const std::shared_ptr<ipc::Segment> segment = std::move(made).value();
+  const uint64_t at = segment->header().payload_offset;
+  Request request = with_image("echo");
+  request.prompt_ids.resize(1);
+  const auto refused = [&](const ipc::PartSpan& span) {
+    const auto error = place_span(request, span, segment);
+    return error ? error->message : "accepted";
+  };
+  using ipc::SpanTarget;
+  CHECK(refused({0, 2, at, 8, SpanTarget::kPart, 0}) ==
+        "messages[0].parts[2]: a shared-memory part that the request does not have");
+  CHECK(refused({0, 0, at, 8, SpanTarget::kPrompt, 0}) ==
+        "prompts[0]: a shared-memory part that the request does not have");
+  CHECK(refused({1, 0, at, 8, SpanTarget::kPromptIds, 0}) ==
+        "prompt_ids[1]: a shared-memory part that the request does not have");
+  CHECK(refused({0, 0, at, 8, static_cast<SpanTarget>(77), 0}).find("does not have") !=
+        std::string::npos);
+  CHECK(refused({0, 0, at, 7, SpanTarget::kPromptIds, 0}) ==
+        "prompt_ids[0]: 7 bytes are no whole number of token ids of 4 bytes");
+  CHECK(refused({0, 0, at, ~0ULL, SpanTarget::kPromptIds, 0}).find("outside the payload area") !=
+        std::string::npos);
+  const int32_t ids[] = {5, -6};
+  std::memcpy(segment->payload().data(), ids, sizeof ids);
+  CHECK(refused({0, 0, at, 8, SpanTarget::kPromptIds, 0}) == "accepted");
+  CHECK(request.prompt_ids[0] == std::vector<int32_t>{5, -6});
 }

@@ -15,6 +15,7 @@
 #include "edge/client/updraft_client.h"
 #include "tests/edge/client/c_program.h"
 #include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
 
 using namespace updraft;
 using testing::EchoDaemon;
@@ -74,12 +75,12 @@ struct Ask {
 
 TEST_CASE("a C program hands images over, borrowed and placed, and reads them back") {
   EchoDaemon daemon;
-  std::string image(100000, ' ');
-  for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<char>('!' + i % 90);
+  std::string image = testing::png_of_bytes(100000);
+  for (size_t i = 33; i < image.size(); ++i) image[i] = static_cast<char>('!' + i % 90);
   const char* failed = run_c_program(daemon.socket().c_str(), image.data(), image.size());
   CHECK_MESSAGE(failed == nullptr, failed);
   const Request last = daemon.service.last();
-  CHECK(last.messages.at(0).parts.at(0).mime == "image/jpeg");
+  CHECK(last.messages.at(0).parts.at(0).mime == "image/png");
   CHECK(last.messages.at(0).parts.at(0).bytes == image);
 }
 
@@ -164,6 +165,39 @@ TEST_CASE("a completion carries prompts as text or as token ids") {
   CHECK(daemon.service.last().prompt_ids == std::vector<std::vector<int32_t>>{{5, 6, 7}});
   CHECK(daemon.service.last().model == "echo");  // the daemon's first, since none was named
   CHECK(daemon.service.last().echo);
+  updraft_request_free(request);
+}
+
+TEST_CASE("placed prompts are taken from where they lie: text, and ids of 4 bytes") {
+  EchoDaemon daemon;
+  Client client(daemon, 0, 4 << 20);
+  void* piece = nullptr;
+  REQUIRE(updraft_allocate(client.session, 400000, &piece) == UPDRAFT_OK);
+  std::vector<int32_t> ids(100000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 7);
+  std::memcpy(piece, ids.data(), 400000);
+  updraft_request* request = updraft_request_new(UPDRAFT_COMPLETION);
+  CHECK(updraft_request_add_placed_prompt_ids(request, static_cast<int32_t*>(piece), ids.size()) ==
+        UPDRAFT_OK);
+  client.answer(client.submit(request));
+  CHECK(daemon.service.last().prompt_ids == std::vector<std::vector<int32_t>>{ids});
+  updraft_request_free(request);
+
+  const std::string text(300000, 'p');
+  REQUIRE(updraft_allocate(client.session, text.size(), &piece) == UPDRAFT_OK);
+  std::memcpy(piece, text.data(), text.size());
+  request = updraft_request_new(UPDRAFT_COMPLETION);
+  CHECK(updraft_request_add_placed_prompt(request, piece, text.size()) == UPDRAFT_OK);
+  client.answer(client.submit(request));
+  CHECK(daemon.service.last().prompts == std::vector<std::string>{text});
+  updraft_request_free(request);
+
+  // Borrowed ones over the frame's limit are moved into shared memory by the library.
+  const std::string large(1500000, 'q');
+  request = updraft_request_new(UPDRAFT_COMPLETION);
+  CHECK(updraft_request_add_prompt(request, large.data(), large.size()) == UPDRAFT_OK);
+  client.answer(client.submit(request));
+  CHECK(daemon.service.last().prompts == std::vector<std::string>{large});
   updraft_request_free(request);
 }
 

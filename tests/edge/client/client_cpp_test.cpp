@@ -3,6 +3,7 @@
 
 #include "edge/client/updraft_client.hpp"
 #include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
 
 using namespace updraft::client;
 using updraft::testing::EchoDaemon;
@@ -95,12 +96,13 @@ TEST_CASE("buffers are written in place, freed when dropped and taken by a submi
   }
   Result<Buffer> buffer = session.allocate(900000);
   REQUIRE(buffer.has_value());
-  std::memset(buffer->bytes().data(), 'b', 5000);
+  const std::string png = updraft::testing::png_of_bytes(5000);
+  std::memcpy(buffer->bytes().data(), png.data(), 5000);
   Chat chat;
   chat.message("user").image("image/png", *buffer, 5000);
   Stream stream = send(session, chat);
   CHECK(buffer->bytes().empty());
-  CHECK(*stream.text() == std::string(5000, 'b'));
+  CHECK(*stream.text() == png.substr(33));
   // The piece is free again; the old object must not free it a second time under its new owner.
   Result<Buffer> next = session.allocate(900000);
   REQUIRE(next.has_value());

@@ -19,6 +19,8 @@
 
 namespace updraft::testing {
 
+constexpr size_t kHeaderBytes = 33;  // of a PNG: no text, so the echo leaves it out
+
 // By the model's name: "echo" answers with the bytes of the parts and prompts in pieces of at most
 // 1000, "script" with the events it was given, "hold" starts and never ends by itself.
 class EchoService final : public InferenceService {
@@ -49,7 +51,7 @@ class EchoService final : public InferenceService {
     for (const ChatMessage& message : request.messages)
       for (const ContentPart& part : message.parts) {
         all += part.text;
-        all += part.bytes.text();
+        if (part.bytes.size() > kHeaderBytes) all += part.bytes.text().substr(kHeaderBytes);
       }
     for (const std::string& prompt : request.prompts) all += prompt;
     int32_t offset = 0;
@@ -97,9 +99,10 @@ class EchoService final : public InferenceService {
     const std::lock_guard lock(mutex_);
     last_ = {};
   }
-  bool wait_submitted(int count) {
+  bool wait_submitted(int count, int seconds = 10) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return submitted_ >= count; });
+    return changed_.wait_for(lock, std::chrono::seconds(seconds),
+                             [&] { return submitted_ >= count; });
   }
   bool wait_cancelled(int count) {
     std::unique_lock lock(mutex_);

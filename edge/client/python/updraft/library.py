@@ -60,6 +60,8 @@ _SIGNATURES = {
     "updraft_request_add_placed_image": (c_int, [c_void_p, c_char_p, c_void_p, c_uint64]),
     "updraft_request_add_prompt": (c_int, [c_void_p, c_void_p, c_uint64]),
     "updraft_request_add_prompt_ids": (c_int, [c_void_p, c_void_p, c_uint64]),
+    "updraft_request_add_placed_prompt": (c_int, [c_void_p, c_void_p, c_uint64]),
+    "updraft_request_add_placed_prompt_ids": (c_int, [c_void_p, c_void_p, c_uint64]),
     "updraft_submit": (c_int, [c_void_p, c_void_p, POINTER(c_uint64)]),
     "updraft_cancel": (c_int, [c_void_p, c_uint64]),
     "updraft_next": (c_int, [c_void_p, c_int, POINTER(POINTER(Event))]),

@@ -140,6 +140,7 @@ class Buffer:
     def __init__(self, core: _Core, address: int, size: int):
         self._core, self._address, self.size = core, address, size
         self.used = size
+        self.holds_ids = False
         self._array = core.array(address, size)
         core.buffers.add(self)
 
@@ -159,6 +160,11 @@ class Buffer:
         shape = (self.size // dtype.itemsize,) if shape is None else shape
         count = shape if isinstance(shape, int) else math.prod(shape)
         return numpy.frombuffer(self.view, dtype, count).reshape(shape)
+
+    def ids(self) -> memoryview:
+        """The buffer as int32 token ids, to write a prompt into; Session.complete() then takes it as ids."""
+        self.holds_ids = True
+        return self.view[: self.size // 4 * 4].cast("i")
 
     def __len__(self) -> int:
         return self.size
@@ -441,11 +447,19 @@ class Session:
             request.content(message["content"], self._piece_or_none)
         return self._submit(request)
 
-    def complete(self, prompt: str | Iterable[int], **settings: Any) -> Stream:
-        """Continues a text or token ids (a list, or an int32 array, which is read in place) as they are."""
+    def complete(self, prompt: str | Iterable[int] | Buffer, **settings: Any) -> Stream:
+        """Continues a text or token ids (a list, or an int32 array, which is read in place) as they are. A Buffer is
+        handed over without a copy: ids when they were written through its ids(), UTF-8 text otherwise."""
         request = _Request(lib.COMPLETION)
         request.settings(settings)
-        if isinstance(prompt, str):
+        if isinstance(prompt, Buffer):
+            prompt.view  # still ours
+            request.placed.append(prompt)
+            if prompt.holds_ids:
+                request.call("updraft_request_add_placed_prompt_ids", prompt._address, prompt.used // 4)
+            else:
+                request.call("updraft_request_add_placed_prompt", prompt._address, prompt.used)
+        elif isinstance(prompt, str):
             request.call("updraft_request_add_prompt", *request.borrow(prompt.encode()))
         else:
             try:
