@@ -65,22 +65,23 @@ bool has_place(const Request& request, const PartSpan& span) {
 }  // namespace
 
 std::optional<RequestError> place_span(Request& request, const PartSpan& span,
-                                       const std::shared_ptr<Segment>& segment) {
+                                       LocalMemory& memory) {
   const std::string place = place_of(span);
   if (!has_place(request, span))
     return invalid(place + ": a shared-memory part that the request does not have");
-  const auto bytes = segment->payload_span(span.offset, span.bytes);
+  const std::optional<SharedBytes> bytes = memory.bytes(span.segment, span.offset, span.bytes);
   if (!bytes) {
     return invalid(place + ": [" + std::to_string(span.offset) + ", +" +
-                   std::to_string(span.bytes) + ") lies outside the payload area");
+                   std::to_string(span.bytes) + ") lies outside the payload area of segment " +
+                   std::to_string(span.segment) + ", or there is no such segment");
   }
   if (span.target == SpanTarget::kPrompt)
-    return copy_text(place, *bytes, request.prompts[span.index]);
+    return copy_text(place, bytes->view(), request.prompts[span.index]);
   if (span.target == SpanTarget::kPromptIds)
-    return copy_ids(place, *bytes, request.prompt_ids[span.index]);
+    return copy_ids(place, bytes->view(), request.prompt_ids[span.index]);
   ContentPart& part = request.messages[span.index].parts[span.part];
-  if (part.kind == ContentPart::Kind::kText) return copy_text(place, *bytes, part.text);
-  part.bytes = SharedBytes(segment, *bytes);
+  if (part.kind == ContentPart::Kind::kText) return copy_text(place, bytes->view(), part.text);
+  part.bytes = *bytes;
   return std::nullopt;
 }
 

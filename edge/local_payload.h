@@ -7,19 +7,19 @@
 // client's own answer. Token ids are copied, too.
 #pragma once
 
-#include <memory>
 #include <optional>
 
-#include "common/ipc/segment.h"
+#include "common/ipc/layout.h"
 #include "common/message/request.h"
 #include "common/message/request_error.h"
+#include "edge/local_memory.h"
 
 namespace updraft {
 
 // Puts the bytes that `span` names where it says. An error names the part and what is wrong with
 // the span; the request is then unfit.
 std::optional<RequestError> place_span(Request& request, const ipc::PartSpan& span,
-                                       const std::shared_ptr<ipc::Segment>& segment);
+                                       LocalMemory& memory);
 
 // What each image of the request is, by its header (common/image/image_info.h). The error names the
 // first part that is broken, lies about its type or is too large.

@@ -32,6 +32,7 @@ Result<std::optional<LocalSession::Submission>> LocalSession::next_submission() 
   mapped->submit.pop_front(ring_client);
   if (ring_client) mapped->client_bell->ring();
   Result<Submission> submission = read_submission(descriptor);
+  mapped->memory->let_go_of_named();
   if (!submission) return submission.error();
   return std::optional<Submission>(std::move(submission).value());
 }
@@ -59,14 +60,16 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
                 std::to_string(kFrameBytesMax) + " and " + std::to_string(kSpanCountMax));
     return out;
   }
-  const auto frame = segment.payload_span(record.frame_offset, record.frame_bytes);
+  LocalMemory& memory = *mapped->memory;
+  const auto frame = memory.bytes(record.segment, record.frame_offset, record.frame_bytes);
   const auto spans =
-      segment.payload_span(record.spans_offset, record.span_count * sizeof(PartSpan));
+      memory.bytes(record.segment, record.spans_offset, record.span_count * sizeof(PartSpan));
   if (!frame || !spans) {
-    out.refused = invalid("submission: frame or spans lie outside the payload area");
+    out.refused = invalid("submission: frame or spans lie outside the payload area of segment " +
+                          std::to_string(record.segment));
     return out;
   }
-  const std::vector<std::byte> copy(frame->begin(), frame->end());
+  const std::vector<std::byte> copy(frame->view().begin(), frame->view().end());
   std::vector<PartSpan> parts(record.span_count);
   if (!parts.empty()) std::memcpy(parts.data(), spans->data(), spans->size());
   Result<PoolMessage> message = decode(copy);
@@ -81,9 +84,7 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
   }
   out.request = std::move(submit->request);
   for (const PartSpan& span : parts) {
-    out.refused = span.segment == 0
-                      ? place_span(out.request, span, mapped->segment)
-                      : invalid("segment " + std::to_string(span.segment) + " does not exist");
+    out.refused = place_span(out.request, span, memory);
     if (out.refused) return out;
   }
   out.refused = check_request(out.request);

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <boost/interprocess/managed_external_buffer.hpp>
 #include <chrono>
 #include <cstdlib>
 #include <deque>
@@ -20,15 +19,17 @@
 #include "common/message/event_message.h"
 #include "common/message/pool_message.h"
 #include "common/net/control_socket.h"
+#include "edge/client/payload_areas.h"
 
 namespace updraft {
 namespace {
 
 using namespace ipc;
-namespace bip = boost::interprocess;
 
 constexpr int kHandshakeTimeoutMs = 5000;
 constexpr size_t kInlineBytesMax = 4096;  // larger parts go into the payload area
+constexpr uint64_t kHeapBytes =
+    16 * 1024;  // what an allocator of a further segment keeps to itself
 constexpr int64_t kSpinNs = 5 * kNsPerUs;
 constexpr uint32_t kUnmappedRequestsMax = 64;
 constexpr auto kReconnectPause = std::chrono::milliseconds(10);
@@ -98,8 +99,7 @@ class MappedClient final : public LocalClient {
     client->welcome_ = std::move(shaken->welcome);
     client->submit_.emplace(client->segment_->submit_ring());
     client->complete_.emplace(client->segment_->complete_ring());
-    const std::span<std::byte> payload = client->segment_->payload();
-    client->heap_ = bip::managed_external_buffer(bip::create_only, payload.data(), payload.size());
+    client->areas_.begin(client->segment_->payload(), client->segment_->header().payload_offset);
     const auto slots = std::min<uint32_t>(client->segment_->header().slot_count,
                                           static_cast<uint32_t>(client->welcome_.requests_max));
     client->slots_.resize(slots);
@@ -117,17 +117,29 @@ class MappedClient final : public LocalClient {
   Result<Buffer> allocate(uint64_t bytes) override {
     if (forked()) return fail(kForked);
     if (bytes == 0) return fail("a buffer of 0 bytes was asked for");
-    void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
+    std::byte* at = areas_.allocate(bytes);
     if (at == nullptr) {
-      return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" +
-                  std::to_string(heap_.get_free_memory()) + " of " +
-                  std::to_string(heap_.get_size()) + " bytes free)");
+      const Result<void> grown = grow(bytes);
+      if (grown) at = areas_.allocate(bytes);
+      if (at == nullptr) {
+        return fail("no room for " + std::to_string(bytes) + " bytes in the payload area (" +
+                    std::to_string(areas_.free_bytes()) + " of " +
+                    std::to_string(areas_.total_bytes()) +
+                    " bytes free): " + (grown ? "the areas are in pieces" : grown.message()));
+      }
     }
-    return Buffer{{static_cast<std::byte*>(at), bytes}};
+    return Buffer{{at, bytes}};
+  }
+
+  Result<Buffer> allocate_once(uint64_t bytes) override {
+    if (forked()) return fail(kForked);
+    auto segment = PayloadSegment::create(bytes, PayloadSegment::Kind::kOneOff);
+    if (!segment) return segment.error();
+    return Buffer{areas_.add_one_off(++last_segment_, std::move(*segment), bytes)};
   }
 
   void release(Buffer buffer) override {
-    if (!forked()) heap_.deallocate(buffer.bytes.data());
+    if (!forked()) areas_.release(buffer.bytes.data());
   }
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
@@ -256,9 +268,63 @@ class MappedClient final : public LocalClient {
     return {};
   }
 
-  uint64_t offset_of(const std::byte* at) const {
-    return segment_->header().payload_offset +
-           static_cast<uint64_t>(at - segment_->payload().data());
+  // Adds a further segment with room for `bytes`: as large as what is there already if the daemon
+  // allows it, else as large as it must be.
+  Result<void> grow(uint64_t bytes) {
+    const uint64_t least = bytes + kHeapBytes;
+    const uint64_t limit = welcome_.segment_bytes_max;
+    const uint64_t had = segment_->bytes() - segment_->payload().size() + areas_.total_bytes();
+    if (limit > 0 && (had >= limit || least > limit - had)) {
+      return fail("the daemon allows a session " + std::to_string(limit) + " bytes, and it has " +
+                  std::to_string(had));
+    }
+    uint64_t wanted = std::max(least, areas_.total_bytes());
+    if (limit > 0) wanted = std::min(wanted, limit - had);
+    Result<void> grown = add_area(wanted);
+    return grown || wanted == least ? grown : add_area(least);
+  }
+
+  Result<void> add_area(uint64_t bytes) {
+    auto segment = PayloadSegment::create(bytes, PayloadSegment::Kind::kArea);
+    if (!segment) return segment.error();
+    const uint32_t number = ++last_segment_;
+    if (auto sent = send_segment(number, **segment); !sent) return sent;
+    areas_.add(number, std::move(*segment));
+    return {};
+  }
+
+  // Hands a segment over and waits for the daemon's answer, which is the only thing it ever says on
+  // the socket after the handshake.
+  Result<void> send_segment(uint32_t number, const PayloadSegment& segment) {
+    const bool one_off = segment.kind() == PayloadSegment::Kind::kOneOff;
+    if (auto sent = send_message(socket_, encode_handshake(LocalAddSegment{number, one_off}),
+                                 {segment.fd()});
+        !sent)
+      return fail("the edge daemon is gone (" + sent.message() + ")");
+    Result<SocketMessage> answer = receive_message(socket_, kHandshakeTimeoutMs);
+    if (!answer) return answer.error();
+    if (answer->hung_up) return fail("the edge daemon is gone");
+    if (answer->bytes.empty()) return fail("the edge daemon did not answer for a further segment");
+    const Result<Handshake> decoded = decode_handshake(answer->bytes);
+    if (!decoded) return decoded.error();
+    if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded))
+      return fail("the edge daemon refused: " + refusal->message);
+    return {};
+  }
+
+  // One-offs among the placed buffers become unchangeable and known to the daemon.
+  Result<void> send_one_offs(const std::vector<PlacedPart>& placed) {
+    for (const PlacedPart& part : placed) {
+      PayloadAreas::OneOff* one_off = areas_.one_off_at(part.buffer.bytes.data());
+      if (one_off == nullptr || one_off->sent) continue;
+      if (auto frozen = one_off->segment->freeze(); !frozen) return frozen;
+      if (auto sent = send_segment(one_off->number, *one_off->segment); !sent) {
+        return fail("no room for a one-off of " + std::to_string(one_off->segment->bytes().size()) +
+                    " bytes: " + sent.message());
+      }
+      one_off->sent = true;
+    }
+    return {};
   }
 
   // Writes frame and spans into the payload area, fills a slot and rings.
@@ -268,17 +334,16 @@ class MappedClient final : public LocalClient {
       return fail("a request of " + std::to_string(frame.size()) +
                   " bytes without its large parts, allowed are " + std::to_string(kFrameBytesMax));
     }
+    if (auto sent = send_one_offs(placed); !sent) return sent.error();
     const uint64_t spans_at = (frame.size() + 7) & ~uint64_t{7};
     Result<Buffer> area = allocate(spans_at + placed.size() * sizeof(PartSpan));
     if (!area) return area.error();
     std::memcpy(area->bytes.data(), frame.data(), frame.size());
     for (size_t i = 0; i < placed.size(); ++i) {
-      const PartSpan span{placed[i].index,
-                          placed[i].part,
-                          offset_of(placed[i].buffer.bytes.data()),
-                          placed[i].buffer.bytes.size(),
-                          placed[i].target,
-                          0};
+      const PayloadAreas::Place at = areas_.place_of(placed[i].buffer.bytes.data());
+      const PartSpan span{placed[i].index,  placed[i].part,
+                          at.offset,        placed[i].buffer.bytes.size(),
+                          placed[i].target, at.segment};
       std::memcpy(area->bytes.data() + spans_at + i * sizeof(PartSpan), &span, sizeof span);
     }
     const uint32_t index = free_slots_.back();
@@ -287,7 +352,9 @@ class MappedClient final : public LocalClient {
     SubmitRecord record{};
     record.slot = index;
     record.generation = generation;
-    record.frame_offset = offset_of(area->bytes.data());
+    const PayloadAreas::Place place = areas_.place_of(area->bytes.data());
+    record.segment = place.segment;
+    record.frame_offset = place.offset;
     record.frame_bytes = static_cast<uint32_t>(frame.size());
     record.span_count = static_cast<uint32_t>(placed.size());
     record.spans_offset = record.frame_offset + spans_at;
@@ -418,6 +485,11 @@ class MappedClient final : public LocalClient {
     socket_ = std::move(shaken->socket);
     welcome_ = std::move(shaken->welcome);
     control_.reset();
+    const Result<void> known =
+        areas_.send_again([this](uint32_t number, const PayloadSegment& segment) {
+          return send_segment(number, segment);
+        });
+    if (!known) return false;
     for (uint32_t index = 0; index < slots_.size(); ++index) {
       if (!slots_[index].id.empty() && !submit_again(index)) end_lost(index);
     }
@@ -447,7 +519,8 @@ class MappedClient final : public LocalClient {
   Record record_;                           // its buffer is reused
   std::optional<RingProducer> submit_;
   std::optional<RingConsumer> complete_;
-  bip::managed_external_buffer heap_;
+  PayloadAreas areas_;
+  uint32_t last_segment_ = 0;  // the number of the newest further one
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_slots_;
   std::deque<std::pair<uint32_t, Event>> ready_;
@@ -469,6 +542,9 @@ class UnmappedClient final : public LocalClient {
 
   const LocalWelcome& welcome() const override { return shaken_.welcome; }
   Result<Buffer> allocate(uint64_t) override { return fail("this session has no shared memory"); }
+  Result<Buffer> allocate_once(uint64_t) override {
+    return fail("this session has no shared memory");
+  }
   void release(Buffer) override {}
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {

@@ -53,7 +53,13 @@ class LocalClient {
   struct Buffer {
     std::span<std::byte> bytes;
   };
+  // When no area has room, the client adds a further segment of at least the size of what it has,
+  // as far as the daemon allows. Errors: no room, with the daemon's words; the daemon is gone.
   virtual Result<Buffer> allocate(uint64_t bytes) = 0;
+  // A buffer in memory of its own, for one large payload. When it is handed over it is sealed, so
+  // that its bytes cannot change any more (what is written there later reaches nobody); its memory
+  // is freed when the request has ended. Dearer than allocate(): every page is new. Errors: memory.
+  virtual Result<Buffer> allocate_once(uint64_t bytes) = 0;
   virtual void release(Buffer buffer) = 0;
 
   // Names the buffer that holds the bytes of messages[index].parts[part], prompts[index] or

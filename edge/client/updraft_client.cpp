@@ -113,7 +113,7 @@ int status_of_connect(const std::string& why) {
   return UPDRAFT_ERR_NO_MEMORY;
 }
 int status_of_submit(const std::string& why) {
-  if (says(why, "gone")) return UPDRAFT_ERR_LOST;
+  if (says(why, "daemon is gone")) return UPDRAFT_ERR_LOST;
   if (says(why, "no room for")) return UPDRAFT_ERR_NO_ROOM;
   if (says(why, "too many requests in flight") || says(why, "is full")) return UPDRAFT_ERR_BUSY;
   if (says(why, "is broken")) return UPDRAFT_ERR_LOST;
@@ -301,6 +301,19 @@ int hand_over(updraft_session& session, const updraft_request& from, uint64_t* i
   return status;
 }
 
+using Allocate = Result<LocalClient::Buffer> (LocalClient::*)(uint64_t);
+int allocate(updraft_session* session, Allocate how, uint64_t bytes, void** data) {
+  const Visit visit(session);
+  if (!visit) return visit.status();
+  if (data == nullptr || bytes == 0)
+    return refuse(UPDRAFT_ERR_INVALID, "a piece of 0 bytes, or no place for its address");
+  Result<LocalClient::Buffer> piece = (session->client.get()->*how)(bytes);
+  if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
+  session->buffers.emplace(piece->bytes.data(), bytes);
+  *data = piece->bytes.data();
+  return UPDRAFT_OK;
+}
+
 }  // namespace
 
 void updraft_session::show(uint64_t id, Event newest) {
@@ -449,17 +462,10 @@ uint32_t updraft_requests_max(const updraft_session* session) {
 }
 
 int updraft_allocate(updraft_session* session, uint64_t bytes, void** data) {
-  return guarded([&] {
-    const Visit visit(session);
-    if (!visit) return visit.status();
-    if (data == nullptr || bytes == 0)
-      return refuse(UPDRAFT_ERR_INVALID, "a piece of 0 bytes, or no place for its address");
-    Result<LocalClient::Buffer> piece = session->client->allocate(bytes);
-    if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
-    session->buffers.emplace(piece->bytes.data(), bytes);
-    *data = piece->bytes.data();
-    return int{UPDRAFT_OK};
-  });
+  return guarded([&] { return allocate(session, &LocalClient::allocate, bytes, data); });
+}
+int updraft_allocate_once(updraft_session* session, uint64_t bytes, void** data) {
+  return guarded([&] { return allocate(session, &LocalClient::allocate_once, bytes, data); });
 }
 
 int updraft_release(updraft_session* session, void* data) {

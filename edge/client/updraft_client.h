@@ -80,7 +80,7 @@ enum updraft_connect_flags {
 
 /* Opens a session. socket_path NULL: $XDG_RUNTIME_DIR/updraft/edge.sock, or
  * /tmp/updraft-<uid>/edge.sock. client_name (NULL: "client") appears in the daemon's log.
- * payload_bytes is the shared memory for texts and images, 0: 8 MiB. */
+ * payload_bytes is the shared memory for texts and images to begin with, 0: 8 MiB. */
 UPDRAFT_API int updraft_connect(const char* socket_path, const char* client_name,
                                 uint64_t payload_bytes, uint32_t flags, updraft_session** session);
 /* Ends the session: what runs is cancelled, buffers and events become invalid. NULL is allowed. */
@@ -97,8 +97,13 @@ UPDRAFT_API uint32_t updraft_requests_max(const updraft_session* session);
 /* --- shared memory --- */
 
 /* A writable piece of the session's shared memory, aligned to 64 bytes. What is written there is
- * handed over without being copied: name it in updraft_request_add_placed_*(). */
+ * handed over without being copied: name it in updraft_request_add_placed_*(). When the memory is
+ * full the session takes more, as far as the daemon allows. */
 UPDRAFT_API int updraft_allocate(updraft_session* session, uint64_t bytes, void** data);
+/* The same in memory of its own, for one large payload: sealed when it is submitted, so that its
+ * bytes cannot change any more, and given back to the system when the request has ended. Dearer
+ * than updraft_allocate(), whose pages are warm. */
+UPDRAFT_API int updraft_allocate_once(updraft_session* session, uint64_t bytes, void** data);
 /* Gives back a piece that was not submitted. */
 UPDRAFT_API int updraft_release(updraft_session* session, void* data);
 

@@ -3,6 +3,7 @@
 #include "edge/local_payload.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <fstream>
@@ -186,15 +187,17 @@ TEST_CASE("whole requests over the control channel have their images checked, to
 }
 
 TEST_CASE("spans that fit nothing are refused by name") {
-  ipc::SegmentShape shape;
-  auto made = ipc::Segment::create(shape);
+  auto made = ipc::Segment::create({});
   REQUIRE(made.ok());
-  const std::shared_ptr<ipc::Segment> segment = std::move(made).value();
+  const std::unique_ptr<ipc::Segment> segment = std::move(made).value();
+  LocalMemory memory({64 << 20, 64 << 20, 0}, std::make_shared<MappedUse>(),
+                     std::make_shared<MappedUse>());
+  REQUIRE(memory.adopt_own(ipc::UniqueFd(dup(segment->fd()))).ok());
   const uint64_t at = segment->header().payload_offset;
   Request request = with_image("echo");
   request.prompt_ids.resize(1);
   const auto refused = [&](const ipc::PartSpan& span) {
-    const auto error = place_span(request, span, segment);
+    const auto error = place_span(request, span, memory);
     return error ? error->message : "accepted";
   };
   using ipc::SpanTarget;

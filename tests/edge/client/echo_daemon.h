@@ -33,16 +33,18 @@ class EchoService final : public InferenceService {
     started.decision = "it is here";
     started.prompt_tokens = 7;
     std::vector<Event> script;
+    bool holds = false;
     {
       const std::lock_guard lock(mutex_);
       last_ = request;
       ++submitted_;
       script = script_;
-      if (request.model == "hold") held_[request.id] = sink;
+      holds = request.model == "hold" && !answers_held_;
+      if (holds) held_[request.id] = sink;
     }
     changed_.notify_all();
     sink(started);
-    if (request.model == "hold") return;
+    if (holds) return;
     if (request.model == "script") {
       for (Event& event : script) sink(std::move(event));
       return;
@@ -95,6 +97,11 @@ class EchoService final : public InferenceService {
     const std::lock_guard lock(mutex_);
     return last_;
   }
+  // From now on "hold" is answered like "echo".
+  void answer_held() {
+    const std::lock_guard lock(mutex_);
+    answers_held_ = true;
+  }
   void forget() {
     const std::lock_guard lock(mutex_);
     last_ = {};
@@ -115,12 +122,21 @@ class EchoService final : public InferenceService {
   Request last_;
   std::vector<Event> script_;
   std::map<RequestId, EventSink> held_;
+  bool answers_held_ = false;
   int submitted_ = 0;
   int cancelled_ = 0;
 };
 
+// What a session with 1 MiB of payload has, and nothing for a further segment.
+inline LocalServerConfig without_growth() {
+  LocalServerConfig config;
+  config.segment_bytes_max = 2'180'000;
+  return config;
+}
+
 struct EchoDaemon {
-  explicit EchoDaemon(LocalServerConfig config = {}) {
+  explicit EchoDaemon(LocalServerConfig config = {}) { start(std::move(config)); }
+  void start(LocalServerConfig config = {}) {
     config.socket_path = socket();
     Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
     REQUIRE_MESSAGE(started.ok(), started.message());
