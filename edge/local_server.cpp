@@ -113,6 +113,8 @@ class LocalServerImpl final : public LocalServer {
     out.requests_taken = taken_.load(std::memory_order_acquire);
     out.sessions_refused = refused_.load(std::memory_order_relaxed);
     out.segments_refused = segments_refused_.load(std::memory_order_relaxed);
+    out.requests_over_quota = over_quota_.load(std::memory_order_relaxed);
+    out.streams_stalled = stalled_.load(std::memory_order_relaxed);
     out.sessions_broken = broken_.load(std::memory_order_relaxed);
     return out;
   }
@@ -308,6 +310,11 @@ class LocalServerImpl final : public LocalServer {
     if (static_cast<int32_t>(sessions_.size()) >= config_.sessions_max) {
       return refuse(socket, "all " + std::to_string(config_.sessions_max) + " sessions are taken");
     }
+    if (sessions_of(peer->uid) >= config_.sessions_per_uid_max) {
+      return refuse(socket, "user " + std::to_string(peer->uid) + " has " +
+                                std::to_string(config_.sessions_per_uid_max) +
+                                " sessions already, more are not allowed");
+    }
     auto session = std::make_unique<LocalSession>();
     session->id = id;
     session->peer = *peer;
@@ -326,6 +333,13 @@ class LocalServerImpl final : public LocalServer {
     if (Result<UniqueFd> pidfd = peer_pidfd(peer->pid); pidfd)
       session->pidfd = std::move(pidfd).value();
     admit(std::move(session), std::move(socket));
+  }
+
+  // Handshakes are rare enough to count.
+  int32_t sessions_of(uid_t uid) const {
+    return static_cast<int32_t>(
+        std::count_if(sessions_.begin(), sessions_.end(),
+                      [uid](const auto& entry) { return entry.second->peer.uid == uid; }));
   }
 
   Result<void> map_segment(LocalSession& session, std::vector<UniqueFd> fds) {
@@ -424,7 +438,10 @@ class LocalServerImpl final : public LocalServer {
     request.id = service_id;
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
-    if (!submission.refused) submission.refused = over_quota(session);
+    if (!submission.refused) {
+      submission.refused = over_quota(session);
+      if (submission.refused) over_quota_.fetch_add(1, std::memory_order_relaxed);
+    }
     session.outbox->open(ticket, client_id, service_id);
     // Pairs with the acquire in stats(): whoever sees it taken sees it in flight, or ended.
     taken_.fetch_add(1, std::memory_order_release);
@@ -519,6 +536,7 @@ class LocalServerImpl final : public LocalServer {
       const bool stalled = since_ns && now_ns - *since_ns > config_.stall_ms * kNsPerMs;
       if (stalled) {
         const std::vector<RequestId> given_up = outbox.give_up();
+        stalled_.fetch_add(static_cast<int64_t>(given_up.size()), std::memory_order_relaxed);
         for (const RequestId& request : given_up) service_.cancel(request);
         if (!given_up.empty()) {
           log_info("local client does not read",
@@ -569,6 +587,8 @@ class LocalServerImpl final : public LocalServer {
   std::atomic<int64_t> taken_ = 0;
   std::atomic<int64_t> refused_ = 0;
   std::atomic<int64_t> segments_refused_ = 0;
+  std::atomic<int64_t> over_quota_ = 0;
+  std::atomic<int64_t> stalled_ = 0;
   std::atomic<int64_t> broken_ = 0;
 
   // Owned by the server's thread from here on.

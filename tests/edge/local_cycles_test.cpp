@@ -181,7 +181,7 @@ TEST_CASE("a thousand idle sessions cost at most 40 KiB each and no CPU") {
   HalfService service;
   LocalServerConfig config;
   config.socket_path = dir.file("edge.sock");
-  config.sessions_max = kSessions;
+  config.sessions_max = config.sessions_per_uid_max = kSessions;
   config.segment_bytes_per_uid_max = 1LL << 30;
   auto server = std::move(LocalServer::start(config, service)).value();
   rlimit limit{};

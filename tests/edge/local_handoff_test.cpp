@@ -462,6 +462,22 @@ TEST_CASE("sessions and memory are limited, and the refusal says so") {
         std::string::npos);
 }
 
+TEST_CASE("a user's sessions are limited, and one that ends makes room") {
+  LocalServerConfig config;
+  config.sessions_per_uid_max = 2;
+  Daemon daemon(config);
+  LocalClientOptions options;
+  options.socket_path = daemon.dir.file("edge.sock");
+  auto first = daemon.client();
+  const auto second = daemon.client(false);
+  CHECK(LocalClient::connect(options).message().find(
+            "user " + std::to_string(getuid()) + " has 2 sessions already") != std::string::npos);
+  CHECK(daemon.server->stats().sessions_refused == 1);
+  first.reset();
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+  CHECK(LocalClient::connect(options).ok());
+}
+
 TEST_CASE("no daemon at the path is one clear line") {
   LocalClientOptions options;
   options.socket_path = "/tmp/updraft-no-such-daemon.sock";

@@ -5,13 +5,19 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <fstream>
+#include <iterator>
+#include <random>
 #include <sstream>
+#include <thread>
 
+#include "common/image/decode.h"
 #include "edge/client/local_client.h"
 #include "tests/edge/client/echo_daemon.h"
 #include "tests/support/images.h"
+#include "tests/support/shared_data.h"
 
 using namespace updraft;
 using updraft::testing::EchoDaemon;
@@ -184,6 +190,59 @@ TEST_CASE("whole requests over the control channel have their images checked, to
   const auto* error = std::get_if<RequestError>(&(*event)->second);
   REQUIRE(error != nullptr);
   CHECK(error->message.find("neither PNG nor JPEG") != std::string::npos);
+}
+
+TEST_CASE("a client that rewrites an image while it is decoded gets wrong pixels or an error") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  for (const char* name : {"adam7.png", "palette.png", "progressive.jpg", "baseline.jpg"}) {
+    std::ifstream in(testing::repo_file(std::string("tests/common/image/golden/") + name),
+                     std::ios::binary);
+    const std::string file((std::istreambuf_iterator<char>(in)), {});
+    REQUIRE_FALSE(file.empty());
+    Request request = with_image("hold");
+    const char* mime = file[0] == '\x89' ? "image/png" : "image/jpeg";
+    request.messages[0].parts[1].mime = mime;
+    const LocalClient::Buffer buffer = filled(*client, file);
+    REQUIRE(client->submit(std::move(request), {{0, 1, buffer}}).ok());
+    wait_started(*client);
+    const SharedBytes bytes = daemon.service.last().messages.at(0).parts.at(1).bytes;
+    REQUIRE(decode_rgb(mime, bytes.view()).ok());
+    std::atomic<bool> stop = false;
+    std::atomic<uint32_t> writes = 0;
+    std::thread mutator([&] {
+      std::minstd_rand random(7);
+      while (!stop) {
+        auto* at = reinterpret_cast<volatile unsigned char*>(buffer.bytes.data()) +
+                   random() % buffer.bytes.size();
+        const unsigned char kept = *at;
+        *at = static_cast<unsigned char>(random());
+        // Most lies last for a moment only: between a check and a use, say.
+        if (random() % 64 != 0) *at = kept;
+        if (++writes % 4096 == 0) std::memcpy(buffer.bytes.data(), file.data(), file.size());
+      }
+    });
+    int decoded = 0;
+    int refused = 0;
+    // On a machine with one core the two take turns: until both have been seen.
+    for (int i = 0; i < 100'000 && (i < 2000 || decoded < 10 || refused < 10); ++i) {
+      const Result<RgbImage> image = decode_rgb(mime, bytes.view());
+      if (!image) {
+        ++refused;
+        continue;
+      }
+      ++decoded;
+      // Whatever size it says, it has the pixels for it.
+      volatile uint64_t sum = 0;
+      for (uint32_t y = 0; y < image->height; ++y) sum = sum + image->row(y)[image->width * 3 - 1];
+    }
+    stop = true;
+    mutator.join();
+    CHECK(decoded > 0);
+    CHECK(refused > 0);
+    std::memcpy(buffer.bytes.data(), file.data(), file.size());
+    CHECK(decode_rgb(mime, bytes.view()).ok());
+  }
 }
 
 TEST_CASE("spans that fit nothing are refused by name") {
