@@ -209,17 +209,23 @@ TEST_CASE("a client that rewrites an image while it is decoded gets wrong pixels
     const SharedBytes bytes = daemon.service.last().messages.at(0).parts.at(1).bytes;
     REQUIRE(decode_rgb(mime, bytes.view()).ok());
     std::atomic<bool> stop = false;
-    std::atomic<uint32_t> writes = 0;
+    // Turn by turn: lies that stay for a while, lies that last for a moment only (between a check
+    // and a use, say), and the truth.
     std::thread mutator([&] {
       std::minstd_rand random(7);
-      while (!stop) {
+      const auto write = [&](bool stays) {
         auto* at = reinterpret_cast<volatile unsigned char*>(buffer.bytes.data()) +
                    random() % buffer.bytes.size();
         const unsigned char kept = *at;
         *at = static_cast<unsigned char>(random());
-        // Most lies last for a moment only: between a check and a use, say.
-        if (random() % 64 != 0) *at = kept;
-        if (++writes % 4096 == 0) std::memcpy(buffer.bytes.data(), file.data(), file.size());
+        if (!stays) *at = kept;
+      };
+      while (!stop) {
+        for (int i = 0; i < 8; ++i) write(true);
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        std::memcpy(buffer.bytes.data(), file.data(), file.size());
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        for (int i = 0; i < 4096; ++i) write(false);
       }
     });
     int decoded = 0;

@@ -47,6 +47,7 @@ _SIGNATURES = {
     "updraft_allocate": (c_int, [c_void_p, c_uint64, POINTER(c_void_p)]),
     "updraft_release": (c_int, [c_void_p, c_void_p]),
     "updraft_request_new": (c_void_p, [c_int]),
+    "updraft_allocate_once": (c_int, [c_void_p, c_uint64, POINTER(c_void_p)]),
     "updraft_request_free": (None, [c_void_p]),
     "updraft_request_set_text": (c_int, [c_void_p, c_char_p, c_char_p]),
     "updraft_request_set_integer": (c_int, [c_void_p, c_char_p, c_int64]),

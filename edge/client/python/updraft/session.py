@@ -374,7 +374,7 @@ class _Request:
                 known = ", ".join(sorted(_TEXT | _INTEGER | _NUMBER | {"stop", "logit_bias"}))
                 raise errors.InvalidArgument(f"there is no setting {name!r} (known: {known})")
 
-    def content(self, content: Any, allocate: Any) -> None:
+    def content(self, content: Any, allocate: Any, allocate_once: Any) -> None:
         for part in [content] if isinstance(content, (str, Image, Buffer)) or not isinstance(content, Sequence) else content:
             if isinstance(part, Mapping):  # OpenAI's shape
                 if part.get("type") != "text":
@@ -387,7 +387,12 @@ class _Request:
                 self.placed.append(part)
                 self.call("updraft_request_add_placed_text", part._address, part.used)
             else:
-                data, mime, used = (part if isinstance(part, Image) else Image(part)).encoded(allocate)
+                image = part if isinstance(part, Image) else Image(part)
+                data, mime, used = image.encoded(allocate_once if image.once else allocate)
+                if image.once and used is None:
+                    view = memoryview(data).cast("B")
+                    data, used = allocate_once(view.nbytes), view.nbytes
+                    data.view[:] = view
                 if used is not None:
                     self.placed.append(data)
                     self.call("updraft_request_add_placed_image", mime.encode(), data._address, used)
@@ -444,7 +449,7 @@ class Session:
         request.settings(settings)
         for message in [{"role": "user", "content": messages}] if isinstance(messages, str) else messages:
             request.call("updraft_request_add_message", str(message["role"]).encode())
-            request.content(message["content"], self._piece_or_none)
+            request.content(message["content"], self._piece_or_none, self._piece_once)
         return self._submit(request)
 
     def complete(self, prompt: str | Iterable[int] | Buffer, **settings: Any) -> Stream:
@@ -488,6 +493,13 @@ class Session:
             return self.allocate(size)
         except errors.NoRoom:
             return None
+
+    def _piece_once(self, size: int) -> Buffer:
+        # Freed with its request, so no view of it is ever given away.
+        address = ctypes.c_void_p()
+        lib.check(lib.library().updraft_allocate_once(self._core.need(), size, ctypes.byref(address)))
+        assert address.value
+        return Buffer(self._core, address.value, size)
 
     def _submit(self, request: _Request) -> Stream:
         request_id = ctypes.c_uint64()
