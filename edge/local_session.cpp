@@ -5,6 +5,7 @@
 
 #include "common/message/pool_message.h"
 #include "common/message/request_check.h"
+#include "edge/local_payload.h"
 
 namespace updraft {
 

@@ -17,7 +17,6 @@
 #include "common/message/request_error.h"
 #include "edge/local_memory.h"
 #include "edge/local_outbox.h"
-#include "edge/local_payload.h"
 
 namespace updraft {
 
