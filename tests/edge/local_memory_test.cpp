@@ -269,3 +269,32 @@ TEST_CASE("anything else said on the socket after the handshake ends the session
   CHECK(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
   CHECK(daemon.server->stats().mapped_bytes == 0);
 }
+
+TEST_CASE("bytes exist only inside a segment, and a one-off only until it was named") {
+  LocalMemory memory({64 << 20, 64 << 20, 0}, std::make_shared<MappedUse>(),
+                     std::make_shared<MappedUse>());
+  auto own = ipc::Segment::create({});
+  REQUIRE(own.ok());
+  REQUIRE(memory.adopt_own(ipc::UniqueFd(dup((*own)->fd()))).ok());
+  const auto area = further(Kind::kArea);
+  std::memcpy(area->data().data() + 4090, "end...", 6);
+  REQUIRE(memory.adopt_further(5, ipc::UniqueFd(dup(area->fd())), Kind::kArea).ok());
+  CHECK(memory.bytes(5, 4090, 6)->text() == "end...");
+  CHECK(memory.bytes(5, 4096, 0).has_value());
+  CHECK_FALSE(memory.bytes(5, 4090, 7).has_value());
+  CHECK_FALSE(memory.bytes(5, 4097, 0).has_value());
+  CHECK_FALSE(memory.bytes(5, ~0ULL, 2).has_value());
+  CHECK_FALSE(memory.bytes(5, 1, ~0ULL).has_value());
+  CHECK_FALSE(memory.bytes(4, 0, 1).has_value());
+  CHECK_FALSE(memory.bytes(0, 0, 1).has_value());  // the rings are no payload
+  const auto one_off = further(Kind::kOneOff);
+  REQUIRE(one_off->freeze().ok());
+  REQUIRE(memory.adopt_further(6, ipc::UniqueFd(dup(one_off->fd())), Kind::kOneOff).ok());
+  memory.let_go_of_named();
+  const auto view = memory.bytes(6, 0, 4096);
+  REQUIRE(view.has_value());
+  CHECK(memory.bytes(6, 0, 1).has_value());  // the same request may name it again
+  memory.let_go_of_named();
+  CHECK_FALSE(memory.bytes(6, 0, 1).has_value());
+  CHECK(view->size() == 4096);
+}
