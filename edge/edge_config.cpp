@@ -28,8 +28,10 @@ void read_local_section(TomlFile& file, EdgeConfig& config) {
                                     std::to_string(kSocketPathBytesMax) + " bytes");
   }
   file.get("local.sessions_max", config.sessions_max, 1, 65536);
+  file.get("local.sessions_per_uid_max", config.sessions_per_uid_max, 1, 65536);
+  file.get("local.requests_per_uid_max", config.requests_per_uid_max, 1, 1'000'000);
+  file.get("local.stall_ms", config.stall_ms, 100, 600'000);
   file.get("local.spin_us", config.local_spin_us, 0, 1'000'000);
-  file.get("local.stall_ms", config.local_stall_ms, 100, 600'000);
   auto segment_max = static_cast<uint64_t>(config.segment_bytes_max);
   auto per_uid_max = static_cast<uint64_t>(config.segment_bytes_per_uid_max);
   file.get_bytes("local.segment_max", segment_max);

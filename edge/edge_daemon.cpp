@@ -106,10 +106,12 @@ class Daemon : public EdgeDaemon {
     LocalServerConfig local;
     local.socket_path = config_.socket_path;
     local.sessions_max = config_.sessions_max;
+    local.sessions_per_uid_max = config_.sessions_per_uid_max;
     local.segment_bytes_max = config_.segment_bytes_max;
     local.segment_bytes_per_uid_max = config_.segment_bytes_per_uid_max;
+    local.requests_per_uid_max = config_.requests_per_uid_max;
+    local.stall_ms = config_.stall_ms;
     local.spin_us = config_.local_spin_us;
-    local.stall_ms = config_.local_stall_ms;
     auto server = LocalServer::start(local, *service_);
     if (!server) return server.error();
     local_ = std::move(*server);
@@ -125,13 +127,35 @@ class Daemon : public EdgeDaemon {
         metrics_->gauge("updraft_local_sessions", "Programs connected through shared memory.");
     Gauge& mapped =
         metrics_->gauge("updraft_local_mapped_bytes", "Shared memory of their sessions.");
-    metrics_->on_scrape([this, &connected, &in_flight, &sessions, &mapped] {
+    Gauge& huge = metrics_->gauge("updraft_local_huge_page_bytes",
+                                  "Of that memory, what lies in whole huge pages.");
+    const char* const refused_name = "updraft_local_refused_total";
+    Counter& sessions_refused =
+        metrics_->counter(refused_name,
+                          "What local programs were refused: sessions, further segments, requests "
+                          "over a quota; and answers ended because nobody read them.",
+                          {{"what", "session"}});
+    Counter& segments_refused = metrics_->counter(refused_name, "", {{"what", "segment"}});
+    Counter& over_quota = metrics_->counter(refused_name, "", {{"what", "request"}});
+    Counter& stalled = metrics_->counter(refused_name, "", {{"what", "stalled_answer"}});
+    metrics_->on_scrape([this, &connected, &in_flight, &sessions, &mapped, &huge, &sessions_refused,
+                         &segments_refused, &over_quota, &stalled] {
       connected.set(links_->connected_count());
       in_flight.set(static_cast<double>(service_->in_flight()));
       if (!local_) return;
       const LocalServerStats stats = local_->stats();
       sessions.set(stats.sessions);
       mapped.set(static_cast<double>(stats.mapped_bytes));
+      huge.set(static_cast<double>(stats.huge_page_bytes));
+      // Counters only grow: by what came since the last scrape.
+      sessions_refused.add(
+          static_cast<double>(stats.sessions_refused - exported_.sessions_refused));
+      segments_refused.add(
+          static_cast<double>(stats.segments_refused - exported_.segments_refused));
+      over_quota.add(
+          static_cast<double>(stats.requests_over_quota - exported_.requests_over_quota));
+      stalled.add(static_cast<double>(stats.streams_stalled - exported_.streams_stalled));
+      exported_ = stats;
     });
   }
 
@@ -146,7 +170,8 @@ class Daemon : public EdgeDaemon {
   std::unique_ptr<LocalServer> local_;
   std::mutex stop_mutex_;
   bool stopped_ = false;
-  bool serves_ = false;  // open() has done all
+  bool serves_ = false;        // open() has done all
+  LocalServerStats exported_;  // what the counters show; the HTTP thread's
 };
 
 }  // namespace

@@ -25,10 +25,12 @@ struct EdgeConfig {
   std::string socket_path;  // [local] handoff socket; empty: $XDG_RUNTIME_DIR/updraft/edge.sock or
                             // /tmp/updraft-<uid>/edge.sock
   int32_t sessions_max = 256;
+  int32_t sessions_per_uid_max = 256;
   int64_t segment_bytes_max = 64LL << 20;  // per session
   int64_t segment_bytes_per_uid_max = 512LL << 20;
-  int32_t local_spin_us = 5;       // LocalServerConfig::spin_us
-  int32_t local_stall_ms = 10000;  // LocalServerConfig::stall_ms
+  int32_t requests_per_uid_max = 4096;  // in flight, all sessions of a user
+  int64_t stall_ms = 10'000;  // a client that reads nothing for so long loses its open requests
+  int32_t local_spin_us = 5;  // LocalServerConfig::spin_us
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };

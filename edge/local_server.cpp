@@ -28,6 +28,7 @@
 #include "common/message/request_check.h"
 #include "common/net/control_socket.h"
 #include "edge/local_answer.h"
+#include "edge/local_payload.h"
 #include "edge/local_session.h"
 
 namespace updraft {
@@ -110,10 +111,14 @@ class LocalServerImpl final : public LocalServer {
   LocalServerStats stats() const override {
     LocalServerStats out;
     out.sessions = session_count_.load(std::memory_order_relaxed);
-    out.mapped_bytes = mapped_bytes_.load(std::memory_order_relaxed);
+    out.mapped_bytes = mapped_->bytes.load(std::memory_order_relaxed);
+    out.huge_page_bytes = mapped_->huge_bytes.load(std::memory_order_relaxed);
     out.requests_in_flight = requests_->load(std::memory_order_relaxed);
     out.requests_taken = taken_.load(std::memory_order_acquire);
     out.sessions_refused = refused_.load(std::memory_order_relaxed);
+    out.segments_refused = segments_refused_.load(std::memory_order_relaxed);
+    out.requests_over_quota = over_quota_.load(std::memory_order_relaxed);
+    out.streams_stalled = stalled_.load(std::memory_order_relaxed);
     out.sessions_broken = broken_.load(std::memory_order_relaxed);
     return out;
   }
@@ -258,12 +263,41 @@ class LocalServerImpl final : public LocalServer {
       const auto it = sessions_.find(id);
       if (it != sessions_.end() && it->second->resume_ms > 0) {
         Result<SocketMessage> last = receive_message(it->second->socket, 0);
-        if (last.ok() && !last->bytes.empty()) return end_session(id, "the client left");
+        if (last.ok() && last->bytes.size() == kGoodbyeBytes)
+          return end_session(id, "the client left");
       }
       end_session(id, "the client hung up", true);
-    } else {
-      end_session(id, "the client spoke on the handshake socket after the handshake");
+    } else if (sessions_.contains(id)) {
+      handle_session_message(*sessions_.at(id));
     }
+  }
+
+  // After the handshake a client says two things on its socket: here is a further segment, and
+  // good-bye.
+  void handle_session_message(LocalSession& session) {
+    Result<SocketMessage> message = receive_message(session.socket, 0);
+    if (!message) return end_session(session.id, message.message());
+    if (message->hung_up) return end_session(session.id, "the client hung up", true);
+    if (message->bytes.empty()) return;
+    if (message->bytes.size() == kGoodbyeBytes) return end_session(session.id, "the client left");
+    const Result<Handshake> decoded = decode_handshake(message->bytes);
+    const auto* add = decoded ? std::get_if<LocalAddSegment>(&*decoded) : nullptr;
+    if (add == nullptr || !session.mapped || message->fds.size() != 1) {
+      return end_session(session.id,
+                         "the client said something else on its socket than a further segment");
+    }
+    const auto kind = add->one_off ? PayloadSegment::Kind::kOneOff : PayloadSegment::Kind::kArea;
+    const Result<void> added =
+        session.mapped->memory->adopt_further(add->number, std::move(message->fds[0]), kind);
+    if (!added) {
+      segments_refused_.fetch_add(1, std::memory_order_relaxed);
+      log_warn("further segment refused", {{"session", session.id}, {"why", added.message()}});
+    }
+    const Handshake answer = added ? Handshake(LocalSegmentAdded{add->number})
+                                   : Handshake(LocalRefusal{added.message()});
+    // The socket never blocks: a client that lets its answers pile up loses its session.
+    if (auto sent = send_message(session.socket, encode_handshake(answer)); !sent)
+      end_session(session.id, sent.message());
   }
 
   void refuse(const UniqueFd& socket, const std::string& why) {
@@ -293,6 +327,11 @@ class LocalServerImpl final : public LocalServer {
     if (static_cast<int32_t>(sessions_.size()) >= config_.sessions_max) {
       return refuse(socket, "all " + std::to_string(config_.sessions_max) + " sessions are taken");
     }
+    if (sessions_of(peer->uid) >= config_.sessions_per_uid_max) {
+      return refuse(socket, "user " + std::to_string(peer->uid) + " has " +
+                                std::to_string(config_.sessions_per_uid_max) +
+                                " sessions already, more are not allowed");
+    }
     auto session = std::make_unique<LocalSession>();
     session->id = id;
     session->peer = *peer;
@@ -314,27 +353,32 @@ class LocalServerImpl final : public LocalServer {
     admit(std::move(session), std::move(socket));
   }
 
+  // Handshakes are rare enough to count.
+  int32_t sessions_of(uid_t uid) const {
+    return static_cast<int32_t>(
+        std::count_if(sessions_.begin(), sessions_.end(),
+                      [uid](const auto& entry) { return entry.second->peer.uid == uid; }));
+  }
+
   Result<void> map_segment(LocalSession& session, std::vector<UniqueFd> fds) {
     if (fds.size() != 3)
       return fail("the hello carries " + std::to_string(fds.size()) +
                   " descriptors, 0 or 3 are expected");
-    const int64_t left = config_.segment_bytes_per_uid_max - mapped_by_uid_[session.peer.uid];
-    const int64_t allowed = std::min(config_.segment_bytes_max, left);
-    if (allowed <= 0) {
-      return fail("user " + std::to_string(session.peer.uid) + " has used up its " +
-                  std::to_string(config_.segment_bytes_per_uid_max) + " bytes of segments");
-    }
-    Result<std::unique_ptr<Segment>> segment =
-        Segment::adopt(std::move(fds[0]), static_cast<uint64_t>(allowed));
-    if (!segment) return segment.error();
+    std::shared_ptr<MappedUse>& of_user = mapped_by_uid_[session.peer.uid];
+    if (!of_user) of_user = std::make_shared<MappedUse>();
+    auto memory = std::make_unique<LocalMemory>(
+        LocalMemory::Limits{config_.segment_bytes_max, config_.segment_bytes_per_uid_max,
+                            session.peer.uid},
+        of_user, mapped_);
+    if (auto adopted = memory->adopt_own(std::move(fds[0])); !adopted) return adopted;
     Result<Doorbell> client = Doorbell::adopt(std::move(fds[1]));
     if (!client) return client.error();
     Result<Doorbell> daemon = Doorbell::adopt(std::move(fds[2]));
     if (!daemon) return daemon.error();
-    const RingMemory submit = (*segment)->submit_ring();
+    const std::shared_ptr<Segment> segment = memory->own();
     session.mapped.emplace(LocalSession::Mapped{
-        std::move(segment).value(), std::make_shared<Doorbell>(std::move(client).value()),
-        std::move(daemon).value(), RingConsumer(submit)});
+        segment, std::make_shared<Doorbell>(std::move(client).value()), std::move(daemon).value(),
+        RingConsumer(segment->submit_ring()), std::move(memory)});
     return {};
   }
 
@@ -345,17 +389,13 @@ class LocalServerImpl final : public LocalServer {
     welcome.session_token = session->token;
     welcome.control_endpoint = control_endpoint_;
     welcome.requests_max = kRequestsPerSessionMax;
+    welcome.segment_bytes_max = static_cast<uint64_t>(config_.segment_bytes_max);
     for (const ModelInfo& model : service_.models())
       welcome.models.push_back({model.id, model.context_tokens});
     if (auto sent = send_message(socket, encode_handshake(welcome)); !sent) return;
     session->socket = std::move(socket);
     if (session->pidfd) watch(session->pidfd.get(), tag(Source::kProcess, id));
-    if (session->mapped) {
-      const auto bytes = static_cast<int64_t>(session->mapped->segment->bytes());
-      mapped_by_uid_[session->peer.uid] += bytes;
-      mapped_bytes_.fetch_add(bytes, std::memory_order_relaxed);
-      watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id));
-    }
+    if (session->mapped) watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id));
     log_info("local session began",
              {{"session", id}, {"pid", session->peer.pid}, {"client", session->client_name}});
     by_token_[session->token] = id;
@@ -380,11 +420,6 @@ class LocalServerImpl final : public LocalServer {
       }
     } else {
       for (const RequestId& request : open) service_.cancel(request);
-    }
-    if (session.mapped) {
-      const auto bytes = static_cast<int64_t>(session.mapped->segment->bytes());
-      mapped_by_uid_[session.peer.uid] -= bytes;
-      mapped_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
     }
     unwatch(session.socket.get());
     unwatch(session.pidfd.get());
@@ -448,7 +483,10 @@ class LocalServerImpl final : public LocalServer {
     request.id = service_id;
     request.tenant = "uid:" + std::to_string(session.peer.uid);
     const LocalTicket ticket = submission.ticket;
-    if (!submission.refused) submission.refused = over_quota(session);
+    if (!submission.refused) {
+      submission.refused = over_quota(session);
+      if (submission.refused) over_quota_.fetch_add(1, std::memory_order_relaxed);
+    }
     const bool resumable = session.mapped && session.resume_ms > 0 && !submission.refused;
     if (resumable) {
       if (const auto known = answers_.find(session.peer.uid, client_id))
@@ -599,6 +637,7 @@ class LocalServerImpl final : public LocalServer {
       const bool stalled = since_ns && now_ns - *since_ns > config_.stall_ms * kNsPerMs;
       if (stalled) {
         const std::vector<RequestId> given_up = outbox.give_up();
+        stalled_.fetch_add(static_cast<int64_t>(given_up.size()), std::memory_order_relaxed);
         for (const RequestId& request : given_up) service_.cancel(request);
         if (!given_up.empty()) {
           log_info("local client does not read",
@@ -627,6 +666,7 @@ class LocalServerImpl final : public LocalServer {
       submission.ticket = {0, session.next_unmapped++};
       submission.request = std::move(submit->request);
       submission.refused = check_request(submission.request);
+      if (!submission.refused) submission.refused = check_images(submission.request);
       start(session, std::move(submission));
     }
   }
@@ -648,10 +688,13 @@ class LocalServerImpl final : public LocalServer {
   std::atomic<bool> stopping_ = false;
   // Snapshots for stats().
   std::atomic<int32_t> session_count_ = 0;
-  std::atomic<int64_t> mapped_bytes_ = 0;
+  const std::shared_ptr<MappedUse> mapped_ = std::make_shared<MappedUse>();
   const std::shared_ptr<std::atomic<int32_t>> requests_ = std::make_shared<std::atomic<int32_t>>(0);
   std::atomic<int64_t> taken_ = 0;
   std::atomic<int64_t> refused_ = 0;
+  std::atomic<int64_t> segments_refused_ = 0;
+  std::atomic<int64_t> over_quota_ = 0;
+  std::atomic<int64_t> stalled_ = 0;
   std::atomic<int64_t> broken_ = 0;
 
   // Owned by the server's thread from here on.
@@ -665,9 +708,9 @@ class LocalServerImpl final : public LocalServer {
   std::map<uint64_t, Waiting> waiting_handshakes_;
   std::map<uint64_t, std::unique_ptr<LocalSession>> sessions_;
   std::map<std::string, uint64_t> by_token_;
+  std::map<uid_t, std::shared_ptr<MappedUse>> mapped_by_uid_;
   LocalAnswers answers_;  // of resumable sessions
   std::vector<Orphan> orphans_;
-  std::map<uid_t, int64_t> mapped_by_uid_;
   std::vector<uint64_t> hot_;   // mapped sessions whose ring is polled, not waited for
   int64_t awake_until_ns_ = 0;  // looks at hot rings until then
   std::set<uint64_t> watched_;  // sessions with a backlog

@@ -24,7 +24,8 @@ namespace updraft {
 struct LocalServerConfig {
   std::string socket_path;
   int32_t sessions_max = 256;
-  int64_t segment_bytes_max = 64LL << 20;           // one session
+  int32_t sessions_per_uid_max = 256;
+  int64_t segment_bytes_max = 64LL << 20;           // one session, all its segments
   int64_t segment_bytes_per_uid_max = 512LL << 20;  // all sessions of a user
   int32_t requests_per_uid_max = 4096;              // in flight, all sessions of a user
   // After a submission the thread looks at its rings for so long before it sleeps. More than a few
@@ -35,10 +36,14 @@ struct LocalServerConfig {
 
 struct LocalServerStats {
   int32_t sessions = 0;
-  int64_t mapped_bytes = 0;
+  int64_t mapped_bytes = 0;     // of all segments, also those that only a request still holds
+  int64_t huge_page_bytes = 0;  // of them in whole huge pages
   int32_t requests_in_flight = 0;
   int64_t requests_taken = 0;  // since the start, refused ones too
   int64_t sessions_refused = 0;
+  int64_t segments_refused = 0;  // further ones
+  int64_t requests_over_quota = 0;
+  int64_t streams_stalled = 0;  // requests ended because their client read nothing for stall_ms
   int64_t sessions_broken = 0;  // ended because their memory made no sense
 };
 

@@ -5,6 +5,7 @@
 
 #include "common/message/pool_message.h"
 #include "common/message/request_check.h"
+#include "edge/local_payload.h"
 
 namespace updraft {
 
@@ -14,31 +15,6 @@ namespace {
 
 RequestError invalid(std::string message) {
   return error_of(ErrorCode::kInvalidRequest, std::move(message));
-}
-
-// Copies the bytes that a span names into the request. The copy is a snapshot: whatever the client
-// writes there later changes nothing that was checked.
-std::optional<RequestError> fill_part(Request& request, const PartSpan& span,
-                                      const Segment& segment) {
-  const std::string place =
-      "messages[" + std::to_string(span.message) + "].parts[" + std::to_string(span.part) + "]";
-  if (span.message >= request.messages.size() ||
-      span.part >= request.messages[span.message].parts.size()) {
-    return invalid(place + ": a shared-memory part that the request does not have");
-  }
-  const auto bytes = segment.payload_span(span.offset, span.bytes);
-  if (!bytes) {
-    return invalid(place + ": [" + std::to_string(span.offset) + ", +" +
-                   std::to_string(span.bytes) + ") lies outside the payload area");
-  }
-  ContentPart& part = request.messages[span.message].parts[span.part];
-  std::string& target = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
-  target.assign(as_text(*bytes));
-  if (part.kind == ContentPart::Kind::kText && !is_utf8(target)) {
-    return invalid(place + ": not UTF-8 at byte " +
-                   std::to_string(utf8_valid_prefix_bytes(target)));
-  }
-  return std::nullopt;
 }
 
 }  // namespace
@@ -57,6 +33,7 @@ Result<std::optional<LocalSession::Submission>> LocalSession::next_submission() 
   mapped->submit.pop_front(ring_client);
   if (ring_client) mapped->client_bell->ring();
   Result<Submission> submission = read_submission(descriptor);
+  mapped->memory->let_go_of_named();
   if (!submission) return submission.error();
   return std::optional<Submission>(std::move(submission).value());
 }
@@ -84,14 +61,16 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
                 std::to_string(kFrameBytesMax) + " and " + std::to_string(kSpanCountMax));
     return out;
   }
-  const auto frame = segment.payload_span(record.frame_offset, record.frame_bytes);
+  LocalMemory& memory = *mapped->memory;
+  const auto frame = memory.bytes(record.segment, record.frame_offset, record.frame_bytes);
   const auto spans =
-      segment.payload_span(record.spans_offset, record.span_count * sizeof(PartSpan));
+      memory.bytes(record.segment, record.spans_offset, record.span_count * sizeof(PartSpan));
   if (!frame || !spans) {
-    out.refused = invalid("submission: frame or spans lie outside the payload area");
+    out.refused = invalid("submission: frame or spans lie outside the payload area of segment " +
+                          std::to_string(record.segment));
     return out;
   }
-  const std::vector<std::byte> copy(frame->begin(), frame->end());
+  const std::vector<std::byte> copy(frame->view().begin(), frame->view().end());
   std::vector<PartSpan> parts(record.span_count);
   if (!parts.empty()) std::memcpy(parts.data(), spans->data(), spans->size());
   Result<PoolMessage> message = decode(copy);
@@ -106,10 +85,11 @@ Result<LocalSession::Submission> LocalSession::read_submission(const SubmitRecor
   }
   out.request = std::move(submit->request);
   for (const PartSpan& span : parts) {
-    out.refused = fill_part(out.request, span, segment);
+    out.refused = place_span(out.request, span, memory);
     if (out.refused) return out;
   }
   out.refused = check_request(out.request);
+  if (!out.refused) out.refused = check_images(out.request);
   return out;
 }
 

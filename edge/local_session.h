@@ -15,6 +15,7 @@
 #include "common/ipc/unix_socket.h"
 #include "common/message/request.h"
 #include "common/message/request_error.h"
+#include "edge/local_memory.h"
 #include "edge/local_outbox.h"
 
 namespace updraft {
@@ -26,6 +27,7 @@ class LocalSession {
     std::shared_ptr<ipc::Doorbell> client_bell;
     ipc::Doorbell daemon_bell;
     ipc::RingConsumer submit;
+    std::unique_ptr<LocalMemory> memory;  // segment is its own()
   };
 
   // What came out of the submission ring: a request, or the reason it is refused (ticket still

@@ -6,6 +6,7 @@
 
 #include "common/base/bytes.h"
 #include "common/http/strict.h"
+#include "common/image/image_info.h"
 
 namespace updraft {
 namespace {
@@ -31,14 +32,6 @@ Error bad_character(std::string_view text, size_t from) {
   while (at < text.size() && sextet(text[at]) != kNone) ++at;
   return fail("not base64 at offset " + std::to_string(at) + ": '" + printable(text.substr(at, 4)) +
               "'");
-}
-
-// By the formats' own first bytes (PNG specification 5.2; JPEG's start-of-image marker and the next
-// marker's 0xFF).
-std::string media_type_of(std::string_view bytes) {
-  if (bytes.starts_with(std::string_view("\x89PNG\r\n\x1a\n", 8))) return "image/png";
-  if (bytes.starts_with(std::string_view("\xff\xd8\xff", 3))) return "image/jpeg";
-  return "";
 }
 
 }  // namespace
@@ -107,14 +100,10 @@ Result<DataUrlImage> decode_image_url(std::string_view url, size_t bytes_max) {
   auto bytes = decode_base64(encoded);
   if (!bytes) return bytes.error();
   // Clients often name the wrong one of the two; the content knows.
-  DataUrlImage image;
-  image.mime = media_type_of(*bytes);
-  image.bytes = std::move(*bytes);
-  if (image.mime.empty()) {
-    return fail("the content is neither PNG nor JPEG: it starts with '" +
-                printable(std::string_view(image.bytes).substr(0, 8)) + "'");
-  }
-  return image;
+  const Result<ImageInfo> info = image_info("", as_bytes_view(*bytes));
+  if (!info) return fail("the content is " + info.message());
+  return DataUrlImage{info->format == ImageFormat::kPng ? "image/png" : "image/jpeg",
+                      std::move(*bytes)};
 }
 
 }  // namespace updraft

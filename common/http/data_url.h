@@ -1,5 +1,5 @@
 // Images inside a request: "data:image/png;base64,..." URLs. Pure: what is accepted is known by its
-// first bytes to be PNG or JPEG; decoding the picture is the model's part.
+// header to be PNG or JPEG of an acceptable size; decoding the picture is the model's part.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ struct DataUrlImage {
 };
 
 // Errors: a remote URL (this server fetches nothing), another scheme, another media type, bad
-// base64, more than bytes_max, or content that is neither PNG nor JPEG.
+// base64, more than bytes_max, or content that image_info() refuses.
 Result<DataUrlImage> decode_image_url(std::string_view url, size_t bytes_max);
 
 }  // namespace updraft

@@ -20,7 +20,7 @@ namespace updraft::ipc {
 
 inline constexpr uint64_t kSegmentMagic =
     0x3147455350550000ULL;  // "\0\0UPSEG1" as little-endian bytes
-inline constexpr uint32_t kAbiVersion = 1;
+inline constexpr uint32_t kAbiVersion = 2;
 inline constexpr uint64_t kCacheLineBytes = 64;
 inline constexpr uint64_t kSegmentBytesMin = 256 * 1024;
 inline constexpr uint64_t kSubmitRingBytesMin = 4096;
@@ -82,27 +82,41 @@ inline constexpr uint64_t slot_word(uint32_t generation, SlotPhase phase) {
   return static_cast<uint64_t>(generation) << 2 | static_cast<uint64_t>(phase);
 }
 
-// kSubmitRecord: where an encoded Submit lies in the payload area, and which of its parts lie
-// outside it.
+// Payload lies in the session's segment, number 0, or in a further one that the client sent over
+// the session's socket under a number of its own (payload_segment.h). Offsets count from the
+// beginning of the segment that they are in.
+
+// kSubmitRecord: where an encoded Submit lies, and which of its parts lie outside it.
 struct SubmitRecord {
   uint32_t slot;
   uint32_t generation;
-  uint64_t frame_offset;  // from the segment's start, inside the payload area
+  uint64_t frame_offset;
   uint32_t frame_bytes;
   uint32_t span_count;
   uint64_t spans_offset;  // of PartSpan[span_count]
+  uint32_t segment = 0;   // that holds frame and spans
+  uint32_t reserved = 0;
 };
-static_assert(sizeof(SubmitRecord) == 32);
+static_assert(sizeof(SubmitRecord) == 40);
 
-// The bytes of one content part (text or image) that stay in the payload area instead of the frame.
-// In the frame such a part carries an empty text, or one byte in place of the image.
+// What the bytes of a span are.
+enum class SpanTarget : uint32_t {
+  kPart = 0,      // messages[index].parts[part]: UTF-8 text, or an image
+  kPrompt = 1,    // prompts[index]: UTF-8 text
+  kPromptIds = 2  // prompt_ids[index]: token ids, little-endian int32
+};
+
+// Bytes of the request that stay in the payload area instead of the frame. In the frame such a text
+// or list of ids is empty, and one byte stands in place of an image.
 struct PartSpan {
-  uint32_t message;  // index into Request::messages
-  uint32_t part;     // index into its parts
+  uint32_t index;  // into Request::messages, prompts or prompt_ids
+  uint32_t part;   // index into the message's parts; 0 otherwise
   uint64_t offset;
   uint64_t bytes;
+  SpanTarget target = SpanTarget::kPart;
+  uint32_t segment = 0;
 };
-static_assert(sizeof(PartSpan) == 24);
+static_assert(sizeof(PartSpan) == 32);
 
 // kEventRecord: this, then an encoded pool message.
 struct EventHeader {

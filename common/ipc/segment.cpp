@@ -7,11 +7,11 @@
 #include <unistd.h>
 
 #include <bit>
-#include <boost/interprocess/exceptions.hpp>
 #include <boost/interprocess/mapped_region.hpp>
-#include <cerrno>
 #include <cstring>
 #include <new>
+
+#include "common/ipc/memfd.h"
 
 namespace updraft::ipc {
 namespace {
@@ -20,17 +20,7 @@ namespace bip = boost::interprocess;
 
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-std::string system_error(const std::string& what) { return what + ": " + std::strerror(errno); }
-
 uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
-
-// What boost::interprocess::mapped_region wants to know of a descriptor that it does not own.
-struct MemfdHandle {
-  int fd;
-  bip::mapping_handle_t get_mapping_handle() const {
-    return bip::ipcdetail::mapping_handle_from_file_handle(fd);
-  }
-};
 
 bool is_ring_size(uint64_t bytes, uint64_t bytes_min) {
   return std::has_single_bit(bytes) && bytes >= bytes_min && bytes <= kRingBytesMax;
@@ -133,23 +123,15 @@ Result<std::unique_ptr<Segment>> Segment::create(const SegmentShape& shape) {
   const SegmentHeader header = lay_out(shape);
   if (auto ok = check_header(header, header.segment_bytes); !ok) return ok.error();
   auto state = std::make_unique<State>();
-  state->fd = UniqueFd(memfd_create("updraft-session", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!state->fd) return fail(system_error("memfd_create"));
-  const auto bytes = static_cast<off_t>(header.segment_bytes);
-  if (ftruncate(state->fd.get(), bytes) != 0)
-    return fail(system_error("sizing the segment to " + std::to_string(bytes) + " bytes"));
-  // Faulting pages in later costs 0.6 ms per MiB in the middle of a request; do it once here.
-  if (fallocate(state->fd.get(), 0, 0, bytes) != 0)
-    return fail(system_error("taking " + std::to_string(bytes) + " bytes for the segment"));
+  Result<UniqueFd> fd = make_memfd("updraft-session", header.segment_bytes);
+  if (!fd) return fd.error();
+  state->fd = std::move(*fd);
+  bool transparent = false;
+  auto region = map_and_fill(state->fd, header.segment_bytes, transparent);
+  if (!region) return region.error();
+  state->region.swap(*region);
   if (fcntl(state->fd.get(), F_ADD_SEALS, kSeals) != 0)
     return fail(system_error("sealing the segment"));
-  try {
-    bip::mapped_region(MemfdHandle{state->fd.get()}, bip::read_write, 0, header.segment_bytes,
-                       nullptr, MAP_POPULATE)
-        .swap(state->region);
-  } catch (const bip::interprocess_exception& error) {
-    return fail(std::string("mapping the segment: ") + error.what());
-  }
   std::memcpy(state->base(), &header, sizeof header);
   state->header = header;
   new (state->base() + header.submit_offset) RingIndices{};
@@ -172,13 +154,15 @@ Result<std::unique_ptr<Segment>> Segment::adopt(UniqueFd fd, uint64_t bytes_max)
     return fail("the segment has " + std::to_string(bytes) + " bytes, allowed are " +
                 std::to_string(kSegmentBytesMin) + " to " + std::to_string(bytes_max));
   }
+  // Both sides write here, so it cannot be sealed against holes; in a pool of huge pages that is
+  // used up, reading one would kill the reader.
+  if (is_hugetlb(fd)) return fail("the segment lies in the pool of huge pages");
   auto state = std::make_unique<State>();
   state->fd = std::move(fd);
-  try {
-    bip::mapped_region(MemfdHandle{state->fd.get()}, bip::read_write, 0, bytes).swap(state->region);
-  } catch (const bip::interprocess_exception& error) {
-    return fail(std::string("mapping the segment: ") + error.what());
-  }
+  auto region = map_memfd(state->fd, bytes, MapFor::kWriting);
+  if (!region) return region.error();
+  state->region.swap(*region);
+  (void)ask_for_huge_pages(state->base(), bytes);
   state->header = load_le<SegmentHeader>(state->base());
   if (auto ok = check_header(state->header, bytes); !ok) return ok.error();
   state->fd

@@ -55,6 +55,7 @@ Result<Handshake> read(const wire::Welcome& welcome) {
     return fail("handshake: requests_max " + std::to_string(out.requests_max) + " is not in 1.." +
                 std::to_string(kRequestsMax));
   }
+  out.segment_bytes_max = welcome.segment_bytes_max();
   if (welcome.models() != nullptr) {
     if (welcome.models()->size() > kModelsMax)
       return fail("handshake: more than " + std::to_string(kModelsMax) + " models");
@@ -85,11 +86,17 @@ std::vector<std::byte> encode_handshake(const Handshake& handshake) {
           wire::CreateModel(builder, builder.CreateString(model.id), model.context_tokens));
     }
     kind = wire::Body::Welcome;
-    body = wire::CreateWelcome(builder, welcome->boot_epoch,
-                               builder.CreateString(welcome->session_token),
-                               builder.CreateString(welcome->control_endpoint),
-                               welcome->requests_max, builder.CreateVector(models))
+    body = wire::CreateWelcome(
+               builder, welcome->boot_epoch, builder.CreateString(welcome->session_token),
+               builder.CreateString(welcome->control_endpoint), welcome->requests_max,
+               builder.CreateVector(models), welcome->segment_bytes_max)
                .Union();
+  } else if (const auto* add = std::get_if<LocalAddSegment>(&handshake)) {
+    kind = wire::Body::AddSegment;
+    body = wire::CreateAddSegment(builder, add->number, add->one_off).Union();
+  } else if (const auto* added = std::get_if<LocalSegmentAdded>(&handshake)) {
+    kind = wire::Body::SegmentAdded;
+    body = wire::CreateSegmentAdded(builder, added->number).Union();
   } else {
     kind = wire::Body::Refusal;
     body = wire::CreateRefusal(builder,
@@ -121,6 +128,12 @@ Result<Handshake> decode_handshake(ByteView bytes) {
       if (!message) return message.error();
       return Handshake(LocalRefusal{std::move(message).value()});
     }
+    case wire::Body::AddSegment: {
+      const wire::AddSegment* add = handshake->body_as_AddSegment();
+      return Handshake(LocalAddSegment{add->number(), add->one_off()});
+    }
+    case wire::Body::SegmentAdded:
+      return Handshake(LocalSegmentAdded{handshake->body_as_SegmentAdded()->number()});
     default:
       return fail("handshake: an unknown kind of message, " +
                   std::to_string(static_cast<int>(handshake->body_type())));

@@ -11,7 +11,10 @@
 
 namespace updraft {
 
-inline constexpr uint32_t kLocalProtocolVersion = 1;
+inline constexpr uint32_t kLocalProtocolVersion = 2;
+// A client that leaves for good may say so by a message of this many bytes: no handshake is so
+// short.
+inline constexpr size_t kGoodbyeBytes = 1;
 
 struct LocalHello {
   uint32_t abi_version = 0;
@@ -29,11 +32,21 @@ struct LocalWelcome {
   std::string control_endpoint;
   int32_t requests_max = 0;
   std::vector<LocalModelName> models;
+  uint64_t segment_bytes_max = 0;  // of all segments of this session; 0: unknown
 };
 struct LocalRefusal {
   std::string message;
 };
-using Handshake = std::variant<LocalHello, LocalWelcome, LocalRefusal>;
+// After the welcome: a further segment (common/ipc/payload_segment.h), and that it was taken.
+struct LocalAddSegment {
+  uint32_t number = 0;
+  bool one_off = false;
+};
+struct LocalSegmentAdded {
+  uint32_t number = 0;
+};
+using Handshake =
+    std::variant<LocalHello, LocalWelcome, LocalRefusal, LocalAddSegment, LocalSegmentAdded>;
 
 std::vector<std::byte> encode_handshake(const Handshake& handshake);
 // Verified before any read; texts are UTF-8 and bounded, numbers in range. Errors name the field.

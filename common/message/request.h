@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/shared_bytes.h"
+
 namespace updraft {
 
 // Unique per request: 32 lower-case hex digits, made at the entrance (new_request_id()).
@@ -37,9 +39,11 @@ struct Sampling {
 struct ContentPart {
   enum class Kind : uint8_t { kText, kImage };
   Kind kind = Kind::kText;
-  std::string text;   // kText: UTF-8
-  std::string mime;   // kImage: "image/png", "image/jpeg"
-  std::string bytes;  // kImage: decoded from the data URL, still PNG or JPEG
+  std::string text;  // kText: UTF-8
+  // kImage: "image/png", "image/jpeg", or raw pixels, "image/x-raw-rgb;width=W;height=H"
+  // (image_info.h)
+  std::string mime;
+  SharedBytes bytes;  // kImage: the file; may lie in a local client's memory (shared_bytes.h)
 };
 
 struct ChatMessage {
@@ -78,7 +82,7 @@ struct Request {
   // From authentication, never from the client's text: a digest of the API key, "uid:1000", and
   // "node/" before what a node called it. Salts the prefix cache.
   std::string tenant;
-  std::string trace;   // W3C traceparent passed through, may be empty
+  std::string trace;  // W3C traceparent passed through, may be empty
 };
 
 // Bytes of text (not images) in the prompt; the router's estimate of prompt tokens is derived from

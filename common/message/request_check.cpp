@@ -97,6 +97,11 @@ bool is_role(std::string_view role) {
          role == "tool";
 }
 
+// What the bytes hold is judged at the entrance (common/image).
+bool is_image_type(std::string_view mime) {
+  return mime == "image/png" || mime == "image/jpeg" || mime.starts_with("image/x-raw-rgb;");
+}
+
 // Returns the payload bytes.
 size_t check_messages(Checker& check, const Request& request) {
   check.count("messages", request.messages.size(), Limits::kMessages);
@@ -113,9 +118,11 @@ size_t check_messages(Checker& check, const Request& request) {
       if (check.failed() || bytes > Limits::kPayloadBytes) return bytes;
       if (part.kind == ContentPart::Kind::kText) {
         check.text("content", part.text, Limits::kPayloadBytes);
-      } else if (part.mime != "image/png" && part.mime != "image/jpeg") {
-        check.refuse("image_url", "has type \"" + printable(part.mime) +
-                                      "\", only image/png and image/jpeg are accepted");
+      } else if (!is_image_type(part.mime)) {
+        check.refuse("image_url",
+                     "has type \"" + printable(part.mime) +
+                         "\", only image/png, image/jpeg and image/x-raw-rgb;width=W;height=H "
+                         "are accepted");
       } else if (part.bytes.empty()) {
         check.refuse("image_url", "is an empty image");
       }

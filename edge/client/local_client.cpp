@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <boost/interprocess/managed_external_buffer.hpp>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -25,15 +25,17 @@
 #include "common/message/event_message.h"
 #include "common/message/pool_message.h"
 #include "common/net/control_socket.h"
+#include "edge/client/payload_areas.h"
 
 namespace updraft {
 namespace {
 
 using namespace ipc;
-namespace bip = boost::interprocess;
 
 constexpr int kHandshakeTimeoutMs = 5000;
 constexpr size_t kInlineBytesMax = 4096;  // larger parts go into the payload area
+constexpr uint64_t kHeapBytes =
+    16 * 1024;  // what an allocator of a further segment keeps to itself
 constexpr int64_t kSpinNs = 5 * kNsPerUs;
 constexpr uint32_t kUnmappedRequestsMax = 64;
 constexpr int64_t kLookNs = kNsPerMs;
@@ -89,8 +91,8 @@ Error gone_error() { return fail(LocalFailure::kGone, "the edge daemon is gone")
 Error no_memory_here() { return fail(LocalFailure::kNoRoom, "this session has no shared memory"); }
 
 // A part's payload, wherever it lies.
-std::string& part_bytes(ContentPart& part) {
-  return part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+ByteView part_bytes(const ContentPart& part) {
+  return part.kind == ContentPart::Kind::kText ? as_bytes_view(part.text) : part.bytes.view();
 }
 
 class MappedClient final : public LocalClient {
@@ -115,8 +117,7 @@ class MappedClient final : public LocalClient {
     client->welcome_ = std::move(shaken->welcome);
     client->submit_.emplace(client->segment_->submit_ring());
     client->complete_.emplace(client->segment_->complete_ring());
-    const std::span<std::byte> payload = client->segment_->payload();
-    client->heap_ = bip::managed_external_buffer(bip::create_only, payload.data(), payload.size());
+    client->areas_.begin(client->segment_->payload(), client->segment_->header().payload_offset);
     const auto slots = std::min<uint32_t>(client->segment_->header().slot_count,
                                           static_cast<uint32_t>(client->welcome_.requests_max));
     client->slots_.resize(slots);
@@ -132,8 +133,8 @@ class MappedClient final : public LocalClient {
       return;
     }
     // Without a word a session that may be resumed counts as lost, not as over.
-    const std::byte goodbye{};
-    if (socket_ && options_.reconnect_ms > 0) (void)send_message(socket_, ByteView(&goodbye, 1));
+    const std::array<std::byte, kGoodbyeBytes> goodbye{};
+    if (socket_ && options_.reconnect_ms > 0) (void)send_message(socket_, goodbye);
   }
 
   const LocalWelcome& welcome() const override { return welcome_; }
@@ -141,18 +142,31 @@ class MappedClient final : public LocalClient {
   Result<Buffer> allocate(uint64_t bytes) override {
     if (forked()) return forked_error();
     if (bytes == 0) return fail(LocalFailure::kBadArgument, "a buffer of 0 bytes was asked for");
-    void* at = heap_.allocate_aligned(bytes, kCacheLineBytes, std::nothrow);
+    std::byte* at = areas_.allocate(bytes);
     if (at == nullptr) {
-      return fail(LocalFailure::kNoRoom, "no room for " + std::to_string(bytes) +
-                                             " bytes in the payload area (" +
-                                             std::to_string(heap_.get_free_memory()) + " of " +
-                                             std::to_string(heap_.get_size()) + " bytes free)");
+      const Result<void> grown = grow(bytes);
+      if (grown) at = areas_.allocate(bytes);
+      if (at == nullptr) {
+        return fail(LocalFailure::kNoRoom,
+                    "no room for " + std::to_string(bytes) + " bytes in the payload area (" +
+                        std::to_string(areas_.free_bytes()) + " of " +
+                        std::to_string(areas_.total_bytes()) +
+                        " bytes free): " + (grown ? "the areas are in pieces" : grown.message()));
+      }
     }
-    return Buffer{{static_cast<std::byte*>(at), bytes}};
+    return Buffer{{at, bytes}};
+  }
+
+  Result<Buffer> allocate_once(uint64_t bytes) override {
+    if (forked()) return forked_error();
+    if (bytes == 0) return fail(LocalFailure::kBadArgument, "a buffer of 0 bytes was asked for");
+    auto segment = PayloadSegment::create(bytes, PayloadSegment::Kind::kOneOff);
+    if (!segment) return fail(LocalFailure::kNoMemory, segment.message());
+    return Buffer{areas_.add_one_off(++last_segment_, std::move(*segment), bytes)};
   }
 
   void release(Buffer buffer) override {
-    if (!forked()) heap_.deallocate(buffer.bytes.data());
+    if (!forked()) areas_.release(buffer.bytes.data());
   }
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
@@ -267,40 +281,133 @@ class MappedClient final : public LocalClient {
 
   bool forked() const { return fork_depth() != fork_depth_; }
 
+  // Copies bytes into a buffer of their own when they are many. True: they were.
+  Result<bool> place_large(ByteView bytes, PlacedPart part, std::vector<PlacedPart>& placed) {
+    if (bytes.size() <= kInlineBytesMax) return false;
+    Result<Buffer> buffer = allocate(bytes.size());
+    if (!buffer) return buffer.error();
+    std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
+    part.buffer = *buffer;
+    placed.push_back(part);
+    return true;
+  }
+
   Result<void> place_large_parts(Request& request, std::vector<PlacedPart>& placed) {
     for (uint32_t m = 0; m < request.messages.size(); ++m) {
       for (uint32_t p = 0; p < request.messages[m].parts.size(); ++p) {
-        std::string& bytes = part_bytes(request.messages[m].parts[p]);
-        if (bytes.size() <= kInlineBytesMax) continue;
-        Result<Buffer> buffer = allocate(bytes.size());
-        if (!buffer) return buffer.error();
-        std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
-        placed.push_back({m, p, *buffer});
-        bytes.clear();
+        ContentPart& part = request.messages[m].parts[p];
+        const Result<bool> moved = place_large(part_bytes(part), {m, p, {}}, placed);
+        if (!moved) return moved.error();
+        if (!*moved) continue;
+        part.text.clear();
+        part.bytes = {};
       }
     }
-    for (const PlacedPart& part : placed) {
-      if (part.message >= request.messages.size() ||
-          part.part >= request.messages[part.message].parts.size()) {
-        return fail(LocalFailure::kBadArgument,
-                    "messages[" + std::to_string(part.message) + "].parts[" +
-                        std::to_string(part.part) +
-                        "] is placed in a buffer, but the request has no such part");
-      }
-      ContentPart& target = request.messages[part.message].parts[part.part];
-      if (target.kind == ContentPart::Kind::kImage) target.bytes.assign(1, '\0');
+    for (uint32_t i = 0; i < request.prompts.size(); ++i) {
+      const Result<bool> moved =
+          place_large(as_bytes_view(request.prompts[i]), {i, 0, {}, SpanTarget::kPrompt}, placed);
+      if (!moved) return moved.error();
+      if (*moved) request.prompts[i].clear();
+    }
+    for (uint32_t i = 0; i < request.prompt_ids.size(); ++i) {
+      const Result<bool> moved = place_large(std::as_bytes(std::span(request.prompt_ids[i])),
+                                             {i, 0, {}, SpanTarget::kPromptIds}, placed);
+      if (!moved) return moved.error();
+      if (*moved) request.prompt_ids[i].clear();
     }
     if (placed.size() > kSpanCountMax) {
       return fail(LocalFailure::kTooLarge, "a request with " + std::to_string(placed.size()) +
                                                " large parts, allowed are " +
                                                std::to_string(kSpanCountMax));
     }
+    return mark_placed(request, placed);
+  }
+
+  // An image whose bytes lie elsewhere carries one byte in their place.
+  static Result<void> mark_placed(Request& request, const std::vector<PlacedPart>& placed) {
+    for (const PlacedPart& part : placed) {
+      bool known = false;
+      if (part.target == SpanTarget::kPrompt) {
+        known = part.index < request.prompts.size();
+      } else if (part.target == SpanTarget::kPromptIds) {
+        known = part.index < request.prompt_ids.size();
+      } else {
+        known = part.index < request.messages.size() &&
+                part.part < request.messages[part.index].parts.size();
+      }
+      if (!known) {
+        return fail(LocalFailure::kBadArgument,
+                    "part " + std::to_string(part.part) + " of message or prompt " +
+                        std::to_string(part.index) +
+                        " is placed in a buffer, but the request has no such part");
+      }
+      if (part.target != SpanTarget::kPart) continue;
+      ContentPart& target = request.messages[part.index].parts[part.part];
+      if (target.kind == ContentPart::Kind::kImage) target.bytes = std::string(1, '\0');
+    }
     return {};
   }
 
-  uint64_t offset_of(const std::byte* at) const {
-    return segment_->header().payload_offset +
-           static_cast<uint64_t>(at - segment_->payload().data());
+  // Adds a further segment with room for `bytes`: as large as what is there already if the daemon
+  // allows it, else as large as it must be.
+  Result<void> grow(uint64_t bytes) {
+    const uint64_t least = bytes + kHeapBytes;
+    const uint64_t limit = welcome_.segment_bytes_max;
+    const uint64_t had = segment_->bytes() - segment_->payload().size() + areas_.total_bytes();
+    if (limit > 0 && (had >= limit || least > limit - had)) {
+      return fail(LocalFailure::kNoRoom, "the daemon allows a session " + std::to_string(limit) +
+                                             " bytes, and it has " + std::to_string(had));
+    }
+    uint64_t wanted = std::max(least, areas_.total_bytes());
+    if (limit > 0) wanted = std::min(wanted, limit - had);
+    Result<void> grown = add_area(wanted);
+    return grown || wanted == least ? grown : add_area(least);
+  }
+
+  Result<void> add_area(uint64_t bytes) {
+    auto segment = PayloadSegment::create(bytes, PayloadSegment::Kind::kArea);
+    if (!segment) return fail(LocalFailure::kNoMemory, segment.message());
+    const uint32_t number = ++last_segment_;
+    if (auto sent = send_segment(number, **segment); !sent) return sent;
+    areas_.add(number, std::move(*segment));
+    return {};
+  }
+
+  // Hands a segment over and waits for the daemon's answer, which is the only thing it ever says on
+  // the socket after the handshake.
+  Result<void> send_segment(uint32_t number, const PayloadSegment& segment) {
+    const bool one_off = segment.kind() == PayloadSegment::Kind::kOneOff;
+    if (auto sent = send_message(socket_, encode_handshake(LocalAddSegment{number, one_off}),
+                                 {segment.fd()});
+        !sent)
+      return fail(LocalFailure::kGone, "the edge daemon is gone (" + sent.message() + ")");
+    Result<SocketMessage> answer = receive_message(socket_, kHandshakeTimeoutMs);
+    if (!answer) return fail(LocalFailure::kGone, answer.message());
+    if (answer->hung_up) return fail(LocalFailure::kGone, "the edge daemon is gone");
+    if (answer->bytes.empty())
+      return fail(LocalFailure::kGone, "the edge daemon did not answer for a further segment");
+    const Result<Handshake> decoded = decode_handshake(answer->bytes);
+    if (!decoded) return fail(LocalFailure::kGone, decoded.message());
+    if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded))
+      return fail(LocalFailure::kNoRoom, "the edge daemon refused: " + refusal->message);
+    return {};
+  }
+
+  // One-offs among the placed buffers become unchangeable and known to the daemon.
+  Result<void> send_one_offs(const std::vector<PlacedPart>& placed) {
+    for (const PlacedPart& part : placed) {
+      PayloadAreas::OneOff* one_off = areas_.one_off_at(part.buffer.bytes.data());
+      if (one_off == nullptr || one_off->sent) continue;
+      if (auto frozen = one_off->segment->freeze(); !frozen)
+        return fail(LocalFailure::kNoMemory, frozen.message());
+      if (auto sent = send_segment(one_off->number, *one_off->segment); !sent) {
+        return fail(static_cast<LocalFailure>(sent.kind()),
+                    "no room for a one-off of " + std::to_string(one_off->segment->bytes().size()) +
+                        " bytes: " + sent.message());
+      }
+      one_off->sent = true;
+    }
+    return {};
   }
 
   // Writes frame and spans into the payload area, fills a slot and rings.
@@ -311,13 +418,16 @@ class MappedClient final : public LocalClient {
                                                " bytes without its large parts, allowed are " +
                                                std::to_string(kFrameBytesMax));
     }
+    if (auto sent = send_one_offs(placed); !sent) return sent.error();
     const uint64_t spans_at = (frame.size() + 7) & ~uint64_t{7};
     Result<Buffer> area = allocate(spans_at + placed.size() * sizeof(PartSpan));
     if (!area) return area.error();
     std::memcpy(area->bytes.data(), frame.data(), frame.size());
     for (size_t i = 0; i < placed.size(); ++i) {
-      const PartSpan span{placed[i].message, placed[i].part,
-                          offset_of(placed[i].buffer.bytes.data()), placed[i].buffer.bytes.size()};
+      const PayloadAreas::Place at = areas_.place_of(placed[i].buffer.bytes.data());
+      const PartSpan span{placed[i].index,  placed[i].part,
+                          at.offset,        placed[i].buffer.bytes.size(),
+                          placed[i].target, at.segment};
       std::memcpy(area->bytes.data() + spans_at + i * sizeof(PartSpan), &span, sizeof span);
     }
     const uint32_t index = free_slots_.back();
@@ -326,7 +436,9 @@ class MappedClient final : public LocalClient {
     SubmitRecord record{};
     record.slot = index;
     record.generation = generation;
-    record.frame_offset = offset_of(area->bytes.data());
+    const PayloadAreas::Place place = areas_.place_of(area->bytes.data());
+    record.segment = place.segment;
+    record.frame_offset = place.offset;
     record.frame_bytes = static_cast<uint32_t>(frame.size());
     record.span_count = static_cast<uint32_t>(placed.size());
     record.spans_offset = record.frame_offset + spans_at;
@@ -475,6 +587,11 @@ class MappedClient final : public LocalClient {
       welcome_ = std::move(shaken->welcome);
       control_.reset();
     }
+    const Result<void> known =
+        areas_.send_again([this](uint32_t number, const PayloadSegment& segment) {
+          return send_segment(number, segment);
+        });
+    if (!known) return false;
     for (uint32_t index = 0; index < slots_.size(); ++index) {
       Slot& slot = slots_[index];
       if (slot.id.empty()) continue;
@@ -519,7 +636,8 @@ class MappedClient final : public LocalClient {
   Record record_;                           // its buffer is reused
   std::optional<RingProducer> submit_;
   std::optional<RingConsumer> complete_;
-  bip::managed_external_buffer heap_;
+  PayloadAreas areas_;
+  uint32_t last_segment_ = 0;  // the number of the newest further one
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_slots_;
   std::deque<std::pair<uint32_t, Event>> ready_;
@@ -541,6 +659,7 @@ class UnmappedClient final : public LocalClient {
 
   const LocalWelcome& welcome() const override { return shaken_.welcome; }
   Result<Buffer> allocate(uint64_t) override { return no_memory_here(); }
+  Result<Buffer> allocate_once(uint64_t) override { return no_memory_here(); }
   void release(Buffer) override {}
 
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "common/base/result.h"
+#include "common/ipc/layout.h"
 #include "common/message/event.h"
 #include "common/message/handshake.h"
 #include "common/message/request.h"
@@ -75,17 +76,25 @@ class LocalClient {
   struct Buffer {
     std::span<std::byte> bytes;
   };
+  // When no area has room, the client adds a further segment of at least the size of what it has,
+  // as far as the daemon allows. Errors: no room, with the daemon's words; the daemon is gone.
   virtual Result<Buffer> allocate(uint64_t bytes) = 0;
+  // A buffer in memory of its own, for one large payload. When it is handed over it is sealed, so
+  // that its bytes cannot change any more (what is written there later reaches nobody); its memory
+  // is freed when the request has ended. Dearer than allocate(): every page is new. Errors: memory.
+  virtual Result<Buffer> allocate_once(uint64_t bytes) = 0;
   virtual void release(Buffer buffer) = 0;
 
-  // Names the buffer that holds the bytes of messages[message].parts[part]; that part's own
-  // text/bytes stay empty.
+  // Names the buffer that holds the bytes of messages[index].parts[part], prompts[index] or
+  // prompt_ids[index] (int32, little-endian); those in the request itself stay empty.
   struct PlacedPart {
-    uint32_t message = 0;
+    uint32_t index = 0;
     uint32_t part = 0;
     Buffer buffer;
+    ipc::SpanTarget target = ipc::SpanTarget::kPart;
   };
-  // Hands a request over. Parts over 4 KiB that are not placed are moved into the payload area.
+  // Hands a request over. Parts and prompts over 4 KiB that are not placed are moved into the
+  // payload area.
   // Returns the handle that events carry. Errors: too many requests in flight, no room in the
   // payload area, the daemon is gone. On an error the buffers stay the caller's.
   virtual Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed = {}) = 0;

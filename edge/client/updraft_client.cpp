@@ -26,6 +26,7 @@ using updraft::Event;
 using updraft::LocalClient;
 using updraft::Request;
 using updraft::Result;
+using updraft::ipc::SpanTarget;
 
 namespace {
 
@@ -154,14 +155,15 @@ struct updraft_session {
 
 struct updraft_request {
   struct Part {
-    uint32_t message = 0;
-    uint32_t part = 0;
+    SpanTarget target = SpanTarget::kPart;
+    uint32_t index = 0;  // of the message or the prompt
+    uint32_t part = 0;   // of the message
     const void* data = nullptr;
     uint64_t bytes = 0;
     bool placed = false;
   };
   Request request;
-  std::vector<Part> parts;  // where the bytes of messages[message].parts[part] lie
+  std::vector<Part> parts;  // where the bytes of its parts and prompts lie
 };
 
 namespace {
@@ -206,9 +208,22 @@ int add_part(updraft_request* request, ContentPart part, const void* data, uint6
     return refuse(UPDRAFT_ERR_INVALID,
                   "a part without a message: call updraft_request_add_message() first");
   messages.back().parts.push_back(std::move(part));
-  request->parts.push_back({static_cast<uint32_t>(messages.size() - 1),
+  request->parts.push_back({SpanTarget::kPart, static_cast<uint32_t>(messages.size() - 1),
                             static_cast<uint32_t>(messages.back().parts.size() - 1), data, bytes,
                             placed});
+  return UPDRAFT_OK;
+}
+
+// A prompt whose bytes lie in a piece of shared memory; `prompts` are the request's texts or its
+// lists of ids.
+template <typename Prompt>
+int add_placed_prompt(updraft_request* request, std::vector<Prompt> Request::*prompts,
+                      SpanTarget target, const void* data, uint64_t bytes) {
+  if (request == nullptr || data == nullptr)
+    return refuse(UPDRAFT_ERR_INVALID, "the request or the prompt is NULL");
+  std::vector<Prompt>& list = request->request.*prompts;
+  list.emplace_back();
+  request->parts.push_back({target, static_cast<uint32_t>(list.size() - 1), 0, data, bytes, true});
   return UPDRAFT_OK;
 }
 
@@ -236,7 +251,6 @@ struct Placement {
 
 int place_part(updraft_session& session, const updraft_request::Part& part, Request& request,
                Placement& out) {
-  ContentPart& target = request.messages[part.message].parts[part.part];
   std::byte* const data = static_cast<std::byte*>(const_cast<void*>(part.data));
   if (part.placed) {
     const auto found = session.buffers.find(data);
@@ -254,7 +268,7 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
         return refuse(UPDRAFT_ERR_INVALID, "one piece of shared memory is placed twice");
     }
     out.taken.push_back(data);
-    out.parts.push_back({part.message, part.part, {{data, part.bytes}}});
+    out.parts.push_back({part.index, part.part, {{data, part.bytes}}, part.target});
     return UPDRAFT_OK;
   }
   if (session.mapped && part.bytes > kPlacedBytesMin) {
@@ -262,11 +276,16 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
     if (!piece) return refuse(piece);
     out.made.push_back(*piece);
     std::memcpy(piece->bytes.data(), data, part.bytes);
-    out.parts.push_back({part.message, part.part, *piece});
+    out.parts.push_back({part.index, part.part, *piece, part.target});
     return UPDRAFT_OK;
   }
-  std::string& bytes = target.kind == ContentPart::Kind::kText ? target.text : target.bytes;
-  bytes.assign(static_cast<const char*>(part.data), part.bytes);
+  std::string bytes(static_cast<const char*>(part.data), part.bytes);
+  ContentPart& target = request.messages[part.index].parts[part.part];
+  if (target.kind == ContentPart::Kind::kText) {
+    target.text = std::move(bytes);
+  } else {
+    target.bytes = std::move(bytes);
+  }
   return UPDRAFT_OK;
 }
 
@@ -292,6 +311,19 @@ int hand_over(updraft_session& session, const updraft_request& from, uint64_t* i
   }
   for (const LocalClient::Buffer& piece : placement.made) session.client->release(piece);
   return status;
+}
+
+using Allocate = Result<LocalClient::Buffer> (LocalClient::*)(uint64_t);
+int allocate(updraft_session* session, Allocate how, uint64_t bytes, void** data) {
+  const Visit visit(session);
+  if (!visit) return visit.status();
+  if (data == nullptr || bytes == 0)
+    return refuse(UPDRAFT_ERR_INVALID, "a piece of 0 bytes, or no place for its address");
+  Result<LocalClient::Buffer> piece = (session->client.get()->*how)(bytes);
+  if (!piece) return refuse(UPDRAFT_ERR_NO_ROOM, piece.message());
+  session->buffers.emplace(piece->bytes.data(), bytes);
+  *data = piece->bytes.data();
+  return UPDRAFT_OK;
 }
 
 }  // namespace
@@ -442,17 +474,10 @@ uint32_t updraft_requests_max(const updraft_session* session) {
 }
 
 int updraft_allocate(updraft_session* session, uint64_t bytes, void** data) {
-  return guarded([&] {
-    const Visit visit(session);
-    if (!visit) return visit.status();
-    if (data == nullptr || bytes == 0)
-      return refuse(UPDRAFT_ERR_INVALID, "a piece of 0 bytes, or no place for its address");
-    Result<LocalClient::Buffer> piece = session->client->allocate(bytes);
-    if (!piece) return refuse(piece);
-    session->buffers.emplace(piece->bytes.data(), bytes);
-    *data = piece->bytes.data();
-    return int{UPDRAFT_OK};
-  });
+  return guarded([&] { return allocate(session, &LocalClient::allocate, bytes, data); });
+}
+int updraft_allocate_once(updraft_session* session, uint64_t bytes, void** data) {
+  return guarded([&] { return allocate(session, &LocalClient::allocate_once, bytes, data); });
 }
 
 int updraft_release(updraft_session* session, void* data) {
@@ -642,6 +667,18 @@ int updraft_request_add_prompt_ids(updraft_request* request, const int32_t* ids,
       return refuse(UPDRAFT_ERR_INVALID, "request or ids is NULL");
     request->request.prompt_ids.emplace_back(ids, ids + id_count);
     return int{UPDRAFT_OK};
+  });
+}
+int updraft_request_add_placed_prompt(updraft_request* request, void* data, uint64_t bytes) {
+  return guarded([&] {
+    return add_placed_prompt(request, &Request::prompts, SpanTarget::kPrompt, data, bytes);
+  });
+}
+int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids,
+                                          uint64_t id_count) {
+  return guarded([&] {
+    return add_placed_prompt(request, &Request::prompt_ids, SpanTarget::kPromptIds, ids,
+                             id_count * sizeof(int32_t));
   });
 }
 

@@ -81,7 +81,7 @@ enum updraft_connect_flags {
 
 /* Opens a session. socket_path NULL: $XDG_RUNTIME_DIR/updraft/edge.sock, or
  * /tmp/updraft-<uid>/edge.sock. client_name (NULL: "client") appears in the daemon's log.
- * payload_bytes is the shared memory for texts and images, 0: 8 MiB. */
+ * payload_bytes is the shared memory for texts and images to begin with, 0: 8 MiB. */
 UPDRAFT_API int updraft_connect(const char* socket_path, const char* client_name,
                                 uint64_t payload_bytes, uint32_t flags, updraft_session** session);
 /* Ends the session: what runs is cancelled, buffers and events become invalid. NULL is allowed. */
@@ -98,8 +98,13 @@ UPDRAFT_API uint32_t updraft_requests_max(const updraft_session* session);
 /* --- shared memory --- */
 
 /* A writable piece of the session's shared memory, aligned to 64 bytes. What is written there is
- * handed over without being copied: name it in updraft_request_add_placed_*(). */
+ * handed over without being copied: name it in updraft_request_add_placed_*(). When the memory is
+ * full the session takes more, as far as the daemon allows. */
 UPDRAFT_API int updraft_allocate(updraft_session* session, uint64_t bytes, void** data);
+/* The same in memory of its own, for one large payload: sealed when it is submitted, so that its
+ * bytes cannot change any more, and given back to the system when the request has ended. Dearer
+ * than updraft_allocate(), whose pages are warm. */
+UPDRAFT_API int updraft_allocate_once(updraft_session* session, uint64_t bytes, void** data);
 /* Gives back a piece that was not submitted. */
 UPDRAFT_API int updraft_release(updraft_session* session, void* data);
 
@@ -139,7 +144,8 @@ UPDRAFT_API int updraft_request_add_message(updraft_request* request, const char
  * more than a few. */
 UPDRAFT_API int updraft_request_add_text(updraft_request* request, const char* text,
                                          uint64_t bytes);
-/* mime: "image/png" or "image/jpeg"; data is the encoded file. */
+/* mime: "image/png" or "image/jpeg", data is the encoded file; or
+ * "image/x-raw-rgb;width=W;height=H", data is H rows of W pixels of three bytes. */
 UPDRAFT_API int updraft_request_add_image(updraft_request* request, const char* mime,
                                           const void* data, uint64_t bytes);
 /* The same with the first `bytes` of a piece from updraft_allocate(); nothing is copied. A
@@ -150,11 +156,16 @@ UPDRAFT_API int updraft_request_add_placed_text(updraft_request* request, void* 
 UPDRAFT_API int updraft_request_add_placed_image(updraft_request* request, const char* mime,
                                                  void* data, uint64_t bytes);
 
-/* UPDRAFT_COMPLETION: prompts as text or as token ids (copied), not both in one request. */
+/* UPDRAFT_COMPLETION: prompts as text or as token ids, not both in one request; copied, or placed
+ * like the parts of a message. The daemon checks ids against the model's vocabulary. */
 UPDRAFT_API int updraft_request_add_prompt(updraft_request* request, const char* text,
                                            uint64_t bytes);
 UPDRAFT_API int updraft_request_add_prompt_ids(updraft_request* request, const int32_t* ids,
                                                uint64_t id_count);
+UPDRAFT_API int updraft_request_add_placed_prompt(updraft_request* request, void* data,
+                                                  uint64_t bytes);
+UPDRAFT_API int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids,
+                                                      uint64_t id_count);
 
 /* Hands the request over; *id (never 0) is what its events and updraft_cancel() name. On an error
  * the placed buffers are still the caller's. */

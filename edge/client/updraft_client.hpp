@@ -307,6 +307,21 @@ class Completion : public Settings<Completion> {
   explicit Completion(std::span<const int32_t> ids) : Settings(UPDRAFT_COMPLETION) {
     take(updraft_request_add_prompt_ids(raw(), ids.data(), ids.size()));
   }
+  // A text of `bytes` bytes that was written into the buffer, or ids, in place.
+  Completion(Buffer& buffer, size_t bytes) : Settings(UPDRAFT_COMPLETION) {
+    place(buffer);
+    take(updraft_request_add_placed_prompt(raw(), buffer.bytes().data(), bytes));
+  }
+  static Completion of_ids(Buffer& buffer, size_t id_count) {
+    Completion out;
+    out.place(buffer);
+    out.take(updraft_request_add_placed_prompt_ids(
+        out.raw(), reinterpret_cast<int32_t*>(buffer.bytes().data()), id_count));
+    return out;
+  }
+
+ private:
+  Completion() : Settings(UPDRAFT_COMPLETION) {}
 };
 
 // An answer on its way. Dropping it cancels the request.
@@ -410,13 +425,9 @@ class Session {
       out.emplace_back(updraft_model_name(core_->session, i));
     return out;
   }
-  Result<Buffer> allocate(size_t bytes) {
-    void* data = nullptr;
-    if (const int status = updraft_allocate(core_->session, bytes, &data); status != UPDRAFT_OK)
-      return last_error(status);
-    return Buffer(std::make_shared<Buffer::Piece>(
-        core_, std::span<std::byte>(static_cast<std::byte*>(data), bytes)));
-  }
+  Result<Buffer> allocate(size_t bytes) { return allocated(updraft_allocate, bytes); }
+  // In memory of its own that is sealed when it is submitted: for one large payload.
+  Result<Buffer> allocate_once(size_t bytes) { return allocated(updraft_allocate_once, bytes); }
   Result<Stream> submit(const RequestBase& request) {
     if (request.refused()) return *request.refused();
     uint64_t id = 0;
@@ -438,6 +449,13 @@ class Session {
 
  private:
   explicit Session(std::shared_ptr<detail::Core> core) : core_(std::move(core)) {}
+  Result<Buffer> allocated(int (*how)(updraft_session*, uint64_t, void**), size_t bytes) {
+    void* data = nullptr;
+    if (const int status = how(core_->session, bytes, &data); status != UPDRAFT_OK)
+      return last_error(status);
+    return Buffer(std::make_shared<Buffer::Piece>(
+        core_, std::span<std::byte>(static_cast<std::byte*>(data), bytes)));
+  }
   std::shared_ptr<detail::Core> core_;
 };
 

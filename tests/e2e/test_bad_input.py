@@ -79,6 +79,13 @@ class BadInput(StackTest):
             {"type": "image_url", "image_url": {"url": png}}, {"type": "text", "text": "What is this?"}]}]}, 400, "image")
         self.assertTrue(error["message"])
 
+    def test_a_broken_image_is_told_before_anything_else(self):
+        for url, what in (("data:image/png;base64,iVBORw0KGgo=", "ends before its header"),
+                          ("data:image/png;base64,R0lGODlhAQABAAAAACw=", "neither PNG nor JPEG")):
+            error = self.refused({"model": "updraft-demo", "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": url}}]}]}, 400, what)
+            self.assertEqual(error["param"], "messages[0].content[0].image_url.url")
+
     def test_what_a_model_cannot_do_is_said(self):
         self.refused(chat("x", tools=[{"type": "function", "function": {"name": "f"}}]), 400, "tools")
         self.refused(chat("x", response_format={"type": "json_schema"}), 400, "response_format")

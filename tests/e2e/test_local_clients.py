@@ -136,6 +136,36 @@ class LocalClients(unittest.TestCase):
         with self.assertRaises(updraft.SessionLost):
             session.chat("x")
 
+    def test_a_full_session_takes_more_memory(self):
+        with updraft.Session(self.socket) as session:  # 8 MiB to begin with
+            buffers = [session.allocate(5 << 20) for _ in range(4)]
+            for buffer in buffers:
+                buffer.view[-8:] = b"Go back."
+            buffers[3].view[:8] = b"Go back."
+            buffers[3].used = 8
+            stream = session.chat([{"role": "user", "content": buffers[3]}], max_tokens=64, temperature=0)
+            self.assertEqual(stream.result().text, self.expected["Go back."])
+            ids = session.allocate(12)
+            ids.ids()[:] = memoryview(array.array("i", [5, 6, 7]))
+            self.assertEqual(session.complete(ids, max_tokens=2, temperature=0).result().prompt_tokens, 3)
+            text = session.allocate(8)
+            text.view[:] = b"Go back."
+            self.assertGreater(session.complete(text, max_tokens=2, temperature=0).result().prompt_tokens, 0)
+
+    def test_images_are_checked_before_the_model_says_that_it_reads_none(self):
+        pixels = memoryview(bytes(4 * 5 * 3)).cast("B", (4, 5, 3))
+        with updraft.Session(self.socket) as session:
+            mapped = self.edge.metric("updraft_local_mapped_bytes")
+            for image in (updraft.Image(pixels, raw=True), updraft.Image(pixels, once=True), updraft.Image(pixels, raw=True, once=True),
+                          updraft.Image(self.png(400, 300), once=True)):
+                with self.assertRaises(updraft.Unsupported):
+                    session.chat([{"role": "user", "content": image}]).result()
+            with self.assertRaises(updraft.RequestFailed) as caught:
+                session.chat([{"role": "user", "content": updraft.Image(self.png(4, 4)[:20])}]).result()
+            self.assertIn("ends before its header", str(caught.exception))
+            self.assertEqual(caught.exception.code, "invalid_request")
+            wait_until(lambda: self.edge.metric("updraft_local_mapped_bytes") == mapped, what="the one-offs to go")
+
     def test_leaving_a_stream_cancels_it(self):
         with updraft.Session(self.socket) as session:
             with session.chat("Go back.", max_tokens=400, ignore_eos=True) as stream:

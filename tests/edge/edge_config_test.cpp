@@ -82,8 +82,10 @@ socket = "/run/x.sock"
 sessions_max = 5
 segment_max = "1 MiB"
 segment_per_uid_max = "2 MiB"
+sessions_per_uid_max = 4
+requests_per_uid_max = 6
+stall_ms = 700
 spin_us = 7
-stall_ms = 900
 [drain]
 grace_ms = 1000
 [log]
@@ -122,8 +124,10 @@ format = "json"
   CHECK(config->sessions_max == 5);
   CHECK(config->segment_bytes_max == 1 << 20);
   CHECK(config->segment_bytes_per_uid_max == 2 << 20);
+  CHECK(config->sessions_per_uid_max == 4);
+  CHECK(config->requests_per_uid_max == 6);
+  CHECK(config->stall_ms == 700);
   CHECK(config->local_spin_us == 7);
-  CHECK(config->local_stall_ms == 900);
   CHECK(config->drain_grace_ms == 1000);
   CHECK(config->log.level == LogLevel::kDebug);
   CHECK(config->log.format == LogFormat::kJson);
@@ -144,9 +148,11 @@ TEST_CASE("what is wrong is named with its key") {
   CHECK(says(model + "[pool]\nlease_ms = 300\n", "lease_ms"));
   CHECK(says(model + "[local]\nsegment_max = \"1 KiB\"\n", "segment_max"));
   CHECK(says(model + "[local]\nsegment_max = \"1 GiB\"\n", "segment_per_uid_max"));
+  CHECK(says(model + "[local]\nsessions_per_uid_max = 0\n", "sessions_per_uid_max = 0"));
+  CHECK(says(model + "[local]\nrequests_per_uid_max = 0\n", "requests_per_uid_max = 0"));
+  CHECK(says(model + "[local]\nstall_ms = 10\n", "stall_ms = 10 is not in 100..600000"));
   CHECK(says(model + "[local]\nsocket = \"/" + std::string(200, 'x') + "\"\n", "107"));
   CHECK(says(model + "[local]\nspin_us = 2000000\n", "spin_us"));
-  CHECK(says(model + "[local]\nstall_ms = 5\n", "stall_ms"));
   CHECK(says(model + "[log]\nlevel = \"loud\"\n", "loud"));
   CHECK(says(model + "[http]\napi_keys_file = \"nowhere\"\n", "nowhere"));
   CHECK_FALSE(load_edge_config("/nowhere/edge.toml").ok());

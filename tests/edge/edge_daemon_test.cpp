@@ -9,6 +9,7 @@
 
 #include "common/base/clock.h"
 #include "common/http/client.h"
+#include "edge/client/local_client.h"
 #include "tests/support/scripted_model.h"
 #include "tests/support/scripted_router.h"
 #include "tests/support/shared_data.h"
@@ -24,8 +25,7 @@ struct Setup {
   ScriptedModel* model = nullptr;  // owned by the daemon
   std::unique_ptr<EdgeDaemon> daemon;
 
-  explicit Setup(bool with_pool = true) {
-    EdgeConfig config;
+  explicit Setup(bool with_pool = true, EdgeConfig config = {}) {
     config.node_id = "edge-1";
     config.http.port = 0;
     config.socket_path = dir.file("edge.sock");
@@ -115,6 +115,41 @@ TEST_CASE("a short chat over HTTP is answered by the gateway's own model") {
   CHECK(metrics.find("vllm:num_requests_running") != std::string::npos);
   CHECK(metrics.find("updraft_edge_placed_total{place=\"local\"} 1") != std::string::npos);
   CHECK(metrics.find("updraft_local_sessions 0") != std::string::npos);
+}
+
+TEST_CASE("quotas of local programs reach the daemon's door, and refusals its metrics") {
+  EdgeConfig config;
+  config.sessions_per_uid_max = 1;
+  config.requests_per_uid_max = 1;
+  config.segment_bytes_max = 12 << 20;
+  Setup s(false, config);
+  LocalClientOptions options;
+  options.socket_path = s.daemon->socket_path();
+  auto client = LocalClient::connect(options);
+  REQUIRE_MESSAGE(client.ok(), client.message());
+  CHECK(LocalClient::connect(options).message().find("has 1 sessions already") !=
+        std::string::npos);
+  Request request;
+  request.model = "tiny";
+  request.messages.push_back({"user", {ContentPart{}}});
+  request.messages[0].parts[0].text = "x";
+  REQUIRE((*client)->submit(request).ok());
+  REQUIRE_FALSE(only_id(*s.model).empty());
+  REQUIRE((*client)->submit(request).ok());
+  auto event = (*client)->next(10000);
+  REQUIRE((event.ok() && event->has_value()));
+  const auto* error = std::get_if<RequestError>(&(*event)->second);
+  REQUIRE(error != nullptr);
+  CHECK(error->code == ErrorCode::kRateLimited);
+  const auto scraped = [&](const std::string& line) {
+    return s.client().get("/metrics")->body.find(line) != std::string::npos;
+  };
+  for (int scrape = 0; scrape < 2; ++scrape) {  // a second one adds nothing
+    CHECK(scraped("updraft_local_refused_total{what=\"session\"} 1\n"));
+    CHECK(scraped("updraft_local_refused_total{what=\"request\"} 1\n"));
+    CHECK(scraped("updraft_local_refused_total{what=\"segment\"} 0\n"));
+    CHECK(scraped("updraft_local_refused_total{what=\"stalled_answer\"} 0\n"));
+  }
 }
 
 TEST_CASE("a long chat rises to the router and its answer comes back over HTTP") {

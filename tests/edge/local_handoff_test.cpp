@@ -28,6 +28,7 @@
 #include "common/message/pool_message.h"
 #include "edge/client/local_client.h"
 #include "edge/local_server.h"
+#include "tests/support/images.h"
 #include "tests/support/shared_data.h"
 
 using namespace updraft;
@@ -88,7 +89,8 @@ class EchoService final : public InferenceService {
     chunk.ids = {1};
     for (const ChatMessage& message : request.messages) {
       for (const ContentPart& part : message.parts) {
-        const std::string& bytes = part.kind == ContentPart::Kind::kText ? part.text : part.bytes;
+        const std::string bytes(part.kind == ContentPart::Kind::kText ? part.text
+                                                                      : part.bytes.text());
         chunk.text += bytes.size() < 1000
                           ? bytes
                           : "[" + std::to_string(bytes.size()) + " " + bytes.substr(1, 3) + "]";
@@ -301,7 +303,8 @@ TEST_CASE("large texts and images lie in the payload area and arrive whole") {
   request.messages[0].parts.push_back(image);
   Result<LocalClient::Buffer> buffer = client->allocate(913728);
   REQUIRE(buffer.ok());
-  std::memcpy(buffer->bytes.data(), "\x89PNG\r\n\x1a\n", 8);
+  const std::string png = testing::png_of_bytes(buffer->bytes.size());
+  std::memcpy(buffer->bytes.data(), png.data(), png.size());
   const Result<uint32_t> handle = client->submit(std::move(request), {{0, 1, *buffer}});
   REQUIRE_MESSAGE(handle.ok(), handle.message());
   CHECK(answer(collect(*client, *handle)) == "[100000 ppp][913728 PNG]");
@@ -810,6 +813,7 @@ TEST_CASE("failures tell their kind") {
   const auto kind = [](LocalFailure failure) { return static_cast<int>(failure); };
   LocalServerConfig config;
   config.sessions_max = 1;
+  config.segment_bytes_max = 4 << 20;
   Daemon daemon(config);
   LocalClientOptions options;
   options.socket_path = "/tmp/updraft-no-such-daemon.sock";
@@ -886,6 +890,22 @@ TEST_CASE("sessions and memory are limited, and the refusal says so") {
   const auto second = daemon.client(false);
   CHECK(LocalClient::connect(options).message().find("all 2 sessions are taken") !=
         std::string::npos);
+}
+
+TEST_CASE("a user's sessions are limited, and one that ends makes room") {
+  LocalServerConfig config;
+  config.sessions_per_uid_max = 2;
+  Daemon daemon(config);
+  LocalClientOptions options;
+  options.socket_path = daemon.dir.file("edge.sock");
+  auto first = daemon.client();
+  const auto second = daemon.client(false);
+  CHECK(LocalClient::connect(options).message().find(
+            "user " + std::to_string(getuid()) + " has 2 sessions already") != std::string::npos);
+  CHECK(daemon.server->stats().sessions_refused == 1);
+  first.reset();
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+  CHECK(LocalClient::connect(options).ok());
 }
 
 TEST_CASE("no daemon at the path is one clear line") {
@@ -1152,7 +1172,7 @@ TEST_CASE(
     const SegmentHeader header = client.segment->header();
     std::byte* base = client.segment->payload().data() - header.payload_offset;
     std::memcpy(client.segment->payload().data(), frame.data(), frame.size());
-    const PartSpan span{0, 0, header.payload_offset + 4096, 20000};
+    const PartSpan span{0, 0, header.payload_offset + 4096, 20000, SpanTarget::kPart, 0};
     std::memcpy(client.segment->payload().data() + 2048, &span, sizeof span);
     std::atomic<bool> stop = false;
     // Each round aims at another area: 0 header, 1 submission ring, 2 slots, 3 frame, spans,

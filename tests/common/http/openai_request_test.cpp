@@ -46,7 +46,10 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-const std::string kPng = "iVBORw0KGgo=";  // the eight bytes of PNG's signature
+// 2x2 pixels, by PIL.
+const std::string kPng =
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGNkZGJmYGBgYmBgYGBgAAAAcAAKM8X3iAAA"
+    "AABJRU5ErkJggg==";
 
 }  // namespace
 
@@ -251,18 +254,23 @@ TEST_CASE("images come as data URLs, checked") {
   const ContentPart& image = request.messages[0].parts[0];
   CHECK(image.kind == ContentPart::Kind::kImage);
   CHECK(image.mime == "image/png");
-  CHECK(image.bytes == std::string("\x89PNG\r\n\x1a\n", 8));
+  CHECK(image.bytes.size() == 79);
+  CHECK(image.bytes.text().starts_with(std::string("\x89PNG\r\n\x1a\n", 8)));
   CHECK(request.messages[0].parts[1].text == "what");
   // The content knows better than the label.
-  CHECK(accepted(kChat, with("data:image/png;base64,/9j/")).request.messages[0].parts[0].mime ==
-        "image/jpeg");
+  CHECK(accepted(kChat, with("data:image/png;base64,/9j/wAALCAABAAEBAREA"))
+            .request.messages[0]
+            .parts[0]
+            .mime == "image/jpeg");
 
   const std::string param = "messages[0].content[0].image_url.url";
   for (const char* url :
        {"http://example.com/a.png", "HTTPS://example.com/a.png", "file:///etc/passwd", "",
         "data:image/png,abc", "data:image/gif;base64,R0lGOD", "data:text/html;base64,AAAA",
         "data:image/png;base64", "data:image/png;base64,", "data:image/png;base64,AAAA",
-        "data:image/png;base64,iVBORw0KGgo", "data:image/png;base64,iVBORw0KG*o="}) {
+        "data:image/png;base64,iVBORw0KGgo", "data:image/png;base64,iVBORw0KG*o=",
+        "data:image/png;base64,iVBORw0KGgo=",  // the signature and nothing else
+        "data:image/png;base64,/9j/"}) {
     const RequestError error = refused(kChat, with(url));
     CHECK_MESSAGE(error.param == param, url);
     CHECK_MESSAGE(error.code == ErrorCode::kInvalidRequest, url);

@@ -404,7 +404,7 @@ TEST_CASE("each request field out of range is refused with its name") {
   CHECK(names(refused([](Request& r) { r.messages[0].role = "root"; }), "role \"root\""));
   CHECK(names(refused([](Request& r) { r.messages[0].parts[0].text = "\xC0"; }), "UTF-8"));
   CHECK(names(refused([](Request& r) { r.messages[1].parts[0].mime = "image/gif"; }), "image/gif"));
-  CHECK(names(refused([](Request& r) { r.messages[1].parts[0].bytes.clear(); }), "empty image"));
+  CHECK(names(refused([](Request& r) { r.messages[1].parts[0].bytes = {}; }), "empty image"));
   CHECK(names(refused([](Request& r) { r.prompts = {"x"}; }), "prompt"));
   CHECK(names(refused([](Request& r) { r.hints.deadline_ms = -1; }), "deadline_ms = -1"));
   CHECK(names(refused([](Request& r) { r.hints.session = std::string(2000, 's'); }),
@@ -418,11 +418,11 @@ TEST_CASE("each request field out of range is refused with its name") {
 
 TEST_CASE("a payload over the limit is the typed answer, not a message nobody can read") {
   Request r = full_chat();
-  r.messages[1].parts[0].bytes.assign(RequestLimits::kPayloadBytes, 'x');
+  r.messages[1].parts[0].bytes = std::string(RequestLimits::kPayloadBytes, 'x');
   const auto error = check_request(r);
   REQUIRE(error.has_value());
   CHECK(error->code == ErrorCode::kPayloadTooLarge);
-  r.messages[1].parts[0].bytes.resize(RequestLimits::kPayloadBytes - 1000);
+  r.messages[1].parts[0].bytes = std::string(RequestLimits::kPayloadBytes - 1000, 'x');
   CHECK_FALSE(check_request(r).has_value());
   CHECK(encode(Submit{r, 1, 0}).size() < kMessageBytesMax);
 }

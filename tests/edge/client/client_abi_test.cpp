@@ -16,6 +16,7 @@
 #include "edge/client/updraft_client.h"
 #include "tests/edge/client/c_program.h"
 #include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
 
 using namespace updraft;
 using testing::EchoDaemon;
@@ -43,7 +44,7 @@ struct Client {
     for (;;) {
       const updraft_event* event = next();
       if (event->request != id) continue;
-      REQUIRE(event->kind != UPDRAFT_FAILED);
+      REQUIRE_MESSAGE(event->kind != UPDRAFT_FAILED, std::string(event->message));
       text.append(event->text, event->text_bytes);
       if (event->kind == UPDRAFT_FINISHED) return text;
     }
@@ -75,12 +76,12 @@ struct Ask {
 
 TEST_CASE("a C program hands images over, borrowed and placed, and reads them back") {
   EchoDaemon daemon;
-  std::string image(100000, ' ');
-  for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<char>('!' + i % 90);
+  std::string image = testing::png_of_bytes(100000);
+  for (size_t i = 33; i < image.size(); ++i) image[i] = static_cast<char>('!' + i % 90);
   const char* failed = run_c_program(daemon.socket().c_str(), image.data(), image.size());
   CHECK_MESSAGE(failed == nullptr, failed);
   const Request last = daemon.service.last();
-  CHECK(last.messages.at(0).parts.at(0).mime == "image/jpeg");
+  CHECK(last.messages.at(0).parts.at(0).mime == "image/png");
   CHECK(last.messages.at(0).parts.at(0).bytes == image);
 }
 
@@ -168,6 +169,43 @@ TEST_CASE("a completion carries prompts as text or as token ids") {
   updraft_request_free(request);
 }
 
+TEST_CASE("placed prompts are taken from where they lie: text, and ids of 4 bytes") {
+  EchoDaemon daemon;
+  Client client(daemon, 0, 4 << 20);
+  void* piece = nullptr;
+  REQUIRE(updraft_allocate(client.session, 400000, &piece) == UPDRAFT_OK);
+  std::vector<int32_t> ids(100000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 7);
+  std::memcpy(piece, ids.data(), 400000);
+  updraft_request* request = updraft_request_new(UPDRAFT_COMPLETION);
+  CHECK(updraft_request_add_placed_prompt_ids(request, static_cast<int32_t*>(piece), ids.size()) ==
+        UPDRAFT_OK);
+  client.answer(client.submit(request));
+  CHECK(daemon.service.last().prompt_ids == std::vector<std::vector<int32_t>>{ids});
+  updraft_request_free(request);
+
+  const std::string text(300000, 'p');
+  REQUIRE(updraft_allocate(client.session, text.size(), &piece) == UPDRAFT_OK);
+  std::memcpy(piece, text.data(), text.size());
+  request = updraft_request_new(UPDRAFT_COMPLETION);
+  CHECK(updraft_request_add_placed_prompt(request, piece, text.size()) == UPDRAFT_OK);
+  client.answer(client.submit(request));
+  CHECK(daemon.service.last().prompts == std::vector<std::string>{text});
+  updraft_request_free(request);
+
+  // Borrowed ones over the frame's limit are moved into shared memory by the library.
+  // An echo of so much would not fit the completion ring.
+  daemon.service.set_script({Finished{}});
+  const std::string large(1500000, 'q');
+  request = updraft_request_new(UPDRAFT_COMPLETION);
+  updraft_request_set_text(request, "model", "script");
+  CHECK(updraft_request_add_prompt(request, large.data(), large.size()) == UPDRAFT_OK);
+  client.answer(client.submit(request));
+  const bool whole = daemon.service.last().prompts == std::vector<std::string>{large};
+  CHECK(whole);
+  updraft_request_free(request);
+}
+
 TEST_CASE("events carry places, tokens, logprobs, usage and failures") {
   EchoDaemon daemon;
   TokenChunk chunk;
@@ -251,7 +289,7 @@ TEST_CASE("connecting fails with the status that says why") {
 }
 
 TEST_CASE("shared memory: its end, its owner, its one use") {
-  EchoDaemon daemon;
+  EchoDaemon daemon(testing::without_growth());
   Client client(daemon);
   void* piece = nullptr;
   CHECK(updraft_allocate(client.session, 0, &piece) == UPDRAFT_ERR_INVALID);
@@ -289,6 +327,37 @@ TEST_CASE("shared memory: its end, its owner, its one use") {
   }
   CHECK(updraft_release(client.session, piece) == UPDRAFT_OK);
   CHECK(client.answer(client.submit(large.request)) == large.text);
+}
+
+TEST_CASE("a full session takes more memory, and a one-off is sealed when it is submitted") {
+  EchoDaemon daemon;
+  Client client(daemon);  // 1 MiB to begin with
+  std::vector<void*> pieces(10);
+  for (void*& piece : pieces)
+    REQUIRE(updraft_allocate(client.session, 900000, &piece) == UPDRAFT_OK);
+  for (size_t i = 0; i < pieces.size(); ++i)
+    std::memset(pieces[i], static_cast<int>('a' + i), 900000);
+  updraft_request* request = updraft_request_new(UPDRAFT_CHAT);
+  updraft_request_add_message(request, "user");
+  std::string expected;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    updraft_request_add_placed_text(request, pieces[i], 1000);
+    expected += std::string(1000, static_cast<char>('a' + i));
+  }
+  CHECK(client.answer(client.submit(request)) == expected);
+  updraft_request_free(request);
+  void* once = nullptr;
+  CHECK(updraft_allocate_once(client.session, 0, &once) == UPDRAFT_ERR_INVALID);
+  REQUIRE(updraft_allocate_once(client.session, 200000, &once) == UPDRAFT_OK);
+  CHECK(updraft_release(client.session, once) == UPDRAFT_OK);
+  REQUIRE(updraft_allocate_once(client.session, 200000, &once) == UPDRAFT_OK);
+  std::memset(once, 'o', 200000);
+  request = updraft_request_new(UPDRAFT_CHAT);
+  updraft_request_add_message(request, "user");
+  updraft_request_add_placed_text(request, once, 150000);
+  CHECK(client.answer(client.submit(request)) == std::string(150000, 'o'));
+  CHECK(updraft_release(client.session, once) == UPDRAFT_ERR_INVALID);  // taken, and gone
+  updraft_request_free(request);
 }
 
 TEST_CASE("without shared memory whole requests cross as messages") {

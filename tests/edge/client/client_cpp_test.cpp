@@ -3,6 +3,7 @@
 
 #include "edge/client/updraft_client.hpp"
 #include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
 
 using namespace updraft::client;
 using updraft::testing::EchoDaemon;
@@ -87,7 +88,7 @@ TEST_CASE("a callback that says no cancels, and a dropped stream does") {
 }
 
 TEST_CASE("buffers are written in place, freed when dropped and taken by a submit") {
-  EchoDaemon daemon;
+  EchoDaemon daemon(updraft::testing::without_growth());
   Session session = open(daemon);
   for (int round = 0; round < 4; ++round) {
     Result<Buffer> dropped = session.allocate(900000);  // fits once only
@@ -95,17 +96,40 @@ TEST_CASE("buffers are written in place, freed when dropped and taken by a submi
   }
   Result<Buffer> buffer = session.allocate(900000);
   REQUIRE(buffer.has_value());
-  std::memset(buffer->bytes().data(), 'b', 5000);
+  const std::string png = updraft::testing::png_of_bytes(5000);
+  std::memcpy(buffer->bytes().data(), png.data(), 5000);
   Chat chat;
   chat.message("user").image("image/png", *buffer, 5000);
   Stream stream = send(session, chat);
   CHECK(buffer->bytes().empty());
-  CHECK(*stream.text() == std::string(5000, 'b'));
+  CHECK(*stream.text() == png.substr(33));
   // The piece is free again; the old object must not free it a second time under its new owner.
   Result<Buffer> next = session.allocate(900000);
   REQUIRE(next.has_value());
   { const Buffer gone = std::move(*buffer); }
   CHECK_FALSE(session.allocate(900000).has_value());
+}
+
+TEST_CASE("a one-off buffer is handed over like any other") {
+  EchoDaemon daemon;
+  Session session = open(daemon);
+  Result<Buffer> once = session.allocate_once(3 << 20);
+  REQUIRE_MESSAGE(once.has_value(), once.error().text);
+  std::memset(once->bytes().data(), 'o', 5000);
+  Chat chat;
+  chat.message("user").text(*once, 5000);
+  Stream stream = send(session, chat);
+  CHECK(once->bytes().empty());
+  CHECK(*stream.text() == std::string(5000, 'o'));
+  REQUIRE(session.allocate_once(100).has_value());  // dropped: given back
+  Result<Buffer> ids = session.allocate(8);
+  REQUIRE(ids.has_value());
+  const int32_t values[] = {3, 4};
+  std::memcpy(ids->bytes().data(), values, sizeof values);
+  Result<Stream> completion = session.submit(Completion::of_ids(*ids, 2));
+  REQUIRE_MESSAGE(completion.has_value(), completion.error().text);
+  CHECK(completion->end().has_value());
+  CHECK(daemon.service.last().prompt_ids.at(0) == std::vector<int32_t>{3, 4});
 }
 
 TEST_CASE("refused settings, absent daemons and closed sessions are values") {

@@ -9,13 +9,17 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/message/service.h"
 #include "edge/local_server.h"
 #include "tests/support/shared_data.h"
 
 namespace updraft::testing {
+
+constexpr size_t kHeaderBytes = 33;  // of a PNG: no text, so the echo leaves it out
 
 // By the model's name: "echo" answers with the bytes of the parts and prompts in pieces of at most
 // 1000, "script" with the events it was given, "hold" starts and never ends by itself.
@@ -29,23 +33,28 @@ class EchoService final : public InferenceService {
     started.decision = "it is here";
     started.prompt_tokens = 7;
     std::vector<Event> script;
+    bool holds = false;
     {
       const std::lock_guard lock(mutex_);
       last_ = request;
       ++submitted_;
       script = script_;
-      if (request.model == "hold") held_[request.id] = sink;
+      holds = request.model == "hold" && !answers_held_;
+      if (holds) held_[request.id] = sink;
     }
     changed_.notify_all();
     sink(started);
-    if (request.model == "hold") return;
+    if (holds) return;
     if (request.model == "script") {
       for (Event& event : script) sink(std::move(event));
       return;
     }
     std::string all;
     for (const ChatMessage& message : request.messages)
-      for (const ContentPart& part : message.parts) all += part.text + part.bytes;
+      for (const ContentPart& part : message.parts) {
+        all += part.text;
+        if (part.bytes.size() > kHeaderBytes) all += part.bytes.text().substr(kHeaderBytes);
+      }
     for (const std::string& prompt : request.prompts) all += prompt;
     int32_t offset = 0;
     for (size_t at = 0; at < all.size(); at += 1000) {
@@ -88,9 +97,19 @@ class EchoService final : public InferenceService {
     const std::lock_guard lock(mutex_);
     return last_;
   }
-  bool wait_submitted(int count) {
+  // From now on "hold" is answered like "echo".
+  void answer_held() {
+    const std::lock_guard lock(mutex_);
+    answers_held_ = true;
+  }
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    last_ = {};
+  }
+  bool wait_submitted(int count, int seconds = 10) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return submitted_ >= count; });
+    return changed_.wait_for(lock, std::chrono::seconds(seconds),
+                             [&] { return submitted_ >= count; });
   }
   bool wait_cancelled(int count) {
     std::unique_lock lock(mutex_);
@@ -103,18 +122,37 @@ class EchoService final : public InferenceService {
   Request last_;
   std::vector<Event> script_;
   std::map<RequestId, EventSink> held_;
+  bool answers_held_ = false;
   int submitted_ = 0;
   int cancelled_ = 0;
 };
 
+// What a session with 1 MiB of payload has, and nothing for a further segment.
+inline LocalServerConfig without_growth() {
+  LocalServerConfig config;
+  config.segment_bytes_max = 2'180'000;
+  return config;
+}
+
 struct EchoDaemon {
-  explicit EchoDaemon(LocalServerConfig config = {}) {
+  explicit EchoDaemon(LocalServerConfig config = {}) { start(std::move(config)); }
+  void start(LocalServerConfig config = {}) {
     config.socket_path = socket();
     Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
     REQUIRE_MESSAGE(started.ok(), started.message());
     server = std::move(started).value();
   }
   std::string socket() const { return dir.file("edge.sock"); }
+  // Waits until `done` holds; the daemon works on its own thread.
+  template <typename Condition>
+  bool eventually(Condition done) {
+    const int64_t deadline_ns = monotonic_ns() + 20 * kNsPerSecond;
+    while (!done()) {
+      if (monotonic_ns() > deadline_ns) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  }
 
   TempDir dir;
   EchoService service;

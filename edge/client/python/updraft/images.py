@@ -14,11 +14,16 @@ _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> PNG's colour type: grey, RGB, 
 
 class Image:
     """An image part. `data` is an encoded PNG or JPEG (any bytes-like object, or a Buffer that was rendered into), pixels as
-    a uint8 array [height, width] or [height, width, 1, 3 or 4], or a PIL image."""
+    a uint8 array [height, width] or [height, width, 1, 3 or 4], or a PIL image.
 
-    def __init__(self, data: Any, mime: str | None = None):
+    raw: pixels [height, width, 3] or a PIL image are handed over as they are instead of as a PNG. once: for a large image, in
+    memory of its own that is sealed before it is handed over and given back after the answer, instead of in the session's."""
+
+    def __init__(self, data: Any, mime: str | None = None, *, raw: bool = False, once: bool = False):
         self.data = data
         self.mime = mime
+        self.raw = raw
+        self.once = once
 
     @classmethod
     def open(cls, path: Any) -> "Image":
@@ -31,7 +36,10 @@ class Image:
         data = self.data
         if hasattr(data, "_take"):  # a Buffer
             return data, self.mime or mime_of(data.view), data.used
-        if hasattr(data, "save") and hasattr(data, "mode"):  # a PIL image
+        pil = hasattr(data, "save") and hasattr(data, "mode")
+        if self.raw:
+            return raw_pixels(data, pil)
+        if pil:
             return _save_pil(data, self.mime, allocate)
         try:
             view = memoryview(data)
@@ -50,6 +58,19 @@ def mime_of(data: Any) -> str:
     if head[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
     raise errors.InvalidArgument("the image is neither PNG nor JPEG (for pixels give a uint8 array [height, width, channels])")
+
+
+def raw_pixels(data: Any, pil: bool) -> tuple[Any, str, None]:
+    """Pixels as they are, with the type that names their size. Errors: not uint8 [height, width, 3]."""
+    if pil:
+        width, height, data = data.width, data.height, data.convert("RGB").tobytes()
+    else:
+        view = memoryview(data)
+        if view.format != "B" or view.ndim != 3 or view.shape[2] != 3:
+            raise errors.InvalidArgument(f"raw pixels must be uint8 [height, width, 3], not {view.format} {view.shape}")
+        height, width = view.shape[:2]
+        data = view if view.c_contiguous else view.tobytes()
+    return data, f"image/x-raw-rgb;width={width};height={height}", None
 
 
 def png_of_pixels(pixels: memoryview) -> bytes:

@@ -163,6 +163,7 @@ class Buffer:
     def __init__(self, core: _Core, address: int, size: int):
         self._core, self._address, self.size = core, address, size
         self.used = size
+        self.holds_ids = False
         self._array = core.array(address, size)
         core.buffers.add(self)
 
@@ -182,6 +183,11 @@ class Buffer:
         shape = (self.size // dtype.itemsize,) if shape is None else shape
         count = shape if isinstance(shape, int) else math.prod(shape)
         return numpy.frombuffer(self.view, dtype, count).reshape(shape)
+
+    def ids(self) -> memoryview:
+        """The buffer as int32 token ids, to write a prompt into; Session.complete() then takes it as ids."""
+        self.holds_ids = True
+        return self.view[: self.size // 4 * 4].cast("i")
 
     def __len__(self) -> int:
         return self.size
@@ -404,7 +410,7 @@ class _Request:
                 known = ", ".join(sorted(_TEXT | _INTEGER | _NUMBER | {"stop", "logit_bias"}))
                 raise errors.InvalidArgument(f"there is no setting {name!r} (known: {known})")
 
-    def content(self, content: Any, allocate: Any) -> None:
+    def content(self, content: Any, allocate: Any, allocate_once: Any) -> None:
         for part in [content] if isinstance(content, (str, Image, Buffer)) or not isinstance(content, Sequence) else content:
             if isinstance(part, Mapping):  # OpenAI's shape
                 if part.get("type") != "text":
@@ -417,7 +423,12 @@ class _Request:
                 self.placed.append(part)
                 self.call("updraft_request_add_placed_text", part._address, part.used)
             else:
-                data, mime, used = (part if isinstance(part, Image) else Image(part)).encoded(allocate)
+                image = part if isinstance(part, Image) else Image(part)
+                data, mime, used = image.encoded(allocate_once if image.once else allocate)
+                if image.once and used is None:
+                    view = memoryview(data).cast("B")
+                    data, used = allocate_once(view.nbytes), view.nbytes
+                    data.view[:] = view
                 if used is not None:
                     self.placed.append(data)
                     self.call("updraft_request_add_placed_image", mime.encode(), data._address, used)
@@ -474,14 +485,22 @@ class Session:
         request.settings(settings)
         for message in [{"role": "user", "content": messages}] if isinstance(messages, str) else messages:
             request.call("updraft_request_add_message", str(message["role"]).encode())
-            request.content(message["content"], self._piece_or_none)
+            request.content(message["content"], self._piece_or_none, self._piece_once)
         return self._submit(request)
 
-    def complete(self, prompt: str | Iterable[int], **settings: Any) -> Stream:
-        """Continues a text or token ids (a list, or an int32 array, which is read in place) as they are."""
+    def complete(self, prompt: str | Iterable[int] | Buffer, **settings: Any) -> Stream:
+        """Continues a text or token ids (a list, or an int32 array, which is read in place) as they are. A Buffer is
+        handed over without a copy: ids when they were written through its ids(), UTF-8 text otherwise."""
         request = _Request(lib.COMPLETION)
         request.settings(settings)
-        if isinstance(prompt, str):
+        if isinstance(prompt, Buffer):
+            prompt.view  # still ours
+            request.placed.append(prompt)
+            if prompt.holds_ids:
+                request.call("updraft_request_add_placed_prompt_ids", prompt._address, prompt.used // 4)
+            else:
+                request.call("updraft_request_add_placed_prompt", prompt._address, prompt.used)
+        elif isinstance(prompt, str):
             request.call("updraft_request_add_prompt", *request.borrow(prompt.encode()))
         else:
             try:
@@ -514,6 +533,13 @@ class Session:
             return self.allocate(size)
         except errors.NoRoom:
             return None
+
+    def _piece_once(self, size: int) -> Buffer:
+        # Freed with its request, so no view of it is ever given away.
+        address = ctypes.c_void_p()
+        lib.check(lib.library().updraft_allocate_once(self._core.need(), size, ctypes.byref(address)))
+        assert address.value
+        return Buffer(self._core, address.value, size)
 
     def _submit(self, request: _Request) -> Stream:
         request_id = ctypes.c_uint64()

@@ -1,0 +1,285 @@
+// What a local client placed in shared memory, as the service gets it: images where they lie, texts
+// as snapshots.
+#include "edge/local_payload.h"
+
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "common/image/decode.h"
+#include "edge/client/local_client.h"
+#include "tests/edge/client/echo_daemon.h"
+#include "tests/support/images.h"
+#include "tests/support/shared_data.h"
+
+using namespace updraft;
+using updraft::testing::EchoDaemon;
+
+namespace {
+
+// The name of this process's mapping that holds `at` ("/memfd:..."), empty when it has none.
+std::string mapping_at(const void* at) {
+  const auto address = reinterpret_cast<uintptr_t>(at);
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream fields(line);
+    uintptr_t from = 0, to = 0;
+    char dash = 0;
+    std::string mode, offset, device, inode, name;
+    fields >> std::hex >> from >> dash >> to >> mode >> offset >> device >> inode >> name;
+    if (address >= from && address < to) return name;
+  }
+  return "";
+}
+
+std::unique_ptr<LocalClient> connect(EchoDaemon& daemon) {
+  LocalClientOptions options;
+  options.socket_path = daemon.socket();
+  options.payload_bytes = 4 << 20;
+  auto client = LocalClient::connect(options);
+  REQUIRE_MESSAGE(client.ok(), client.message());
+  return std::move(client).value();
+}
+
+LocalClient::Buffer filled(LocalClient& client, std::string_view bytes) {
+  auto buffer = client.allocate(bytes.size());
+  REQUIRE_MESSAGE(buffer.ok(), buffer.message());
+  std::memcpy(buffer->bytes.data(), bytes.data(), bytes.size());
+  return *buffer;
+}
+
+Request with_image(const char* model) {
+  Request request;
+  request.model = model;
+  ContentPart text;
+  text.text = "What is this?";
+  ContentPart image;
+  image.kind = ContentPart::Kind::kImage;
+  image.mime = "image/png";
+  request.messages.push_back({"user", {text, image}});
+  return request;
+}
+
+void wait_started(LocalClient& client) {
+  auto event = client.next(10000);
+  REQUIRE_MESSAGE(event.ok(), event.message());
+  REQUIRE(event->has_value());
+  REQUIRE(std::holds_alternative<Started>((*event)->second));
+}
+
+}  // namespace
+
+TEST_CASE("an image that a client placed reaches its reader where it lies, no byte copied") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const std::string file = testing::png_of_bytes(1'200'000);
+  const LocalClient::Buffer buffer = filled(*client, file);
+  REQUIRE(client->submit(with_image("hold"), {{0, 1, buffer}}).ok());
+  wait_started(*client);
+  const Request seen = daemon.service.last();
+  const SharedBytes& bytes = seen.messages.at(0).parts.at(1).bytes;
+  CHECK(bytes.text() == file);
+  CHECK(mapping_at(bytes.data()).find("memfd:updraft-session") != std::string::npos);
+  // The same memory, not a copy that happens to lie in a segment: what the client writes shows.
+  buffer.bytes.back() = std::byte{'!'};
+  CHECK(bytes.text().back() == '!');
+}
+
+TEST_CASE("an image stays readable until its request is dropped, also when the client is gone") {
+  EchoDaemon daemon;
+  auto client = connect(daemon);
+  const std::string file = testing::png_of_bytes(500'000);
+  REQUIRE(client->submit(with_image("hold"), {{0, 1, filled(*client, file)}}).ok());
+  wait_started(*client);
+  Request seen = daemon.service.last();
+  const std::byte* const data = seen.messages.at(0).parts.at(1).bytes.data();
+  client.reset();
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+  CHECK(seen.messages.at(0).parts.at(1).bytes.text() == file);
+  daemon.service.forget();
+  const std::string name = "memfd:updraft-session";
+  CHECK(mapping_at(data).find(name) != std::string::npos);
+  seen = {};
+  CHECK(mapping_at(data).find(name) == std::string::npos);
+}
+
+TEST_CASE("a text is a snapshot: what the client writes later changes nothing") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const std::string text(100'000, 't');
+  const LocalClient::Buffer buffer = filled(*client, text);
+  Request request = with_image("hold");
+  request.messages[0].parts.pop_back();
+  request.messages[0].parts[0].text.clear();
+  REQUIRE(client->submit(std::move(request), {{0, 0, buffer}}).ok());
+  wait_started(*client);
+  std::memset(buffer.bytes.data(), 0xFF, buffer.bytes.size());
+  CHECK(daemon.service.last().messages.at(0).parts.at(0).text == text);
+}
+
+namespace {
+
+// The end of a request that was refused before the service saw it.
+RequestError refusal_of(EchoDaemon& daemon, Request request, const SharedBytes& bytes) {
+  request.messages[0].parts[1].bytes = bytes;
+  const auto client = connect(daemon);
+  REQUIRE(client->submit(std::move(request)).ok());
+  auto event = client->next(10000);
+  REQUIRE_MESSAGE(event.ok(), event.message());
+  REQUIRE(event->has_value());
+  const auto* error = std::get_if<RequestError>(&(*event)->second);
+  REQUIRE(error != nullptr);
+  return *error;
+}
+
+}  // namespace
+
+TEST_CASE("a broken or lying image is refused by name before any model sees it") {
+  EchoDaemon daemon;
+  const auto refused = [&](const char* mime, const SharedBytes& bytes) {
+    Request request = with_image("echo");
+    request.messages[0].parts[1].mime = mime;
+    const RequestError error = refusal_of(daemon, std::move(request), bytes);
+    CHECK(error.code == ErrorCode::kInvalidRequest);
+    CHECK(http_status(error.code) == 400);
+    CHECK(error.param == "messages[0].content[1]");
+    return error.message;
+  };
+  const std::string png = testing::png_of_bytes(100'000);
+  CHECK(refused("image/png", std::string(50'000, 'x')) ==
+        "messages[0].content[1] is neither PNG nor JPEG: it starts with 'xxxxxxxx'");
+  CHECK(refused("image/png", png.substr(0, 20)).find("ends before its header") !=
+        std::string::npos);
+  CHECK(refused("image/jpeg", png).find("a PNG that is said to be image/jpeg") !=
+        std::string::npos);
+  CHECK(refused("image/x-raw-rgb;width=100;height=50", std::string(14'999, 'p'))
+            .find("has 14999 bytes instead of 15000") != std::string::npos);
+  CHECK_FALSE(daemon.service.wait_submitted(1, 0));
+}
+
+TEST_CASE("raw pixels are handed over when their count is right") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const std::string pixels(100 * 50 * 3, 'p');
+  Request request = with_image("hold");
+  request.messages[0].parts[1].mime = "image/x-raw-rgb;width=100;height=50";
+  REQUIRE(client->submit(std::move(request), {{0, 1, filled(*client, pixels)}}).ok());
+  wait_started(*client);
+  CHECK(daemon.service.last().messages.at(0).parts.at(1).bytes.text() == pixels);
+}
+
+TEST_CASE("whole requests over the control channel have their images checked, too") {
+  EchoDaemon daemon;
+  LocalClientOptions options;
+  options.socket_path = daemon.socket();
+  options.map_memory = false;
+  auto client = LocalClient::connect(options);
+  REQUIRE_MESSAGE(client.ok(), client.message());
+  Request request = with_image("echo");
+  request.messages[0].parts[1].bytes = "GIF89a";
+  REQUIRE((*client)->submit(std::move(request)).ok());
+  auto event = (*client)->next(10000);
+  REQUIRE((event.ok() && event->has_value()));
+  const auto* error = std::get_if<RequestError>(&(*event)->second);
+  REQUIRE(error != nullptr);
+  CHECK(error->message.find("neither PNG nor JPEG") != std::string::npos);
+}
+
+TEST_CASE("a client that rewrites an image while it is decoded gets wrong pixels or an error") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  for (const char* name : {"adam7.png", "palette.png", "progressive.jpg", "baseline.jpg"}) {
+    std::ifstream in(testing::repo_file(std::string("tests/common/image/golden/") + name),
+                     std::ios::binary);
+    const std::string file((std::istreambuf_iterator<char>(in)), {});
+    REQUIRE_FALSE(file.empty());
+    Request request = with_image("hold");
+    const char* mime = file[0] == '\x89' ? "image/png" : "image/jpeg";
+    request.messages[0].parts[1].mime = mime;
+    const LocalClient::Buffer buffer = filled(*client, file);
+    REQUIRE(client->submit(std::move(request), {{0, 1, buffer}}).ok());
+    wait_started(*client);
+    const SharedBytes bytes = daemon.service.last().messages.at(0).parts.at(1).bytes;
+    REQUIRE(decode_rgb(mime, bytes.view()).ok());
+    std::atomic<bool> stop = false;
+    // Turn by turn: lies that stay for a while, lies that last for a moment only (between a check
+    // and a use, say), and the truth.
+    std::thread mutator([&] {
+      std::minstd_rand random(7);
+      const auto write = [&](bool stays) {
+        auto* at = reinterpret_cast<volatile unsigned char*>(buffer.bytes.data()) +
+                   random() % buffer.bytes.size();
+        const unsigned char kept = *at;
+        *at = static_cast<unsigned char>(random());
+        if (!stays) *at = kept;
+      };
+      while (!stop) {
+        for (int i = 0; i < 8; ++i) write(true);
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        std::memcpy(buffer.bytes.data(), file.data(), file.size());
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        for (int i = 0; i < 4096; ++i) write(false);
+      }
+    });
+    int decoded = 0;
+    int refused = 0;
+    // On a machine with one core the two take turns: until both have been seen.
+    for (int i = 0; i < 100'000 && (i < 2000 || decoded < 10 || refused < 10); ++i) {
+      const Result<RgbImage> image = decode_rgb(mime, bytes.view());
+      if (!image) {
+        ++refused;
+        continue;
+      }
+      ++decoded;
+      // Whatever size it says, it has the pixels for it.
+      volatile uint64_t sum = 0;
+      for (uint32_t y = 0; y < image->height; ++y) sum = sum + image->row(y)[image->width * 3 - 1];
+    }
+    stop = true;
+    mutator.join();
+    CHECK(decoded > 0);
+    CHECK(refused > 0);
+    std::memcpy(buffer.bytes.data(), file.data(), file.size());
+    CHECK(decode_rgb(mime, bytes.view()).ok());
+  }
+}
+
+TEST_CASE("spans that fit nothing are refused by name") {
+  auto made = ipc::Segment::create({});
+  REQUIRE(made.ok());
+  const std::unique_ptr<ipc::Segment> segment = std::move(made).value();
+  LocalMemory memory({64 << 20, 64 << 20, 0}, std::make_shared<MappedUse>(),
+                     std::make_shared<MappedUse>());
+  REQUIRE(memory.adopt_own(ipc::UniqueFd(dup(segment->fd()))).ok());
+  const uint64_t at = segment->header().payload_offset;
+  Request request = with_image("echo");
+  request.prompt_ids.resize(1);
+  const auto refused = [&](const ipc::PartSpan& span) {
+    const auto error = place_span(request, span, memory);
+    return error ? error->message : "accepted";
+  };
+  using ipc::SpanTarget;
+  CHECK(refused({0, 2, at, 8, SpanTarget::kPart, 0}) ==
+        "messages[0].parts[2]: a shared-memory part that the request does not have");
+  CHECK(refused({0, 0, at, 8, SpanTarget::kPrompt, 0}) ==
+        "prompts[0]: a shared-memory part that the request does not have");
+  CHECK(refused({1, 0, at, 8, SpanTarget::kPromptIds, 0}) ==
+        "prompt_ids[1]: a shared-memory part that the request does not have");
+  CHECK(refused({0, 0, at, 8, static_cast<SpanTarget>(77), 0}).find("does not have") !=
+        std::string::npos);
+  CHECK(refused({0, 0, at, 7, SpanTarget::kPromptIds, 0}) ==
+        "prompt_ids[0]: 7 bytes are no whole number of token ids of 4 bytes");
+  CHECK(refused({0, 0, at, ~0ULL, SpanTarget::kPromptIds, 0}).find("outside the payload area") !=
+        std::string::npos);
+  const int32_t ids[] = {5, -6};
+  std::memcpy(segment->payload().data(), ids, sizeof ids);
+  CHECK(refused({0, 0, at, 8, SpanTarget::kPromptIds, 0}) == "accepted");
+  CHECK(request.prompt_ids[0] == std::vector<int32_t>{5, -6});
+}
