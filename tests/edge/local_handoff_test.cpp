@@ -638,6 +638,7 @@ TEST_CASE("requests whose client came back are not cancelled when its time would
   REQUIRE(stays_away->submit(chat("x", "hold")).ok());
   REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 2; }));
   cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
   while (daemon.server->stats().requests_in_flight != 1) REQUIRE(returns->next(1).ok());
   // Both were lost at once, so that the end of one says that the other's time is over, too.
   REQUIRE(daemon.service.wait_cancelled(1));
