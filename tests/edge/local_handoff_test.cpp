@@ -632,6 +632,23 @@ TEST_CASE("requests whose client does not come back in time are cancelled") {
   CHECK(daemon.service.wait_cancelled(1));
 }
 
+TEST_CASE("requests whose client came back are not cancelled when its time would have been over") {
+  Daemon daemon;
+  const auto returns = daemon.client(true, 2000);
+  const auto stays_away = daemon.client(true, 2000);
+  const Result<uint32_t> kept = returns->submit(chat("x", "hold"));
+  REQUIRE(kept.ok());
+  REQUIRE(stays_away->submit(chat("x", "hold")).ok());
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 2; }));
+  cut_connections(daemon.dir.file("edge.sock"));
+  REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
+  while (daemon.server->stats().requests_in_flight != 1) REQUIRE(returns->next(1).ok());
+  // Both were lost at once, so that the end of one says that the other's time is over, too.
+  REQUIRE(daemon.service.wait_cancelled(1));
+  daemon.service.emit_held(Finished{});
+  CHECK(std::holds_alternative<Finished>(collect(*returns, *kept).back()));
+}
+
 TEST_CASE("a client that could come back and says that it will not is believed at once") {
   Daemon daemon;
   auto client = daemon.client(true, 60000);
@@ -765,8 +782,12 @@ TEST_CASE("the event descriptor survives a lost session") {
   REQUIRE_MESSAGE(nothing.ok(), nothing.message());
   CHECK_FALSE(nothing->has_value());
   CHECK_FALSE(readable(0));
-  REQUIRE(client->submit(chat("again")).ok());
+  const Result<uint32_t> again = client->submit(chat("again"));
+  REQUIRE(again.ok());
   CHECK(readable(10000));
+  CHECK(answer(collect(*client, *again)) == "again");
+  CHECK_FALSE(client->next(0)->has_value());
+  CHECK_FALSE(readable(0));
   // And of the new session's end it tells, too.
   daemon.server.reset();
   CHECK(readable(10000));
