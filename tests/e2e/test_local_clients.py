@@ -248,7 +248,8 @@ class LocalClients(unittest.TestCase):
         for name in ["descriptors one way", "daemon asleep: submit to first step", "token to a sleeping client, at most"]:
             self.assertIn(name, targets)
         self.assertEqual(lines[-1]["test"], "summary")
-        self.assertEqual({line["by"] for line in lines if "by" in line}, {"updraft", "cache line", "eventfd", "unix socket", "zeromq"})
+        # iceoryx is measured where it was installed when the program was built.
+        self.assertEqual({line["by"] for line in lines if "by" in line} - {"iceoryx"}, {"updraft", "cache line", "eventfd", "unix socket", "zeromq"})
 
     def test_a_session_that_asks_for_it_outlives_a_restart_of_the_daemon(self):
         # A daemon of its own: the other tests' must live on.
