@@ -9,6 +9,7 @@
 #include "common/base/clock.h"
 #include "common/http/json_text.h"
 #include "tools/bench/ipc_bench.h"
+#include "tools/bench/ipc_peer_iceoryx.h"
 #include "tools/bench/ipc_targets.h"
 #include "tools/command.h"
 
@@ -19,6 +20,7 @@ struct IpcFlags {
   IpcBenchConfig bench;
   std::vector<int> cores = {0, 1};
   std::string socket;
+  std::string iceoryx_side;
   bool json = false;
   bool smoke = false;
 };
@@ -99,6 +101,7 @@ void print_summary(const std::vector<IpcTarget>& targets, bool json) {
 }
 
 int bench_ipc(IpcFlags flags) {
+  if (!flags.iceoryx_side.empty()) return run_iceoryx_side(flags.iceoryx_side);
   if (flags.cores.size() != 2) return complain("bench ipc: --cores needs two cores");
   flags.bench.client_core = flags.cores[0];
   flags.bench.server_core = flags.cores[1];
@@ -107,6 +110,9 @@ int bench_ipc(IpcFlags flags) {
     flags.bench.rounds = std::min(flags.bench.rounds, 1);
     flags.bench.sample_ns = 2'000'000;
   }
+  flags.bench.on_left_out = [](const std::string& peer, const std::string& why) {
+    std::fprintf(stderr, "%s is left out: %s\n", peer.c_str(), why.c_str());
+  };
   const Result<std::vector<IpcLine>> lines = run_ipc_bench(flags.bench);
   if (!lines) return complain("bench ipc: " + lines.message());
   flags.json ? print_json(*lines) : print_text(*lines);
@@ -147,10 +153,13 @@ void add_bench_ipc(CLI::App& bench, int& exit_status) {
       "target: what the handoff is held to; floor: what the same run measured of the machine.");
   command->add_option("--cores", flags->cores, "the client's and the server's core")
       ->delimiter(',');
-  command->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines; 0: the daemon alone")
+  command
+      ->add_option("-r,--rounds", flags->bench.rounds, "rounds of all lines; 0: the daemon alone")
       ->check(CLI::Range(0, 1000));
   command->add_option("--socket", flags->socket,
                       "also measure through the edge daemon that listens there");
+  // What the bench starts itself with; not for people.
+  command->add_option("--iceoryx-side", flags->iceoryx_side)->group("");
   command->add_flag("--json", flags->json, "one JSON object a line");
   command->add_flag("--smoke", flags->smoke,
                     "a second instead of a minute: checks that every line works");

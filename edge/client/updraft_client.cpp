@@ -33,6 +33,7 @@ namespace {
 constexpr uint64_t kPlacedBytesMin = 4096;  // smaller parts travel inside the request's frame
 constexpr uint64_t kPayloadBytesDefault = 8 << 20;
 constexpr uint64_t kPayloadBytesMax = uint64_t{1} << 40;
+constexpr int32_t kReconnectMsMax = 60'000;
 
 thread_local std::string error_text;
 
@@ -425,6 +426,12 @@ const char* updraft_status_name(int status) {
 
 int updraft_connect(const char* socket_path, const char* client_name, uint64_t payload_bytes,
                     uint32_t flags, updraft_session** session) {
+  return updraft_connect_reconnecting(socket_path, client_name, payload_bytes, flags, 0, session);
+}
+
+int updraft_connect_reconnecting(const char* socket_path, const char* client_name,
+                                 uint64_t payload_bytes, uint32_t flags, int32_t reconnect_ms,
+                                 updraft_session** session) {
   return guarded([&] {
     if (session == nullptr) return refuse(UPDRAFT_ERR_INVALID, "the place for the session is NULL");
     *session = nullptr;
@@ -433,11 +440,19 @@ int updraft_connect(const char* socket_path, const char* client_name, uint64_t p
     if (payload_bytes > kPayloadBytesMax)
       return refuse(UPDRAFT_ERR_INVALID,
                     "payload_bytes = " + std::to_string(payload_bytes) + " is more than 1 TiB");
+    if (reconnect_ms < 0 || reconnect_ms > kReconnectMsMax)
+      return refuse(UPDRAFT_ERR_INVALID, "reconnect_ms = " + std::to_string(reconnect_ms) +
+                                             " is not in 0 to " + std::to_string(kReconnectMsMax));
+    if (reconnect_ms > 0 && (flags & UPDRAFT_NO_SHARED_MEMORY) != 0)
+      return refuse(UPDRAFT_ERR_INVALID,
+                    "a session without shared memory cannot be connected again (reconnect_ms = " +
+                        std::to_string(reconnect_ms) + ")");
     updraft::LocalClientOptions options;
     if (socket_path != nullptr) options.socket_path = socket_path;
     if (client_name != nullptr) options.client_name = client_name;
     options.payload_bytes = payload_bytes == 0 ? kPayloadBytesDefault : payload_bytes;
     options.map_memory = (flags & UPDRAFT_NO_SHARED_MEMORY) == 0;
+    options.reconnect_ms = reconnect_ms;
     auto made = std::make_unique<updraft_session>();
     made->born_in_fork = current_fork();
     made->mapped = options.map_memory;

@@ -84,6 +84,22 @@ enum updraft_connect_flags {
  * payload_bytes is the shared memory for texts and images to begin with, 0: 8 MiB. */
 UPDRAFT_API int updraft_connect(const char* socket_path, const char* client_name,
                                 uint64_t payload_bytes, uint32_t flags, updraft_session** session);
+/* The same; when the session is lost later, updraft_next() connects it again at the same path, and
+ * tries so for up to reconnect_ms (0: never, at most 60000; not with UPDRAFT_NO_SHARED_MEMORY).
+ * Meanwhile it may take that long, whatever its timeout, and so may updraft_poll(). Buffers,
+ * requests in flight and the descriptor of updraft_fd() stay what they are. What is guaranteed, for
+ * every request in flight:
+ *   - It ends exactly once here, and no event of its answer comes twice or is left out (a second
+ *     UPDRAFT_STARTED says that another daemon has begun anew).
+ *   - The same daemon (the socket was lost, the process lives) does not run it a second time: its
+ *     answer goes on where it stood. An answer of more than 256 KiB so far ends with "node_lost".
+ *   - Another daemon at the path (a restart) runs it anew when none of its tokens have come here;
+ *     else it ends with "node_lost". The daemon that died may have run it, unseen.
+ * Nobody at the path in time: all end with "node_lost", then the session is lost
+ * (UPDRAFT_ERR_LOST). */
+UPDRAFT_API int updraft_connect_reconnecting(const char* socket_path, const char* client_name,
+                                             uint64_t payload_bytes, uint32_t flags,
+                                             int32_t reconnect_ms, updraft_session** session);
 /* Ends the session: what runs is cancelled, buffers and events become invalid. NULL is allowed. */
 UPDRAFT_API void updraft_close(updraft_session* session);
 

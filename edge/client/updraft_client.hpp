@@ -399,16 +399,19 @@ struct Options {
   std::string client_name = "client";
   uint64_t payload_bytes = 0;  // of shared memory for texts and images; 0: 8 MiB
   bool shared_memory = true;
+  // 0 to 60000: how long a lost session tries to connect again; updraft_connect_reconnecting() says
+  // what its requests may count on. While it tries, a stream's next() takes that long.
+  int32_t reconnect_ms = 0;
 };
 
 class Session {
  public:
   static Result<Session> connect(const Options& options = {}) {
     auto core = std::make_shared<detail::Core>();
-    const int status =
-        updraft_connect(options.socket_path.empty() ? nullptr : options.socket_path.c_str(),
-                        options.client_name.c_str(), options.payload_bytes,
-                        options.shared_memory ? 0 : UPDRAFT_NO_SHARED_MEMORY, &core->session);
+    const int status = updraft_connect_reconnecting(
+        options.socket_path.empty() ? nullptr : options.socket_path.c_str(),
+        options.client_name.c_str(), options.payload_bytes,
+        options.shared_memory ? 0 : UPDRAFT_NO_SHARED_MEMORY, options.reconnect_ms, &core->session);
     if (status != UPDRAFT_OK) return last_error(status);
     return Session(std::move(core));
   }

@@ -65,6 +65,7 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^prometheus/.*"), {"common/metrics"}},
     {std::regex("^(zmq\\.h|zmq\\.hpp|zmq_addon\\.hpp)$"),
      {"common/net", "tools/bench"}},  // bench: as a peer to compare with
+    {std::regex("^iceoryx_.*"), {"tools/bench/ipc_peer_iceoryx.cpp"}},
     {std::regex("^flatbuffers/.*"), {"common/message"}},
     {std::regex("^pcre2\\.h$"), {"common/text"}},
     {std::regex("^boost/interprocess/.*"), {"common/ipc", "edge/client"}},

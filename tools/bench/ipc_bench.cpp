@@ -11,6 +11,7 @@
 #include <cstring>
 #include <ctime>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "common/base/clock.h"
@@ -85,14 +86,24 @@ Result<double> cpu_share_of(pid_t pid, int64_t for_ns) {
 
 bool one_way(IpcTest test) { return test == IpcTest::kFill || test == IpcTest::kRate; }
 
-struct Sample {
-  double p50_us = 0;
-  double p99_us = 0;
-  double per_s = 0;
-  double cpu_share = 0;
-};
+IpcSample measure_one_way(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
+  pair.send_many(test, bytes, 4);  // the server is there and has touched its mapping
+  uint64_t count = 8;
+  for (;;) {
+    const int64_t begin_ns = monotonic_ns();
+    pair.send_many(test, bytes, count);
+    const int64_t ns = monotonic_ns() - begin_ns;
+    if (ns >= budget_ns / 2) {
+      const double each_us = static_cast<double>(ns) / static_cast<double>(count) / kNsPerUs;
+      return {each_us, 0, 1e6 / each_us, 0};
+    }
+    count *= 2;
+  }
+}
 
-Sample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
+}  // namespace
+
+IpcSample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
   for (int i = 0; i < 3; ++i) pair.round_trip(test, bytes);
   std::vector<int64_t> ns;
   ns.reserve(kSamplesMax);
@@ -116,23 +127,6 @@ Sample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t 
           sparse ? 0 : static_cast<double>(ns.size()) / total_s, 0};
 }
 
-Sample measure_one_way(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns) {
-  pair.send_many(test, bytes, 4);  // the server is there and has touched its mapping
-  uint64_t count = 8;
-  for (;;) {
-    const int64_t begin_ns = monotonic_ns();
-    pair.send_many(test, bytes, count);
-    const int64_t ns = monotonic_ns() - begin_ns;
-    if (ns >= budget_ns / 2) {
-      const double each_us = static_cast<double>(ns) / static_cast<double>(count) / kNsPerUs;
-      return {each_us, 0, 1e6 / each_us, 0};
-    }
-    count *= 2;
-  }
-}
-
-}  // namespace
-
 Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
   cpu_set_t before;
   sched_getaffinity(0, sizeof before, &before);
@@ -145,9 +139,21 @@ Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
       return std::tie(test, bytes, peer) < std::tie(o.test, o.bytes, o.peer);
     }
   };
-  std::map<Key, std::vector<Sample>> samples;
+  std::map<Key, std::vector<IpcSample>> samples;
+  std::set<std::string> left_out;
   if (auto pinned = pin_to(config.client_core); !pinned) return pinned.error();
   const auto measure = [&](IpcTest test, uint64_t bytes, size_t peer) -> Result<void> {
+    if (peers[peer].measure) {
+      if (left_out.count(peers[peer].name) != 0) return {};
+      const Result<IpcSample> sample = peers[peer].measure(test, bytes, config);
+      if (sample) {
+        samples[{test, bytes, peer}].push_back(*sample);
+      } else {
+        left_out.insert(peers[peer].name);
+        if (config.on_left_out) config.on_left_out(peers[peer].name, sample.message());
+      }
+      return {};
+    }
     Result<std::unique_ptr<IpcPair>> pair = peers[peer].make(bytes);
     if (!pair) return pair.error(peers[peer].name);
     const Server server(**pair, test, config.server_core);
@@ -182,13 +188,14 @@ Result<std::vector<IpcLine>> run_ipc_bench(const IpcBenchConfig& config) {
   sched_setaffinity(0, sizeof before, &before);
   std::vector<IpcLine> lines;
   for (const auto& [key, runs] : samples) {
+    if (left_out.count(peers[key.peer].name) != 0) continue;
     IpcLine line;
     line.test = key.test;
     line.peer = peers[key.peer].name;
     line.spins = peers[key.peer].spins;
     line.bytes = key.bytes;
     std::vector<double> p50, p99, rate, share;
-    for (const Sample& run : runs) {
+    for (const IpcSample& run : runs) {
       p50.push_back(run.p50_us);
       p99.push_back(run.p99_us);
       rate.push_back(run.per_s);

@@ -36,11 +36,25 @@ class IpcPair {
   virtual void send_many(IpcTest, uint64_t, uint64_t) {}
 };
 
+struct IpcSample {
+  double p50_us = 0;
+  double p99_us = 0;
+  double per_s = 0;
+  double cpu_share = 0;
+};
+// Round trips for about `budget_ns` (four times that where each waits first).
+IpcSample measure_round_trips(IpcPair& pair, IpcTest test, uint64_t bytes, int64_t budget_ns);
+
+struct IpcBenchConfig;
 struct IpcPeer {
   std::string name;
   bool spins = false;
   std::vector<IpcTest> tests;
   std::function<Result<std::unique_ptr<IpcPair>>(uint64_t bytes)> make;
+  // Instead of make, for a peer whose two sides are programs of their own. An error: it cannot be
+  // had here, or broke.
+  std::function<Result<IpcSample>(IpcTest test, uint64_t bytes, const IpcBenchConfig& config)>
+      measure = {};
 };
 std::vector<IpcPeer> ipc_peers();  // the first is Updraft, spinning
 
@@ -50,6 +64,8 @@ struct IpcBenchConfig {
   int64_t sample_ns = 25'000'000;  // of one line in one round
   int client_core = 0;
   int server_core = 1;
+  // Told once of each peer that measures by itself and could not; its rows are left out.
+  std::function<void(const std::string& peer, const std::string& why)> on_left_out;
 };
 
 struct IpcLine {

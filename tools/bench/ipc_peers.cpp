@@ -16,6 +16,7 @@
 #include "common/ipc/doorbell.h"
 #include "common/ipc/segment.h"
 #include "tools/bench/ipc_bench.h"
+#include "tools/bench/ipc_peer_iceoryx.h"
 
 namespace updraft {
 namespace {
@@ -384,7 +385,7 @@ std::vector<IpcPeer> ipc_peers() {
   const auto ring = [](bool spins) {
     return [spins](uint64_t bytes) { return RingPair::make(bytes, spins); };
   };
-  return {
+  std::vector<IpcPeer> peers = {
       {"updraft", true, {kHand, kEcho, kFill, kRate}, ring(true)},
       {"updraft", false, {kHand, kSparse, kEcho, kFill, kRate, kIdle}, ring(false)},
       {"cache line",
@@ -412,6 +413,8 @@ std::vector<IpcPeer> ipc_peers() {
          return std::unique_ptr<IpcPair>(new ZmqPair(bytes));
        }},
   };
+  for (IpcPeer& peer : iceoryx_peers()) peers.push_back(std::move(peer));
+  return peers;
 }
 
 }  // namespace updraft

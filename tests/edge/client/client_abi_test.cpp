@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <string>
 #include <thread>
 
@@ -478,6 +479,94 @@ TEST_CASE("a daemon that goes ends every request, then the session") {
   CHECK(got == UPDRAFT_ERR_LOST);
   uint64_t none = 0;
   CHECK(updraft_submit(client.session, ask.request, &none) == UPDRAFT_ERR_LOST);
+}
+
+TEST_CASE("a session that asks for it outlives a restart of the daemon") {
+  EchoDaemon daemon;
+  TokenChunk chunk;
+  chunk.ids = {5};
+  chunk.text = "so far";
+  daemon.service.set_script({chunk});  // begins to answer and never ends
+  updraft_session* session = nullptr;
+  REQUIRE(updraft_connect_reconnecting(daemon.socket().c_str(), "abi test", 1 << 20, 0, 30000,
+                                       &session) == UPDRAFT_OK);
+  std::string image = testing::png_of_bytes(50000);
+  for (size_t i = testing::kHeaderBytes; i < image.size(); ++i)
+    image[i] = static_cast<char>('!' + i % 90);
+  void* piece = nullptr;
+  REQUIRE(updraft_allocate(session, image.size(), &piece) == UPDRAFT_OK);
+  std::memcpy(piece, image.data(), image.size());
+  const Ask held("hold"), begun("script"), later("echo");
+  REQUIRE(updraft_request_add_placed_image(held.request, "image/png", piece, image.size()) ==
+          UPDRAFT_OK);
+  uint64_t held_id = 0, begun_id = 0, later_id = 0;
+  REQUIRE(updraft_submit(session, held.request, &held_id) == UPDRAFT_OK);
+  REQUIRE(updraft_submit(session, begun.request, &begun_id) == UPDRAFT_OK);
+  const updraft_event* event = nullptr;
+  do {
+    REQUIRE(updraft_next(session, 10000, &event) == 1);
+  } while (event->kind != UPDRAFT_TOKENS);
+  CHECK(event->request == begun_id);
+
+  daemon.server.reset();
+  daemon.service.answer_held();
+  daemon.service.forget();
+  daemon.start();
+  std::map<uint64_t, int> ends;
+  std::string text;
+  while (ends.size() < 2) {
+    REQUIRE_MESSAGE(updraft_next(session, 30000, &event) == 1, updraft_error_text());
+    if (event->request == held_id) text.append(event->text, event->text_bytes);
+    if (event->kind == UPDRAFT_FINISHED || event->kind == UPDRAFT_FAILED) ++ends[event->request];
+    if (event->kind == UPDRAFT_FAILED) {
+      // None of the first one's tokens had come: the next daemon runs it, with what was placed.
+      CHECK(event->request == begun_id);
+      CHECK(std::string(event->error_code) == "node_lost");
+    }
+  }
+  CHECK(ends == std::map<uint64_t, int>{{held_id, 1}, {begun_id, 1}});
+  CHECK(text == "hello" + image.substr(testing::kHeaderBytes));
+  CHECK(daemon.service.last().messages.at(0).parts.at(1).bytes == image);
+  REQUIRE(updraft_submit(session, later.request, &later_id) == UPDRAFT_OK);
+  do {
+    REQUIRE_MESSAGE(updraft_next(session, 10000, &event) == 1, updraft_error_text());
+    CHECK(event->request == later_id);
+    CHECK(event->kind != UPDRAFT_FAILED);
+  } while (event->kind != UPDRAFT_FINISHED);
+  updraft_close(session);
+}
+
+TEST_CASE("when nobody comes back in time, requests end, then the session") {
+  EchoDaemon daemon;
+  updraft_session* session = nullptr;
+  REQUIRE(updraft_connect_reconnecting(daemon.socket().c_str(), "abi test", 1 << 20, 0, 50,
+                                       &session) == UPDRAFT_OK);
+  const Ask ask("hold");
+  uint64_t id = 0;
+  REQUIRE(updraft_submit(session, ask.request, &id) == UPDRAFT_OK);
+  REQUIRE(daemon.service.wait_submitted(1));
+  daemon.server.reset();
+  const updraft_event* event = nullptr;
+  int got = 0, failed = 0;
+  while ((got = updraft_next(session, 10000, &event)) == 1)
+    failed += event->kind == UPDRAFT_FAILED && std::string(event->error_code) == "node_lost";
+  CHECK(failed == 1);
+  CHECK(got == UPDRAFT_ERR_LOST);
+  updraft_close(session);
+}
+
+TEST_CASE("reconnecting is refused where it cannot be") {
+  EchoDaemon daemon;
+  const std::string socket = daemon.socket();
+  updraft_session* session = nullptr;
+  for (const int32_t ms : {-1, 60001}) {
+    CHECK(updraft_connect_reconnecting(socket.c_str(), "abi test", 0, 0, ms, &session) ==
+          UPDRAFT_ERR_INVALID);
+    CHECK(std::string(updraft_error_text()).find(std::to_string(ms)) != std::string::npos);
+  }
+  CHECK(updraft_connect_reconnecting(socket.c_str(), "abi test", 0, UPDRAFT_NO_SHARED_MEMORY, 100,
+                                     &session) == UPDRAFT_ERR_INVALID);
+  CHECK(session == nullptr);
 }
 
 TEST_CASE("the library shows its C ABI and nothing else") {

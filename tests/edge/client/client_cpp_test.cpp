@@ -132,6 +132,26 @@ TEST_CASE("a one-off buffer is handed over like any other") {
   CHECK(daemon.service.last().prompt_ids.at(0) == std::vector<int32_t>{3, 4});
 }
 
+TEST_CASE("a stream of a session that reconnects is answered by the next daemon") {
+  EchoDaemon daemon;
+  Options options;
+  options.socket_path = daemon.socket();
+  options.reconnect_ms = 30000;
+  Result<Session> session = Session::connect(options);
+  REQUIRE_MESSAGE(session.has_value(), session.error().text);
+  Chat chat;
+  chat.user("hi").model("hold");
+  Stream stream = send(*session, chat);
+  REQUIRE(daemon.service.wait_submitted(1));
+  daemon.server.reset();
+  daemon.service.answer_held();
+  daemon.start();
+  std::string text;
+  while (auto piece = stream.next()) text += piece->text;
+  REQUIRE_MESSAGE(stream.end().has_value(), stream.end().error().text);
+  CHECK(text == "hi");
+}
+
 TEST_CASE("refused settings, absent daemons and closed sessions are values") {
   Options nowhere;
   nowhere.socket_path = "/nowhere/edge.sock";

@@ -39,6 +39,7 @@ _SIGNATURES = {
     "updraft_abi_version": (c_uint32, []),
     "updraft_error_text": (c_char_p, []),
     "updraft_connect": (c_int, [c_char_p, c_char_p, c_uint64, c_uint32, POINTER(c_void_p)]),
+    "updraft_connect_reconnecting": (c_int, [c_char_p, c_char_p, c_uint64, c_uint32, c_int32, POINTER(c_void_p)]),
     "updraft_close": (None, [c_void_p]),
     "updraft_model_count": (c_uint32, [c_void_p]),
     "updraft_model_name": (c_char_p, [c_void_p, c_uint32]),

@@ -453,14 +453,22 @@ def _readonly_address(view: memoryview) -> int:
 
 class Session:
     """A session with the edge daemon. `socket`: its path, by default the user's own daemon; `payload_bytes`: shared memory
-    for texts and images. Errors: NoDaemon, Refused, LibraryNotFound."""
+    for texts and images. Errors: NoDaemon, Refused, InvalidArgument, LibraryNotFound.
+
+    `reconnect_ms` (0: never, at most 60000): how long a lost session tries to connect again at the same path, instead of
+    ending with SessionLost. Every request in flight then ends exactly once, and no token comes twice or is left out. The
+    same daemon goes on with an answer where it stood (one of more than 256 KiB so far fails with code "node_lost"); after a
+    restart a request runs anew when none of its tokens have come here (the daemon that died may have run it, unseen), else
+    it fails with "node_lost", as all do when nobody comes in time. While it tries, one wait lasts up to reconnect_ms:
+    Ctrl-C and an event loop's other tasks wait as long."""
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, client_name: str = "python", payload_bytes: int = 0,
-                 shared_memory: bool = True):
+                 shared_memory: bool = True, reconnect_ms: int = 0):
         handle = ctypes.c_void_p()
         path = None if socket is None else os.fsencode(socket)
-        lib.check(lib.library().updraft_connect(path, client_name.encode(), payload_bytes,
-                                                0 if shared_memory else lib.NO_SHARED_MEMORY, ctypes.byref(handle)))
+        lib.check(lib.library().updraft_connect_reconnecting(path, client_name.encode(), payload_bytes,
+                                                             0 if shared_memory else lib.NO_SHARED_MEMORY, reconnect_ms,
+                                                             ctypes.byref(handle)))
         assert handle.value
         self._core = _Core(handle.value)
 
