@@ -30,9 +30,14 @@ struct RowPlace {
     return tile + tile_header_offset(format, tile_rows, block) + bytes_before * tile_rows +
            row * field_bytes;
   }
-  // The 4 bytes of this row in byte vector `vector` of a block.
-  std::byte* word(int64_t block, int vector) const {
-    return tile + tile_quants_offset(format, tile_rows, block) + 4 * (vector * tile_rows + row);
+  // This row's words in a block: its 4 bytes in each byte vector.
+  struct Words {
+    std::byte* first;
+    int step;
+    std::byte* operator[](int vector) const { return first + vector * step; }
+  };
+  Words words(int64_t block) const {
+    return {tile + tile_quants_offset(format, tile_rows, block) + 4 * row, 4 * tile_rows};
   }
 };
 
@@ -53,21 +58,22 @@ uint32_t fifth_bits_word(uint32_t mask) {
 
 // ggml keeps columns i and i + 16 of a block of 32 in one byte: the pairing the tiles use, so whole
 // words move.
-void place_nibbles(const std::byte* qs, const RowPlace& place, int64_t block) {
-  for (int i = 0; i < 4; ++i) std::memcpy(place.word(block, i), qs + 4 * i, 4);
+void place_nibbles(const std::byte* qs, const RowPlace::Words& words) {
+  for (int i = 0; i < 4; ++i) std::memcpy(words[i], qs + 4 * i, 4);
 }
 
 // 32 unsigned quants of 4 to 6 bits into nibbles and high bits.
 void place_quants(const uint8_t* q, const RowPlace& place, int64_t block, DType type) {
+  const RowPlace::Words words = place.words(block);
   for (int i = 0; i < 4; ++i) {
     const auto low = load_le<uint32_t>(q + 4 * i);
     const auto high = load_le<uint32_t>(q + 16 + 4 * i);
-    store_le(place.word(block, i), (low & 0x0F0F0F0FU) | (high & 0x0F0F0F0FU) << 4);
+    store_le(words[i], (low & 0x0F0F0F0FU) | (high & 0x0F0F0F0FU) << 4);
   }
   if (type == DType::kQ5_K) {
     uint32_t word = 0;
     for (int g = 0; g < 8; ++g) word |= ((load_le<uint32_t>(q + 4 * g) >> 4) & 0x01010101U) << g;
-    store_le(place.word(block, 4), word);
+    store_le(words[4], word);
   }
   if (type == DType::kQ6_K) {
     for (int half = 0; half < 2; ++half) {
@@ -75,7 +81,7 @@ void place_quants(const uint8_t* q, const RowPlace& place, int64_t block, DType 
       for (int g = 0; g < 4; ++g) {
         word |= ((load_le<uint32_t>(q + 16 * half + 4 * g) >> 4) & 0x03030303U) << (2 * g);
       }
-      store_le(place.word(block, 4 + half), word);
+      store_le(words[4 + half], word);
     }
   }
 }
@@ -86,21 +92,22 @@ void place_block(DType type, const std::byte* src, const RowPlace& place, int64_
   std::memcpy(place.header(block, 2 * s, 2), src, 2);
   if (type == DType::kQ4_1 || type == DType::kQ5_1)
     std::memcpy(place.header(block, 2, 2), src + 2, 2);
+  const RowPlace::Words words = place.words(block);
   switch (type) {
     case DType::kQ8_0:
-      for (int g = 0; g < 8; ++g) std::memcpy(place.word(block, g), src + kQ8_0Quants + 4 * g, 4);
+      for (int g = 0; g < 8; ++g) std::memcpy(words[g], src + kQ8_0Quants + 4 * g, 4);
       return;
     case DType::kQ4_0:
-      return place_nibbles(src + kQ4_0Quants, place, block);
+      return place_nibbles(src + kQ4_0Quants, words);
     case DType::kQ4_1:
-      return place_nibbles(src + kQ4_1Quants, place, block);
+      return place_nibbles(src + kQ4_1Quants, words);
     case DType::kQ5_0:
-      place_nibbles(src + kQ5_0Quants, place, block);
-      store_le(place.word(block, 4), fifth_bits_word(load_le<uint32_t>(src + kQ5_0High)));
+      place_nibbles(src + kQ5_0Quants, words);
+      store_le(words[4], fifth_bits_word(load_le<uint32_t>(src + kQ5_0High)));
       return;
     case DType::kQ5_1:
-      place_nibbles(src + kQ5_1Quants, place, block);
-      store_le(place.word(block, 4), fifth_bits_word(load_le<uint32_t>(src + kQ5_1High)));
+      place_nibbles(src + kQ5_1Quants, words);
+      store_le(words[4], fifth_bits_word(load_le<uint32_t>(src + kQ5_1High)));
       return;
     default:
       UPDRAFT_CHECK(false, "a format of 32-weight blocks");
@@ -160,27 +167,31 @@ struct RowReader {
   uint8_t byte(int64_t block, int bytes_before) const {
     return byte_at(header(block, bytes_before), row);
   }
-  uint8_t quant_byte(int64_t block, int vector, int j) const {
-    return byte_at(tile + tile_quants_offset(format, tile_rows, block) + 4 * vector * tile_rows,
-                   4 * row + j);
+  // The word of byte vector 0 of a block; the next vectors follow at 4 * tile_rows bytes each.
+  const std::byte* quants(int64_t block) const {
+    return tile + tile_quants_offset(format, tile_rows, block) + 4 * row;
   }
 };
 
 // The 32 quants of a block as the kernels see them: unsigned, or signed bytes for Q8_0.
 void read_quants(const RowReader& reader, DType type, int64_t block, int* q) {
+  const std::byte* quants = reader.quants(block);
+  const auto byte = [&](int vector, int j) {
+    return byte_at(quants, vector * 4 * reader.tile_rows + j);
+  };
   for (int c = 0; c < kBlockCols; ++c) {
     const int group = c / 4;
     const int j = c % 4;
     if (type == DType::kQ8_0) {
-      q[c] = static_cast<int8_t>(reader.quant_byte(block, group, j));
+      q[c] = static_cast<int8_t>(byte(group, j));
       continue;
     }
-    const int both = reader.quant_byte(block, group & 3, j);
+    const int both = byte(group & 3, j);
     q[c] = group < 4 ? both & 15 : both >> 4;
     if (type == DType::kQ6_K) {
-      q[c] |= ((reader.quant_byte(block, 4 + group / 4, j) >> (2 * (group & 3))) & 3) << 4;
+      q[c] |= ((byte(4 + group / 4, j) >> (2 * (group & 3))) & 3) << 4;
     } else if (reader.format.quant_bytes_per_row == 20) {
-      q[c] |= ((reader.quant_byte(block, 4, j) >> group) & 1) << 4;
+      q[c] |= ((byte(4, j) >> group) & 1) << 4;
     }
   }
 }
