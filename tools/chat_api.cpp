@@ -62,14 +62,17 @@ std::string take_chunk(const json::value& chunk, ChatAnswer& answer, std::string
 
 }  // namespace
 
-double ChatAnswer::tokens_per_s() const {
+bool ChatAnswer::came_at_once() const {
   // Verified guesses and a busy reader bring many tokens in one piece: what lies within this time
   // says how pieces were cut, not how fast tokens were made.
   constexpr double kToldApartMs = 5.0;
-  const double decode_ms = total_ms - ttft_ms;
-  if (completion_tokens > 1 && decode_ms >= kToldApartMs)
-    return static_cast<double>(completion_tokens - 1) * 1000.0 / decode_ms;
-  return total_ms > 0 ? static_cast<double>(completion_tokens) * 1000.0 / total_ms : 0.0;
+  return completion_tokens <= 1 || total_ms - ttft_ms < kToldApartMs;
+}
+
+double ChatAnswer::tokens_per_s() const {
+  const auto tokens = static_cast<double>(completion_tokens);
+  if (!came_at_once()) return (tokens - 1) * 1000.0 / (total_ms - ttft_ms);
+  return total_ms > 0 ? tokens * 1000.0 / total_ms : 0.0;
 }
 
 std::string chat_body(const ChatOptions& options, const std::vector<ChatTurn>& turns, bool stream) {

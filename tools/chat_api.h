@@ -25,8 +25,9 @@ struct ChatAnswer {
   int64_t completion_tokens = 0;
   double ttft_ms = 0;  // as this client saw it
   double total_ms = 0;
-  // Of the tokens after the first; of all of them over the whole time where they came too close
-  // together to be told apart.
+  // All tokens came too close together to be told apart.
+  bool came_at_once() const;
+  // Of the tokens after the first; where they came at once, of all of them over the whole time.
   double tokens_per_s() const;
 };
 

@@ -320,9 +320,10 @@ std::string try_sample(const HttpClient& client, const UpConfig& config, const S
   }
   std::printf(
       "  served by      %s, node %s (%s)\n  prompt tokens  %lld\n  TTFT           %.1f ms\n  speed "
-      "         %.1f tokens/s\n",
+      "         %.1f tokens/s%s\n",
       answer->tier.c_str(), answer->node.c_str(), answer->decision.c_str(),
-      static_cast<long long>(answer->prompt_tokens), answer->ttft_ms, answer->tokens_per_s());
+      static_cast<long long>(answer->prompt_tokens), answer->ttft_ms, answer->tokens_per_s(),
+      answer->came_at_once() ? ", prompt included (all came at once)" : "");
   std::fflush(stdout);
   if (answer->tier != sample.wanted_tier) {
     return std::string("the ") + sample.label + " request was served by the " + answer->tier +
