@@ -29,7 +29,7 @@ struct EngineConfig {
   int32_t step_tokens_max = 512;   // rows of one step
   // Prompt chunks beside running answers are cut so that a step takes about this long: the longest pause that one
   // client's prompt puts between two tokens of another. 0: chunks as long as the budget.
-  int32_t mixed_step_ms = 120;
+  int32_t mixed_step_ms = 100;
   // Full KV pages are kept and found again by prompts of the same tenant that begin the same.
   bool prefix_cache = true;
   // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
