@@ -1,4 +1,4 @@
-// Cutting a matrix product into items: passes of tokens that fit the cache, over chunks of tiles.
+// Cutting a matrix product into items: passes of tokens that fit the cache, over ranges of tiles.
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>
