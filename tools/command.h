@@ -19,6 +19,7 @@ void add_chat(CLI::App& app, int& exit_status);
 void add_run(CLI::App& app, int& exit_status);
 void add_bench(CLI::App& app, int& exit_status);
 void add_bench_ipc(CLI::App& bench, int& exit_status);  // the word `ipc` after bench
+void add_bench_router(CLI::App& bench, int& exit_status);  // the word `router` after bench
 void add_make_model(CLI::App& app, int& exit_status);
 void add_quantize(CLI::App& app, int& exit_status);
 void add_quality(CLI::App& app, int& exit_status);

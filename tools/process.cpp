@@ -25,9 +25,15 @@ std::string program_path() {
 Result<ChildProcess> ChildProcess::start(const std::string& name,
                                          const std::vector<std::string>& arguments,
                                          const std::string& log_path) {
+  return start_program(name, program_path(), arguments, log_path);
+}
+
+Result<ChildProcess> ChildProcess::start_program(const std::string& name,
+                                                 const std::string& program,
+                                                 const std::vector<std::string>& arguments,
+                                                 const std::string& log_path) {
   const int log = ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (log < 0) return fail(log_path + ": " + std::strerror(errno));
-  const std::string program = program_path();
   std::vector<char*> argv{const_cast<char*>(program.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
@@ -38,7 +44,7 @@ Result<ChildProcess> ChildProcess::start(const std::string& name,
     return fail(name + ": fork: " + std::strerror(errno));
   }
   if (pid == 0) {
-    // Only async-signal-safe calls between fork and exec.
+    // Only async-signal-safe calls between fork and exec (glibc's execvp is one).
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
     setpgid(0, 0);  // Ctrl-C reaches `updraft up` alone, which stops the daemons in order
@@ -46,7 +52,7 @@ Result<ChildProcess> ChildProcess::start(const std::string& name,
     dup2(log, STDERR_FILENO);
     const int null = ::open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, STDIN_FILENO);
-    execv(program.c_str(), argv.data());
+    execvp(program.c_str(), argv.data());
     _exit(127);
   }
   ::close(log);

@@ -20,10 +20,15 @@ class ChildProcess {
   static Result<ChildProcess> start(const std::string& name,
                                     const std::vector<std::string>& arguments,
                                     const std::string& log_path);
+  // The same with any program: a path, or a name that PATH finds.
+  static Result<ChildProcess> start_program(const std::string& name, const std::string& program,
+                                            const std::vector<std::string>& arguments,
+                                            const std::string& log_path);
   ChildProcess(ChildProcess&& other) noexcept;
   ChildProcess& operator=(ChildProcess&& other) noexcept;
   ~ChildProcess();  // ends it, at the latest after stop()'s grace
 
+  pid_t pid() const { return pid_; }  // -1 when it has ended
   const std::string& name() const { return name_; }
   const std::string& log_path() const { return log_path_; }
   bool running();  // reaps it when it has ended

@@ -298,6 +298,7 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
     }
     return BeatOutcome::kAbsurd;
   }
+  ++beats_taken_;
   node.beaten = true;
   node.beat_seq = beat.seq;
   NodeLoad& load = loads_[index];

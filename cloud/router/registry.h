@@ -235,6 +235,7 @@ class Registry {
   Freshness freshness_at(const NodeLoad& load, int64_t now_ns) const;
 
   std::vector<NodeChange> take_changes() { return std::exchange(changes_, {}); }
+  uint64_t beats_taken() const { return beats_taken_; }
   uint64_t beats_refused() const { return beats_refused_; }
   uint64_t beats_old() const { return beats_old_; }
   uint64_t hellos_refused() const { return hellos_refused_; }
@@ -277,6 +278,7 @@ class Registry {
   std::unordered_map<std::string, std::string> refused_peers_;  // peer -> why, bounded
   std::vector<NodeChange> changes_;
   uint64_t models_version_ = 0;
+  uint64_t beats_taken_ = 0;
   uint64_t beats_refused_ = 0;
   uint64_t beats_old_ = 0;
   uint64_t hellos_refused_ = 0;

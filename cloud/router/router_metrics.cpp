@@ -25,7 +25,7 @@ struct Plain {
   const char* help;
   uint64_t (*count)(const RouterCore& core);
 };
-constexpr std::array<Plain, 11> kPlain = {{
+constexpr std::array<Plain, 12> kPlain = {{
     {"updraft_router_submitted_total", "requests taken in, from clients and from edges",
      [](const RouterCore& core) { return core.stats().submitted; }},
     {"updraft_router_retried_total",
@@ -47,6 +47,8 @@ constexpr std::array<Plain, 11> kPlain = {{
      [](const RouterCore& core) { return core.stats().peers_gone; }},
     {"updraft_router_orphans_total", "streams that their node no longer knew",
      [](const RouterCore& core) { return core.stats().orphans; }},
+    {"updraft_router_beats_total", "beats taken in",
+     [](const RouterCore& core) { return core.registry().beats_taken(); }},
     {"updraft_router_beats_refused_total", "beats with figures that cannot be",
      [](const RouterCore& core) { return core.registry().beats_refused(); }},
     {"updraft_router_hellos_refused_total", "nodes that were not let into the pool",
