@@ -19,6 +19,7 @@
 #include "common/http/server.h"
 #include "common/pool/pool_link.h"
 #include "tools/bench/mock_nodes.h"
+#include "tools/bench/plain_beats.h"
 #include "tools/bench/router_bench.h"
 #include "tools/command.h"
 #include "tools/daemon.h"
@@ -32,6 +33,7 @@ namespace fs = std::filesystem;
 constexpr int kStartTimeoutMs = 20'000;
 constexpr int kStopGraceMs = 3'000;
 constexpr int kNodes = 3;
+constexpr rlim_t kDescriptors = 131'072;
 constexpr int32_t kNodeSlots = 20'000;
 
 struct RouterBenchFlags {
@@ -247,6 +249,14 @@ Result<RunningNginx> start_nginx(const RouterBenchFlags& flags, const WorkFolder
   return nginx;
 }
 
+// This process and those it starts later; what is not there changes nothing.
+void run_on(int core) {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  CPU_SET(static_cast<size_t>(core), &cores);
+  sched_setaffinity(0, sizeof cores, &cores);
+}
+
 // One line of the report: what, its figure, the limit that it is held to.
 struct Report {
   explicit Report(bool print_json) : json(print_json) {}
@@ -356,6 +366,14 @@ Result<void> report_beats(const RouterBenchFlags& flags, WorkFolder& folder,
                           const std::string& router_key, const std::vector<CurveKeys>& keys,
                           Report& report) {
   for (const int count : flags.beat_nodes) {
+    run_on(flags.cores[0]);
+    const Result<PlainBeats> plain =
+        measure_plain_beats(count, static_cast<int64_t>(flags.seconds * 1e9), flags.cores[1]);
+    run_on(flags.cores[1]);
+    if (!plain) return plain.error();
+    report.add("beats of " + std::to_string(count) + " nodes, plain", plain->applied_per_core_s,
+               "per core and s", 100'000, true,
+               std::to_string(static_cast<int64_t>(plain->applied_per_s)) + " per s here");
     Result<RunningRouter> router =
         start_router(folder, router_key, flags.cores[0], "tcp://127.0.0.1:0");
     if (!router) return router.error();
@@ -393,17 +411,10 @@ Result<void> report_storm(const RouterBenchFlags& flags, WorkFolder& folder,
   return {};
 }
 
-// This process and those it starts later; what is not there changes nothing.
-void run_on(int core) {
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  CPU_SET(static_cast<size_t>(core), &cores);
-  sched_setaffinity(0, sizeof cores, &cores);
-}
-
 // Thousands of sockets on both sides: as many descriptors as the system lets this user have.
 void raise_descriptor_limit() {
-  rlimit limit{};
+  rlimit limit{kDescriptors, kDescriptors};
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0) return;  // root alone may raise the hard limit
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);  // as it was, if refused: opening then says what is missing

@@ -1,4 +1,4 @@
-// What another process of this machine has used so far, from /proc.
+// What another process of this machine has used so far.
 #pragma once
 
 #include <sys/types.h>
@@ -10,7 +10,7 @@
 namespace updraft {
 
 struct ProcessCost {
-  int64_t cpu_ns = 0;          // user and system time of all its threads, in steps of 10 ms
+  int64_t cpu_ns = 0;          // user and system time of all its threads
   int64_t resident_bytes = 0;  // now
 };
 // Errors: no such process.
