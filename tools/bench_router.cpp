@@ -402,10 +402,9 @@ Result<void> report_storm(const RouterBenchFlags& flags, WorkFolder& folder,
     *router = std::move(*again);
     return router->http;
   };
-  const Result<StormLine> line =
-      measure_storm(router->pool, {keys.begin(), keys.begin() + flags.storm_nodes}, restart);
+  const Result<StormLine> line = measure_storm(
+      router->pool, router->http, {keys.begin(), keys.begin() + flags.storm_nodes}, restart);
   if (!line) return line.error();
-  if (line->fresh_s == 0) return fail("storm: not every node was FRESH within 60 s");
   report.add(std::to_string(flags.storm_nodes) + " nodes FRESH after a restart", line->fresh_s, "s",
              5, false);
   return {};

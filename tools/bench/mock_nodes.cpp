@@ -2,11 +2,14 @@
 #include "tools/bench/mock_nodes.h"
 
 #include <poll.h>
-#include <sys/epoll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 
 #include "common/base/check.h"
 #include "common/base/clock.h"
@@ -18,7 +21,8 @@ namespace {
 constexpr int32_t kContextTokens = 1 << 20;
 constexpr int32_t kSlots = 60'000;
 constexpr int64_t kKvTokens = 1LL << 36;
-constexpr size_t kNodesPerContext = 250;  // three sockets each, of the 1,023 that libzmq gives one
+constexpr size_t kNodesPerProcess = 2500;  // five descriptors each
+constexpr size_t kNodesPerContext = 250;   // three sockets each, of the 1,023 that libzmq gives one
 
 ModelInfo model_info(const char* id) {
   ModelInfo info;
@@ -151,12 +155,13 @@ void MockService::fill_beat(NodeBeat& beat, int32_t slots) const {
 
 namespace {
 
-class Swarm final : public BeatSwarm {
+// The nodes of one process.
+class Swarm {
  public:
   Result<void> dial(const std::string& endpoint, const std::string& router_public_key,
-                    const std::vector<CurveKeys>& keys) {
-    for (size_t i = 0; i < keys.size(); ++i) {
-      if (i % kNodesPerContext == 0) contexts_.push_back(NetContext::create());
+                    const std::vector<CurveKeys>& keys, size_t first, size_t end) {
+    for (size_t i = first; i < end; ++i) {
+      if ((i - first) % kNodesPerContext == 0) contexts_.push_back(NetContext::create());
       Result<std::unique_ptr<PoolDialer>> dialer =
           PoolDialer::connect(*contexts_.back(), endpoint, router_public_key, keys[i]);
       if (!dialer) return fail("node " + std::to_string(i) + " of the swarm: " + dialer.message());
@@ -176,23 +181,15 @@ class Swarm final : public BeatSwarm {
     return {};
   }
 
-  void run(int64_t for_ns, int32_t interval_ms) override {
-    const int64_t end_ns = monotonic_ns() + for_ns;
+  [[noreturn]] void run(int32_t interval_ms) {
     while (true) {
       const int64_t now_ns = monotonic_ns();
-      if (now_ns >= end_ns) return;
       bool busy = false;
       for (Node& node : nodes_) busy |= serve(node, now_ns, interval_ms);
       // Nobody sends at once: the sockets are looked at again in a moment.
       if (!busy) poll(nullptr, 0, 1);
     }
   }
-
-  size_t welcomed() const override {
-    return static_cast<size_t>(std::count_if(nodes_.begin(), nodes_.end(),
-                                             [](const Node& node) { return node.welcomed; }));
-  }
-  uint64_t beats_sent() const override { return beats_sent_; }
 
  private:
   struct Node {
@@ -225,23 +222,44 @@ class Swarm final : public BeatSwarm {
     node.beat.interval_ms = std::max(interval_ms, 100);
     if (!node.dialer->send(encode(node.beat))) return false;
     node.due_ns = now_ns + interval_ms * kNsPerMs;
-    ++beats_sent_;
     return true;
   }
 
   std::vector<std::unique_ptr<NetContext>> contexts_;
   std::vector<Node> nodes_;
-  uint64_t beats_sent_ = 0;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<BeatSwarm>> BeatSwarm::dial(const std::string& endpoint,
-                                                   const std::string& router_public_key,
-                                                   const std::vector<CurveKeys>& keys) {
-  auto swarm = std::make_unique<Swarm>();
-  if (auto dialed = swarm->dial(endpoint, router_public_key, keys); !dialed) return dialed.error();
-  return std::unique_ptr<BeatSwarm>(std::move(swarm));
+Result<BeatSwarm> BeatSwarm::start(const std::string& endpoint,
+                                   const std::string& router_public_key,
+                                   const std::vector<CurveKeys>& keys, int32_t interval_ms) {
+  BeatSwarm swarm;
+  for (size_t first = 0; first < keys.size(); first += kNodesPerProcess) {
+    const pid_t pid = fork();
+    if (pid < 0) return fail("swarm: no more processes");
+    if (pid > 0) {
+      swarm.processes_.push_back(pid);
+      continue;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    Swarm nodes;
+    const Result<void> dialed = nodes.dial(endpoint, router_public_key, keys, first,
+                                           std::min(keys.size(), first + kNodesPerProcess));
+    if (!dialed) {
+      std::fprintf(stderr, "%s\n", dialed.message().c_str());
+      _exit(1);
+    }
+    nodes.run(interval_ms);
+  }
+  return swarm;
+}
+
+BeatSwarm::~BeatSwarm() {
+  for (const pid_t pid : processes_) {
+    kill(pid, SIGKILL);
+    waitpid(pid, nullptr, 0);
+  }
 }
 
 }  // namespace updraft

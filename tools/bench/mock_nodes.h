@@ -1,6 +1,8 @@
 // Nodes without a model, for measuring the router in front of them: MockService answers over the
-// production pool link, BeatSwarm is many nodes that only say hello and beat.
+// production pool link, BeatSwarm is many nodes that beat and do nothing else.
 #pragma once
+
+#include <sys/types.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -10,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/base/result.h"
@@ -61,19 +64,21 @@ class MockService : public InferenceService {
   std::thread thread_;
 };
 
-// Many nodes on one thread: dialed with keys of their own, said hello, beating.
+// Many nodes that only say hello and beat, in processes of their own.
 class BeatSwarm {
  public:
-  virtual ~BeatSwarm() = default;
-  // Dials `keys.size()` times; node i is "swarm-i". Errors: no more descriptors.
-  static Result<std::unique_ptr<BeatSwarm>> dial(const std::string& endpoint,
-                                                 const std::string& router_public_key,
-                                                 const std::vector<CurveKeys>& keys);
-  // Serves the sockets for that long; each node that is welcomed beats every `interval_ms`, 0: as
-  // fast as its socket takes beats.
-  virtual void run(int64_t for_ns, int32_t interval_ms) = 0;
-  virtual size_t welcomed() const = 0;
-  virtual uint64_t beats_sent() const = 0;
+  // Forks them: call it before other threads are started. Node i dials with keys[i] and is
+  // "swarm-i"; once welcomed it beats every `interval_ms`, 0: as fast as its connection takes
+  // beats. They come back by themselves when the router does. Errors: no more processes.
+  static Result<BeatSwarm> start(const std::string& endpoint, const std::string& router_public_key,
+                                 const std::vector<CurveKeys>& keys, int32_t interval_ms);
+  BeatSwarm(BeatSwarm&& other) noexcept : processes_(std::exchange(other.processes_, {})) {}
+  BeatSwarm& operator=(BeatSwarm&&) = delete;
+  ~BeatSwarm();  // ends them
+
+ private:
+  BeatSwarm() = default;
+  std::vector<pid_t> processes_;
 };
 
 }  // namespace updraft

@@ -46,6 +46,21 @@ Result<std::string> scrape(const HttpEndpoint& router) {
   return std::move(response->body);
 }
 
+// Until the router counts that many FRESH nodes; the time it took, an error after a minute.
+Result<int64_t> wait_until_fresh(const HttpEndpoint& router, size_t nodes) {
+  const int64_t begin_ns = monotonic_ns();
+  double fresh = 0;
+  while (monotonic_ns() - begin_ns < kPatienceNs) {
+    const Result<std::string> text = scrape(router);
+    if (!text) return text.error();
+    fresh = metric_sum(*text, "updraft_router_nodes", "state=\"fresh\"").value_or(0);
+    if (fresh >= static_cast<double>(nodes)) return monotonic_ns() - begin_ns;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  return fail(std::to_string(static_cast<int>(fresh)) + " of " + std::to_string(nodes) +
+              " nodes were FRESH within 60 s");
+}
+
 Result<double> beats_applied(const HttpEndpoint& router) {
   Result<std::string> text = scrape(router);
   if (!text) return text.error();
@@ -155,21 +170,14 @@ Result<IdleLine> measure_idle(const HttpEndpoint& router, pid_t pid, int count) 
 
 Result<BeatsLine> measure_beats(const PoolEndpoint& pool, const HttpEndpoint& router, pid_t pid,
                                 const std::vector<CurveKeys>& keys, int64_t for_ns) {
-  Result<std::unique_ptr<BeatSwarm>> swarm =
-      BeatSwarm::dial(pool.endpoint, pool.router_public_key, keys);
+  const Result<BeatSwarm> swarm = BeatSwarm::start(pool.endpoint, pool.router_public_key, keys, 0);
   if (!swarm) return swarm.error();
-  const int64_t give_up_ns = monotonic_ns() + kPatienceNs;
-  while ((*swarm)->welcomed() < keys.size()) {
-    if (monotonic_ns() > give_up_ns)
-      return fail("beats: " + std::to_string((*swarm)->welcomed()) + " of " +
-                  std::to_string(keys.size()) + " nodes were welcomed within 60 s");
-    (*swarm)->run(50 * kNsPerMs, kBeatIntervalMs);
-  }
-  (*swarm)->run(kSettleNs, 0);
+  if (const Result<int64_t> fresh = wait_until_fresh(router, keys.size()); !fresh)
+    return fresh.error();
   const Result<ProcessCost> begin = read_process_cost(pid);
   const Result<double> before = beats_applied(router);
   const int64_t begin_ns = monotonic_ns();
-  (*swarm)->run(for_ns, 0);
+  std::this_thread::sleep_for(std::chrono::nanoseconds(for_ns));
   const Result<double> after = beats_applied(router);
   const double wall_s = seconds(monotonic_ns() - begin_ns);
   const Result<ProcessCost> end = read_process_cost(pid);
@@ -184,32 +192,21 @@ Result<BeatsLine> measure_beats(const PoolEndpoint& pool, const HttpEndpoint& ro
   return line;
 }
 
-Result<StormLine> measure_storm(const PoolEndpoint& pool, const std::vector<CurveKeys>& keys,
+Result<StormLine> measure_storm(const PoolEndpoint& pool, const HttpEndpoint& router,
+                                const std::vector<CurveKeys>& keys,
                                 const std::function<Result<HttpEndpoint>()>& restart) {
-  Result<std::unique_ptr<BeatSwarm>> swarm =
-      BeatSwarm::dial(pool.endpoint, pool.router_public_key, keys);
+  const Result<BeatSwarm> swarm =
+      BeatSwarm::start(pool.endpoint, pool.router_public_key, keys, kBeatIntervalMs);
   if (!swarm) return swarm.error();
-  const auto all_welcomed = [&](int64_t give_up_ns) {
-    while ((*swarm)->welcomed() < keys.size() && monotonic_ns() < give_up_ns)
-      (*swarm)->run(50 * kNsPerMs, kBeatIntervalMs);
-    return (*swarm)->welcomed() == keys.size();
-  };
-  if (!all_welcomed(monotonic_ns() + kPatienceNs))
-    return fail("storm: not all nodes were welcomed");
-  const Result<HttpEndpoint> router = restart();
-  if (!router) return router.error();
-  const int64_t back_ns = monotonic_ns();
+  if (const Result<int64_t> fresh = wait_until_fresh(router, keys.size()); !fresh)
+    return fresh.error();
+  const Result<HttpEndpoint> again = restart();
+  if (!again) return again.error();
+  const Result<int64_t> fresh = wait_until_fresh(*again, keys.size());
+  if (!fresh) return fresh.error();
   StormLine line;
   line.nodes = static_cast<int>(keys.size());
-  while (monotonic_ns() - back_ns < kPatienceNs) {
-    (*swarm)->run(50 * kNsPerMs, kBeatIntervalMs);
-    const Result<std::string> text = scrape(*router);
-    if (!text) return text.error();
-    const double fresh = metric_sum(*text, "updraft_router_nodes", "state=\"fresh\"").value_or(0);
-    if (fresh < static_cast<double>(keys.size())) continue;
-    line.fresh_s = seconds(monotonic_ns() - back_ns);
-    return line;
-  }
+  line.fresh_s = seconds(*fresh);
   return line;
 }
 

@@ -73,9 +73,10 @@ Result<BeatsLine> measure_beats(const PoolEndpoint& pool, const HttpEndpoint& ro
 // the same pool endpoint and returns its HTTP endpoint.
 struct StormLine {
   int nodes = 0;
-  double fresh_s = 0;  // from its return until every node is FRESH; 0: not within 60 s
+  double fresh_s = 0;  // from its return until every node is FRESH
 };
-Result<StormLine> measure_storm(const PoolEndpoint& pool, const std::vector<CurveKeys>& keys,
+Result<StormLine> measure_storm(const PoolEndpoint& pool, const HttpEndpoint& router,
+                                const std::vector<CurveKeys>& keys,
                                 const std::function<Result<HttpEndpoint>()>& restart);
 
 // The sum over all labels of a metric in Prometheus' text whose labels contain `label` (all when
