@@ -155,6 +155,9 @@ void MockService::fill_beat(NodeBeat& beat, int32_t slots) const {
 
 namespace {
 
+constexpr int32_t kBeatIntervalMs = 250;
+volatile sig_atomic_t flooding = 0;  // set by flood()'s signal
+
 // The nodes of one process.
 class Swarm {
  public:
@@ -173,6 +176,7 @@ class Swarm {
       node.hello.models = {model_info(MockService::kInstantModel)};
       NodeBeat& beat = node.beat;
       beat.boot_epoch = node.hello.boot_epoch;
+      beat.interval_ms = kBeatIntervalMs;
       beat.lease_ttl_ms = 3'000;
       beat.state = NodeState::kReady;
       beat.slots_total = beat.slots_free = kSlots;
@@ -181,11 +185,11 @@ class Swarm {
     return {};
   }
 
-  [[noreturn]] void run(int32_t interval_ms) {
+  [[noreturn]] void run() {
     while (true) {
       const int64_t now_ns = monotonic_ns();
       bool busy = false;
-      for (Node& node : nodes_) busy |= serve(node, now_ns, interval_ms);
+      for (Node& node : nodes_) busy |= serve(node, now_ns);
       // Nobody sends at once: the sockets are looked at again in a moment.
       if (!busy) poll(nullptr, 0, 1);
     }
@@ -201,7 +205,7 @@ class Swarm {
     int64_t due_ns = 0;
   };
 
-  bool serve(Node& node, int64_t now_ns, int32_t interval_ms) {
+  bool serve(Node& node, int64_t now_ns) {
     node.dialer->receive(4, [&](std::vector<std::byte>&& frame) {
       const Result<PoolMessage> message = decode(frame);
       if (message && std::holds_alternative<Welcome>(*message)) node.welcomed = true;
@@ -216,12 +220,11 @@ class Swarm {
       node.connection = node.dialer->connection_count();
       return true;
     }
-    if (!node.welcomed || now_ns < node.due_ns) return false;
+    if (!node.welcomed || (flooding == 0 && now_ns < node.due_ns)) return false;
     ++node.beat.seq;
     node.beat.sender_mono_ns = now_ns;
-    node.beat.interval_ms = std::max(interval_ms, 100);
     if (!node.dialer->send(encode(node.beat))) return false;
-    node.due_ns = now_ns + interval_ms * kNsPerMs;
+    node.due_ns = flooding != 0 ? 0 : now_ns + kBeatIntervalMs * kNsPerMs;
     return true;
   }
 
@@ -233,7 +236,7 @@ class Swarm {
 
 Result<BeatSwarm> BeatSwarm::start(const std::string& endpoint,
                                    const std::string& router_public_key,
-                                   const std::vector<CurveKeys>& keys, int32_t interval_ms) {
+                                   const std::vector<CurveKeys>& keys) {
   BeatSwarm swarm;
   for (size_t first = 0; first < keys.size(); first += kNodesPerProcess) {
     const pid_t pid = fork();
@@ -243,6 +246,7 @@ Result<BeatSwarm> BeatSwarm::start(const std::string& endpoint,
       continue;
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGUSR1, [](int) { flooding = 1; });
     Swarm nodes;
     const Result<void> dialed = nodes.dial(endpoint, router_public_key, keys, first,
                                            std::min(keys.size(), first + kNodesPerProcess));
@@ -250,9 +254,13 @@ Result<BeatSwarm> BeatSwarm::start(const std::string& endpoint,
       std::fprintf(stderr, "%s\n", dialed.message().c_str());
       _exit(1);
     }
-    nodes.run(interval_ms);
+    nodes.run();
   }
   return swarm;
+}
+
+void BeatSwarm::flood() const {
+  for (const pid_t pid : processes_) kill(pid, SIGUSR1);
 }
 
 BeatSwarm::~BeatSwarm() {

@@ -68,10 +68,12 @@ class MockService : public InferenceService {
 class BeatSwarm {
  public:
   // Forks them: call it before other threads are started. Node i dials with keys[i] and is
-  // "swarm-i"; once welcomed it beats every `interval_ms`, 0: as fast as its connection takes
-  // beats. They come back by themselves when the router does. Errors: no more processes.
+  // "swarm-i"; once welcomed it beats every 250 ms. They come back by themselves when the router
+  // does. Errors: no more processes.
   static Result<BeatSwarm> start(const std::string& endpoint, const std::string& router_public_key,
-                                 const std::vector<CurveKeys>& keys, int32_t interval_ms);
+                                 const std::vector<CurveKeys>& keys);
+  // From now on they beat as fast as their connections take it.
+  void flood() const;
   BeatSwarm(BeatSwarm&& other) noexcept : processes_(std::exchange(other.processes_, {})) {}
   BeatSwarm& operator=(BeatSwarm&&) = delete;
   ~BeatSwarm();  // ends them

@@ -17,8 +17,7 @@ namespace updraft {
 namespace {
 
 constexpr int64_t kSettleNs = 500 * kNsPerMs;
-constexpr int64_t kPatienceNs = 60 * kNsPerSecond;
-constexpr int32_t kBeatIntervalMs = 250;
+constexpr int64_t kPatienceNs = 120 * kNsPerSecond;
 constexpr double kKiB = 1024.0;
 constexpr double kMiB = 1024.0 * 1024.0;
 constexpr int32_t kStreamTokens = 1'000'000;  // never reached: the client leaves first
@@ -58,7 +57,7 @@ Result<int64_t> wait_until_fresh(const HttpEndpoint& router, size_t nodes) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   return fail(std::to_string(static_cast<int>(fresh)) + " of " + std::to_string(nodes) +
-              " nodes were FRESH within 60 s");
+              " nodes were FRESH within two minutes");
 }
 
 Result<double> beats_applied(const HttpEndpoint& router) {
@@ -170,10 +169,12 @@ Result<IdleLine> measure_idle(const HttpEndpoint& router, pid_t pid, int count) 
 
 Result<BeatsLine> measure_beats(const PoolEndpoint& pool, const HttpEndpoint& router, pid_t pid,
                                 const std::vector<CurveKeys>& keys, int64_t for_ns) {
-  const Result<BeatSwarm> swarm = BeatSwarm::start(pool.endpoint, pool.router_public_key, keys, 0);
+  const Result<BeatSwarm> swarm = BeatSwarm::start(pool.endpoint, pool.router_public_key, keys);
   if (!swarm) return swarm.error();
   if (const Result<int64_t> fresh = wait_until_fresh(router, keys.size()); !fresh)
     return fresh.error();
+  swarm->flood();
+  std::this_thread::sleep_for(std::chrono::nanoseconds(kSettleNs));
   const Result<ProcessCost> begin = read_process_cost(pid);
   const Result<double> before = beats_applied(router);
   const int64_t begin_ns = monotonic_ns();
@@ -195,8 +196,7 @@ Result<BeatsLine> measure_beats(const PoolEndpoint& pool, const HttpEndpoint& ro
 Result<StormLine> measure_storm(const PoolEndpoint& pool, const HttpEndpoint& router,
                                 const std::vector<CurveKeys>& keys,
                                 const std::function<Result<HttpEndpoint>()>& restart) {
-  const Result<BeatSwarm> swarm =
-      BeatSwarm::start(pool.endpoint, pool.router_public_key, keys, kBeatIntervalMs);
+  const Result<BeatSwarm> swarm = BeatSwarm::start(pool.endpoint, pool.router_public_key, keys);
   if (!swarm) return swarm.error();
   if (const Result<int64_t> fresh = wait_until_fresh(router, keys.size()); !fresh)
     return fresh.error();
