@@ -104,9 +104,6 @@ void set_common_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::maxmsgsize, int64_t{4} << 20);
   socket.set(zmq::sockopt::linger, 0);
   socket.set(zmq::sockopt::handshake_ivl, 3000);
-  socket.set(zmq::sockopt::heartbeat_ivl, 500);
-  socket.set(zmq::sockopt::heartbeat_timeout, 2500);
-  socket.set(zmq::sockopt::heartbeat_ttl, 3000);
   socket.set(zmq::sockopt::immediate, 1);
 }
 

@@ -62,7 +62,7 @@ class NetContextImpl : public NetContext {
 };
 
 // Socket options that both sides share, instead of libzmq's defaults: frames at most 4 MiB, nothing
-// lingers at close, 3 s for a handshake, heartbeats, no queueing for connections that do not stand.
+// lingers at close, 3 s for a handshake, no queueing for connections that do not stand.
 void set_common_options(zmq::socket_t& socket);
 
 // What a socket's monitor tells.

@@ -45,6 +45,11 @@ class Dialer : public PoolDialer {
   void dial() {
     socket_ = zmq::socket_t(context_.zmq(), zmq::socket_type::dealer);
     set_common_options(socket_);
+    // A router that vanished without a word is noticed here. No TTL: it would make the router keep
+    // a timer per node, and libzmq (4.3.4, poller_base_t::cancel_timer) looks through all timers of
+    // its thread whenever one is taken back, which is at each message.
+    socket_.set(zmq::sockopt::heartbeat_ivl, 500);
+    socket_.set(zmq::sockopt::heartbeat_timeout, 2500);
     socket_.set(zmq::sockopt::ipv6, endpoint_.find('[') != std::string::npos);
     socket_.set(zmq::sockopt::sndhwm, kSendHwm);
     socket_.set(zmq::sockopt::rcvhwm, kReceiveHwm);

@@ -14,6 +14,9 @@ constexpr int kZapEnforceDomain = 93;
 constexpr int kSendHwm = 64;     // frames of at most kChunkBytes waiting for one peer
 constexpr int kReceiveHwm = 32;  // frames of at most 4 MiB held of one peer before TCP pushes back
 constexpr int kBacklog = 1024;
+constexpr int kKeepaliveIdleS = 10;  // of silence; with the other two, 25 s
+constexpr int kKeepaliveIntervalS = 5;
+constexpr int kKeepaliveCount = 3;
 
 void set_enforce_domain(zmq::socket_t& socket) {
   const int on = 1;
@@ -76,6 +79,12 @@ class Listener : public PoolListener {
   // Throws zmq::error_t.
   Result<void> open(const std::string& endpoint, const CurveKeys& keys) {
     set_common_options(socket_);
+    // No heartbeats from this side (see pool_dialer.cpp): silence of a node is its lease's matter,
+    // the kernel finds the connections of nodes that vanished.
+    socket_.set(zmq::sockopt::tcp_keepalive, 1);
+    socket_.set(zmq::sockopt::tcp_keepalive_idle, kKeepaliveIdleS);
+    socket_.set(zmq::sockopt::tcp_keepalive_intvl, kKeepaliveIntervalS);
+    socket_.set(zmq::sockopt::tcp_keepalive_cnt, kKeepaliveCount);
     socket_.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos);
     socket_.set(zmq::sockopt::router_mandatory, true);
     socket_.set(zmq::sockopt::sndhwm, kSendHwm);
