@@ -237,6 +237,7 @@ Result<void> CpuBackend::grow_scratch() {
 void CpuBackend::begin(const Batch& batch) {
   pool_->pin_caller();
   step_.begin(batch, kv_.shape());
+  if (!batch.sequences.empty()) kv_.take_memory(step_.row_pages(), *pool_);
   UPDRAFT_CHECK(step_.row_count() <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= logit_rows_max_,
                 "no more logit rows than reserved");
@@ -320,7 +321,7 @@ void CpuBackend::prepare_qkv(const QkvPrepare& op) {
     for (int h = 0; h < op.head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), q_norm, op.eps, angles);
     }
-    const int64_t page_offset = step_.row_page(row) * kv_.layout().page_bytes;
+    const int64_t page_offset = step_.row_page(row) * kv_.layout().page_stride;
     for (int h = 0; h < shape.kv_head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), k_norm, op.eps, angles);
       kernels_.store_kv(kv_.layout(), kv_.pages(op.layer, h) + page_offset, step_.row_slot(row),
