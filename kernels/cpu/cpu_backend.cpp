@@ -99,8 +99,9 @@ class CpuBackend final : public Backend {
   }
 
   // Calls f(row) for the step's rows, on several threads when `values_per_row` makes that worth it.
+  // `unit` rows in a row go to one thread, if there are enough of them for all threads.
   template <typename RowFunction>
-  void for_rows(int64_t values_per_row, RowFunction f);
+  void for_rows(int64_t values_per_row, RowFunction f, int64_t unit = 1);
   Result<void> grow_scratch();
   MatmulCall call_of(const Matrix& weight, Vec bias) const;
 
@@ -244,13 +245,14 @@ void CpuBackend::begin(const Batch& batch) {
 }
 
 template <typename RowFunction>
-void CpuBackend::for_rows(int64_t values_per_row, RowFunction f) {
+void CpuBackend::for_rows(int64_t values_per_row, RowFunction f, int64_t unit) {
   const int64_t rows = step_.row_count();
   if (rows * values_per_row <= kInlineValues) {
     for (int64_t row = 0; row < rows; ++row) f(row);
     return;
   }
-  const int64_t rows_per_item = std::max<int64_t>(1, kInlineValues / values_per_row);
+  int64_t rows_per_item = std::max<int64_t>(1, kInlineValues / values_per_row);
+  if (rows >= 2 * unit * pool_->thread_count()) rows_per_item = std::max(rows_per_item, unit);
   pool_->for_each((rows + rows_per_item - 1) / rows_per_item, [&](int64_t item, int) {
     const int64_t last = std::min(rows, (item + 1) * rows_per_item);
     for (int64_t row = item * rows_per_item; row < last; ++row) f(row);
@@ -315,7 +317,9 @@ void CpuBackend::prepare_qkv(const QkvPrepare& op) {
   UPDRAFT_CHECK(static_cast<int64_t>(frequencies.size()) * 2 == op.rope.rope_dims,
                 "one frequency per pair");
   step_.prepare_angles(op.rope, frequencies);
-  for_rows(2 * qkv.cols, [&](int64_t row) {
+  // A cache line of K holds a few dimensions of kKeyGroup positions: two threads that write
+  // neighbours would take it from each other again and again.
+  const auto prepare = [&](int64_t row) {
     const RopeRow angles = step_.angles_of(row);
     float* head = qkv.row(row);
     for (int h = 0; h < op.head_count; ++h, head += head_dim) {
@@ -327,7 +331,8 @@ void CpuBackend::prepare_qkv(const QkvPrepare& op) {
       kernels_.store_kv(kv_.layout(), kv_.pages(op.layer, h) + page_offset, step_.row_slot(row),
                         head, head + shape.kv_head_count * head_dim);
     }
-  });
+  };
+  for_rows(2 * qkv.cols, prepare, kKeyGroup);
 }
 
 void CpuBackend::attention(const Attention& op) {
