@@ -141,11 +141,14 @@ void EngineCore::end_all(std::vector<uint64_t>& ended) {
   while (!sequences_.empty()) end(sequences_.begin()->first, SequenceEnd::kCancelled, ended);
 }
 
-// A prompt's chunk beside running answers is as long as mixed_step_ms allows at the measured speed.
+// A prompt's chunk beside running answers is as long as mixed_step_ms allows at the measured speed:
+// the average, or that of the newest chunk if it was slower, because each chunk looks back on more
+// tokens than the one before.
 int32_t EngineCore::prefill_tokens_max() const {
   if (config_.mixed_step_ms <= 0 || scheduler_.decoding_count() == 0) return 0;
   if (prefill_tokens_per_s_ == 0.0F) return kMixedPrefillRowsFirst;
-  const float rows = prefill_tokens_per_s_ * static_cast<float>(config_.mixed_step_ms) / 1000.0F;
+  const float speed = std::min(prefill_tokens_per_s_, newest_prefill_tokens_per_s_);
+  const float rows = speed * static_cast<float>(config_.mixed_step_ms) / 1000.0F;
   const auto rows_max =
       static_cast<float>(std::max(config_.scheduler.step_tokens_max, kMixedPrefillRowsMin));
   return static_cast<int32_t>(std::clamp(rows, static_cast<float>(kMixedPrefillRowsMin), rows_max));
@@ -294,7 +297,8 @@ void EngineCore::measure(int64_t step_ns, int64_t sampled_count) {
     prefill_rows += rows > 1 ? rows : 0;
   }
   if (prefill_rows >= kPrefillRowsMeasured) {
-    average(prefill_tokens_per_s_, static_cast<float>(prefill_rows) / seconds);
+    newest_prefill_tokens_per_s_ = static_cast<float>(prefill_rows) / seconds;
+    average(prefill_tokens_per_s_, newest_prefill_tokens_per_s_);
   } else if (prefill_rows == 0) {
     const auto sequences = static_cast<float>(plan_.slices.size());
     average(decode_tokens_per_s_, static_cast<float>(sampled_count) / sequences / seconds);

@@ -110,6 +110,7 @@ class EngineCore {
   int64_t drafts_accepted_ = 0;
   StepCost step_cost_;
   float prefill_tokens_per_s_ = 0.0F;
+  float newest_prefill_tokens_per_s_ = 0.0F;  // of the last step that measured it
   float decode_tokens_per_s_ = 0.0F;
 };
 

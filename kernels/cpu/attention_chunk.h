@@ -81,7 +81,7 @@ UPDRAFT_INLINE void locate_chunk(const AttentionBlock& op, int group, int key_li
     const int first = page * kv.page_tokens + in_page * kKeyGroup;
     if (first >= key_limit) return;
     const int in_group = kv.page_tokens - in_page * kKeyGroup;
-    chunk.page[i] = op.pool + op.pages[page] * kv.page_bytes;
+    chunk.page[i] = op.pool + op.pages[page] * kv.page_stride;
     chunk.group_in_page[i] = in_page;
     chunk.key_first[i] = first;
     chunk.key_count[i] = in_group < kKeyGroup ? in_group : kKeyGroup;

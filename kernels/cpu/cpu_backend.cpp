@@ -99,8 +99,9 @@ class CpuBackend final : public Backend {
   }
 
   // Calls f(row) for the step's rows, on several threads when `values_per_row` makes that worth it.
+  // `unit` rows in a row go to one thread, if there are enough of them for all threads.
   template <typename RowFunction>
-  void for_rows(int64_t values_per_row, RowFunction f);
+  void for_rows(int64_t values_per_row, RowFunction f, int64_t unit = 1);
   Result<void> grow_scratch();
   MatmulCall call_of(const Matrix& weight, Vec bias) const;
 
@@ -237,19 +238,21 @@ Result<void> CpuBackend::grow_scratch() {
 void CpuBackend::begin(const Batch& batch) {
   pool_->pin_caller();
   step_.begin(batch, kv_.shape());
+  if (!batch.sequences.empty()) kv_.take_memory(step_.row_pages(), *pool_);
   UPDRAFT_CHECK(step_.row_count() <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(static_cast<int64_t>(batch.logit_rows.size()) <= logit_rows_max_,
                 "no more logit rows than reserved");
 }
 
 template <typename RowFunction>
-void CpuBackend::for_rows(int64_t values_per_row, RowFunction f) {
+void CpuBackend::for_rows(int64_t values_per_row, RowFunction f, int64_t unit) {
   const int64_t rows = step_.row_count();
   if (rows * values_per_row <= kInlineValues) {
     for (int64_t row = 0; row < rows; ++row) f(row);
     return;
   }
-  const int64_t rows_per_item = std::max<int64_t>(1, kInlineValues / values_per_row);
+  int64_t rows_per_item = std::max<int64_t>(1, kInlineValues / values_per_row);
+  if (rows >= 2 * unit * pool_->thread_count()) rows_per_item = std::max(rows_per_item, unit);
   pool_->for_each((rows + rows_per_item - 1) / rows_per_item, [&](int64_t item, int) {
     const int64_t last = std::min(rows, (item + 1) * rows_per_item);
     for (int64_t row = item * rows_per_item; row < last; ++row) f(row);
@@ -314,19 +317,22 @@ void CpuBackend::prepare_qkv(const QkvPrepare& op) {
   UPDRAFT_CHECK(static_cast<int64_t>(frequencies.size()) * 2 == op.rope.rope_dims,
                 "one frequency per pair");
   step_.prepare_angles(op.rope, frequencies);
-  for_rows(2 * qkv.cols, [&](int64_t row) {
+  // A cache line of K holds a few dimensions of kKeyGroup positions: two threads that write
+  // neighbours would take it from each other again and again.
+  const auto prepare = [&](int64_t row) {
     const RopeRow angles = step_.angles_of(row);
     float* head = qkv.row(row);
     for (int h = 0; h < op.head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), q_norm, op.eps, angles);
     }
-    const int64_t page_offset = step_.row_page(row) * kv_.layout().page_bytes;
+    const int64_t page_offset = step_.row_page(row) * kv_.layout().page_stride;
     for (int h = 0; h < shape.kv_head_count; ++h, head += head_dim) {
       kernels_.prepare_head(head, static_cast<int>(head_dim), k_norm, op.eps, angles);
       kernels_.store_kv(kv_.layout(), kv_.pages(op.layer, h) + page_offset, step_.row_slot(row),
                         head, head + shape.kv_head_count * head_dim);
     }
-  });
+  };
+  for_rows(2 * qkv.cols, prepare, kKeyGroup);
 }
 
 void CpuBackend::attention(const Attention& op) {

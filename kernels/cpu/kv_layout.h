@@ -1,10 +1,12 @@
-// Where K and V lie in the pool. The pool is one array of pages per layer and kv head, so that the
-// pages of a sequence, mostly taken in a row, are one stream of memory:
+// Where K and V lie in the pool. A page of the pool is, for each layer and kv head in turn, a page
+// of that head, so that what a step writes for all layers lies close together: a few tokens take a
+// few megabytes from the system, not a huge page for every layer and head.
 //
-//   page:  K in groups of 16 positions, each [head_dim padded to 4][16]: one register holds one
-//          dimension of 16 keys, so 16 scores need no horizontal sums
-//          V as rows [position][head_dim padded to 16]
-//          int8 pages only: the scales of K, then of V, f32 [positions padded to 16]
+//   page of a head:
+//     K in groups of 16 positions, each [head_dim padded to 4][16]: one register holds one
+//       dimension of 16 keys, so 16 scores need no horizontal sums
+//     V as rows [position][head_dim padded to 16]
+//     int8 pages only: the scales of K, then of V, f32 [positions padded to 16]
 //
 // bf16 where the instruction set multiplies pairs: K groups are [head_dim / 2][16][2], V groups of
 // 16 positions are [8][head_dim][2 positions].
@@ -37,13 +39,15 @@ struct KvLayout {
   int64_t v_row_bytes = 0;
   int64_t k_scale_offset_bytes = 0;
   int64_t v_scale_offset_bytes = 0;
-  int64_t page_bytes = 0;  // of one kv head in one layer
+  int64_t page_bytes = 0;   // of one kv head in one layer
+  int64_t page_stride = 0;  // bytes from a page of one kv head in one layer to the next page of it
 
   static constexpr int value_bytes(DType type) {
     return type == DType::kF32 ? 4 : type == DType::kQ8_0 ? 1 : 2;
   }
 
-  static constexpr KvLayout of(DType type, int head_dim, int page_tokens) {
+  // heads: kv heads of all layers.
+  static constexpr KvLayout of(DType type, int head_dim, int page_tokens, int64_t heads) {
     KvLayout kv;
     const int bytes = value_bytes(type);
     kv.type = type;
@@ -59,6 +63,7 @@ struct KvLayout {
     const int64_t scale_bytes = type == DType::kQ8_0 ? slots * 4 : 0;
     kv.v_scale_offset_bytes = kv.k_scale_offset_bytes + scale_bytes;
     kv.page_bytes = kv.v_scale_offset_bytes + scale_bytes;
+    kv.page_stride = kv.page_bytes * heads;
     return kv;
   }
 };

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -93,6 +94,13 @@ Result<HugeBuffer> HugeBuffer::allocate(MemoryBudget& budget, uint64_t bytes,
       (void)interleave_pages(buffer.data_, size, budget.numa_nodes_);  // a wish, too
   }
   return buffer;
+}
+
+void HugeBuffer::take(int64_t first_byte, int64_t bytes) const {
+  const int64_t last = std::min(static_cast<int64_t>(bytes_), first_byte + bytes);
+  if (first_byte >= last) return;
+  // Linux 5.14 and later.
+  (void)madvise(data_ + first_byte, static_cast<size_t>(last - first_byte), MADV_POPULATE_WRITE);
 }
 
 HugeBuffer& HugeBuffer::operator=(HugeBuffer&& other) noexcept {

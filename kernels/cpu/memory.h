@@ -47,6 +47,11 @@ class HugeBuffer {
   HugeBuffer(const HugeBuffer&) = delete;
   HugeBuffer& operator=(const HugeBuffer&) = delete;
 
+  // Takes these bytes, as far as the buffer has them, from the system now instead of page by page
+  // at their first touch. A wish: systems that do not know it take them then. first_byte is a
+  // multiple of 4096. Any thread.
+  void take(int64_t first_byte, int64_t bytes) const;
+
   std::byte* data() const { return data_; }
   uint64_t size_bytes() const { return bytes_; }
   template <typename T>

@@ -31,6 +31,7 @@ class Step {
 
   const Batch& batch() const { return batch_; }
   int64_t row_count() const { return static_cast<int64_t>(batch_.token_ids.size()); }
+  std::span<const int32_t> row_pages() const { return row_pages_; }  // where the rows' K and V go
   int32_t row_page(int64_t row) const { return row_pages_[static_cast<size_t>(row)]; }
   int32_t row_slot(int64_t row) const { return row_slots_[static_cast<size_t>(row)]; }
 

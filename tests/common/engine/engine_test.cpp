@@ -17,6 +17,7 @@
 #include "common/base/clock.h"
 #include "tests/common/engine/engine_runner.h"
 #include "tests/common/engine/memory_model.h"
+#include "tests/common/engine/scripted_backend.h"
 #include "tests/support/shared_data.h"
 
 using namespace updraft;
@@ -457,6 +458,45 @@ TEST_CASE(
   engine->cancel(1);
   REQUIRE(cancelled->wait_end());
   CHECK(cancelled->end == SequenceEnd::kCancelled);
+}
+
+TEST_CASE("a prompt beside a running answer gets shorter chunks as soon as one took too long") {
+  // Rows from position 80 on take four times as long as those before.
+  constexpr int64_t kRowNs = 1'000'000;
+  int64_t now_ns = 0;
+  std::vector<int32_t> chunks;  // rows of a prompt beside another sequence
+  auto backend = std::make_unique<ScriptedBackend>(exact_cpu(), std::vector<int32_t>());
+  backend->on_begin = [&](const Batch& batch) {
+    for (const int32_t position : batch.positions) now_ns += position < 80 ? kRowNs : 4 * kRowNs;
+    if (batch.sequences.size() < 2) return;
+    for (const SequenceSlice& slice : batch.sequences) {
+      if (slice.row_count > 1) chunks.push_back(slice.row_count);
+    }
+  };
+  EngineConfig config = small_engine();
+  config.mixed_step_ms = 40;
+  config.draft_tokens_max = 0;
+  config.step_clock = [&] { return now_ns; };
+  Hyperparameters h = small_hyperparameters();
+  h.context_tokens = 1024;
+  const auto engine = open_engine(config, random_model(h, 3), std::move(backend));
+  run_all(*engine, {greedy_request(1, std::vector<int32_t>(40, 7), 1)});  // measures 1 ms a row
+  const auto running = std::make_shared<Recorder>();
+  const auto arriving = std::make_shared<Recorder>();
+  running->keep_going = [&](const Recorder& seen) {
+    return seen.tokens.size() > 1 ||
+           engine->submit(greedy_request(3, std::vector<int32_t>(200, 5), 1), arriving);
+  };
+  REQUIRE(engine->submit(greedy_request(2, {1, 2}, 1000), running));
+  REQUIRE(arriving->wait_end());
+  engine->cancel(2);
+  REQUIRE(running->wait_end());
+  engine->close();
+  REQUIRE(chunks.size() > 4);
+  CHECK(chunks[1] >= 38);
+  CHECK(chunks[2] >= 38);  // the first with slow rows: nobody could know
+  // The least that a chunk is. The last one is what is left.
+  for (size_t i = 3; i < chunks.size(); ++i) CHECK(chunks[i] <= 16);
 }
 
 TEST_CASE("an engine that was told to expect something serves it, and sleeps again without it") {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +17,9 @@ namespace updraft::testing {
 
 class ScriptedBackend final : public Backend {
  public:
+  // Sees each step before it runs; on the engine thread.
+  std::function<void(const Batch&)> on_begin;
+
   // script[p] is the token at position p, of every sequence; behind its end the model speaks for
   // itself.
   ScriptedBackend(std::unique_ptr<Backend> inner, std::vector<int32_t> script)
@@ -42,6 +46,7 @@ class ScriptedBackend final : public Backend {
     return inner_->kv_page_bytes(shape);
   }
   void begin(const Batch& batch) override {
+    if (on_begin) on_begin(batch);
     next_positions_.clear();
     for (const int32_t row : batch.logit_rows) {
       next_positions_.push_back(batch.positions[static_cast<size_t>(row)] + 1);
