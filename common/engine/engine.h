@@ -42,9 +42,6 @@ struct EngineConfig {
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
 
-// In a prompt, the id of a position whose input is given: of no token.
-inline constexpr int32_t kNoToken = -1;
-
 // One generation. Ids are chosen by the caller and unique among live sequences.
 struct SequenceRequest {
   uint64_t id = 0;

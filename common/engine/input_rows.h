@@ -10,6 +10,9 @@
 
 namespace updraft {
 
+// In a prompt, the id of a position whose input is given: of no token.
+inline constexpr int32_t kNoToken = -1;
+
 // The positions [first, first + rows.row_count) of a prompt.
 struct InputRows {
   int32_t first = 0;

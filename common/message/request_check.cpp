@@ -148,20 +148,68 @@ size_t check_prompts(Checker& check, const Request& request) {
   return bytes;
 }
 
+// Returns the payload bytes of texts and ids.
+size_t check_parts(Checker& check, const Request& request) {
+  check.count("prompt", request.prompt_parts.size(), Limits::kParts);
+  size_t bytes = 0;
+  int64_t embeddings = 0;
+  for (const PromptPart& part : request.prompt_parts) {
+    bytes += part.text.size() + part.ids.size() * sizeof(int32_t);
+    if (check.failed() || bytes > Limits::kPayloadBytes) return bytes;
+    const bool rows = part.kind == PromptPart::Kind::kEmbeddings;
+    if ((!part.text.empty() && part.kind != PromptPart::Kind::kText) ||
+        (!part.ids.empty() && part.kind != PromptPart::Kind::kIds) ||
+        (!part.rows.bytes.empty() && !rows)) {
+      check.refuse("prompt", "has a part that is two things at once");
+    }
+    check.text("prompt", part.text, Limits::kPayloadBytes);
+    for (const int32_t id : part.ids)
+      check.range("prompt", id, 0, std::numeric_limits<int32_t>::max());
+    if (!rows) continue;
+    check.range("embedding rows", part.rows.row_count, 1, Limits::kEmbeddingRows);
+    check.range("embedding values per row", part.rows.dim, 1, Limits::kEmbeddingDim);
+    if (check.failed()) return bytes;
+    embeddings += embedding_bytes(part.rows);
+    if (embeddings > Limits::kEmbeddingBytes) {
+      check.refuse(
+          "prompt",
+          "has more than " + std::to_string(Limits::kEmbeddingBytes) + " bytes of embeddings",
+          ErrorCode::kPayloadTooLarge);
+    }
+    if (part.rows.bytes.empty()) continue;
+    if (const auto problem = embedding_problem(part.rows))
+      check.refuse("prompt", "has an embeddings part that " + *problem);
+  }
+  return bytes;
+}
+
 void check_shape(Checker& check, const Request& request) {
   if (request.kind == Request::Kind::kChat) {
     if (request.messages.empty()) check.refuse("messages", "is empty");
-    if (!request.prompts.empty() || !request.prompt_ids.empty())
+    if (!request.prompts.empty() || !request.prompt_ids.empty() || !request.prompt_parts.empty())
       check.refuse("prompt", "does not belong into a chat");
   } else {
     if (!request.messages.empty()) check.refuse("messages", "does not belong into a completion");
-    if (request.prompts.empty() == request.prompt_ids.empty()) {
-      check.refuse("prompt", request.prompts.empty() ? "is empty" : "is both text and token ids");
+    const int given = (request.prompts.empty() ? 0 : 1) + (request.prompt_ids.empty() ? 0 : 1) +
+                      (request.prompt_parts.empty() ? 0 : 1);
+    if (given == 0) check.refuse("prompt", "is empty");
+    if (given > 1) {
+      check.refuse("prompt", request.prompt_parts.empty() ? "is both text and token ids"
+                                                          : "is both parts and something else");
     }
+    if (request.echo && has_embeddings(request))
+      check.refuse("echo", "is not possible: embeddings in the prompt have no text");
   }
 }
 
 }  // namespace
+
+std::optional<std::string> embedding_problem(const EmbeddingRows& rows) {
+  if (static_cast<int64_t>(rows.bytes.size()) == embedding_bytes(rows)) return std::nullopt;
+  return "has " + std::to_string(rows.bytes.size()) + " bytes, but " +
+         std::to_string(rows.row_count) + " rows of " + std::to_string(rows.dim) + " " +
+         embedding_type_name(rows.type) + " values have " + std::to_string(embedding_bytes(rows));
+}
 
 std::optional<RequestError> check_request(const Request& request) {
   Checker check;
@@ -174,7 +222,8 @@ std::optional<RequestError> check_request(const Request& request) {
   check.range("n", request.choice_count, 1, Limits::kChoices);
   check_sampling(check, request.sampling);
   check_shape(check, request);
-  const size_t bytes = check_messages(check, request) + check_prompts(check, request);
+  const size_t bytes =
+      check_messages(check, request) + check_prompts(check, request) + check_parts(check, request);
   if (bytes > Limits::kPayloadBytes) {
     check.refuse(request.kind == Request::Kind::kChat ? "messages" : "prompt",
                  "has more than " + std::to_string(Limits::kPayloadBytes) + " bytes",

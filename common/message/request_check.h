@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "common/message/request.h"
 #include "common/message/request_error.h"
@@ -16,9 +17,13 @@ struct RequestLimits {
   static constexpr size_t kIdBytes = 64;      // [A-Za-z0-9._-]
   static constexpr size_t kNameBytes = 1024;  // model, session, tenant, trace
   static constexpr size_t kMessages = 1024;
-  static constexpr size_t kParts = 4096;                     // of all messages together
+  static constexpr size_t kParts = 4096;                     // of all messages, or of the prompt
   static constexpr size_t kPrompts = 1024;                   // texts or id lists
   static constexpr size_t kPayloadBytes = 22 * 1024 * 1024;  // texts, ids and images together
+  static constexpr int32_t kEmbeddingRows = 1 << 22;         // of one part
+  static constexpr int32_t kEmbeddingDim = 1 << 17;
+  // All rows of embeddings together. They stay on their node: its clients' quotas are what binds.
+  static constexpr int64_t kEmbeddingBytes = int64_t{1} << 34;
   static constexpr size_t kStops = 16;
   static constexpr size_t kStopBytes = 4096;  // one stop string
   static constexpr size_t kLogitBiases = 65536;
@@ -31,6 +36,12 @@ struct RequestLimits {
 
 // The first thing wrong, as the typed answer for the caller: names the field and the value. Nothing
 // when all is in range.
+// The values of input embeddings, and their width, are the model's to judge; where such a part has
+// no bytes yet, because they lie elsewhere, only what it says of itself is checked.
 std::optional<RequestError> check_request(const Request& request);
+
+// What is wrong with a piece of rows, or nothing: "has 4092 bytes, but 2 rows of 512 f32 values
+// have 4096".
+std::optional<std::string> embedding_problem(const EmbeddingRows& rows);
 
 }  // namespace updraft
