@@ -555,6 +555,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.info.quantization = (*model)->quantization();
   parts.info.context_tokens = parts.engine->context_tokens();
   parts.info.created = unix_seconds();
+  parts.info.embedding_dim = (*model)->hyperparameters().hidden_dim;
   parts.tokenizer = *tokenizer;
   parts.banned_ids = banned_ids(**tokenizer, vocab_count);
   parts.page_tokens = config.page_tokens;
