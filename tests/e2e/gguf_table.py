@@ -10,7 +10,8 @@ _BLOCK_VALUES, _BLOCK_BYTES = 32, 18
 
 class Table:
     def __init__(self, path):
-        self.file = open(path, "rb").read()
+        with open(path, "rb") as file:
+            self.file = file.read()
         self.at = 8
         tensors, keys = self.take("<QQ")
         for _ in range(keys):
