@@ -61,7 +61,7 @@ std::optional<RequestError> RouterCore::admit(const Request& request, int64_t by
     error.param = "x-updraft-residency";
     return error;
   }
-  if (std::optional<RequestError> error = check_request(request)) return error;
+  if (std::optional<RequestError> error = check_crossing(request)) return error;
   if (has_embeddings(request)) {
     RequestError error = error_of(
         ErrorCode::kUnsupported,

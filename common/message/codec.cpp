@@ -206,7 +206,7 @@ Request read(Reader& in, const wire::Request& w) {
   r.tenant = in.text("tenant", w.tenant(), RequestLimits::kNameBytes);
   r.trace = in.text("trace", w.trace(), RequestLimits::kNameBytes);
   if (!in.ok()) return r;
-  if (const auto error = check_request(r)) in.refuse("request:", error->message);
+  if (const auto error = check_crossing(r)) in.refuse("request:", error->message);
   return r;
 }
 

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "common/image/decode.h"
+#include "common/message/request_check.h"
 #include "edge/client/local_client.h"
 #include "tests/edge/client/echo_daemon.h"
 #include "tests/support/images.h"
@@ -173,6 +174,34 @@ TEST_CASE("raw pixels are handed over when their count is right") {
   REQUIRE(client->submit(std::move(request), {{0, 1, filled(*client, pixels)}}).ok());
   wait_started(*client);
   CHECK(daemon.service.last().messages.at(0).parts.at(1).bytes.text() == pixels);
+}
+
+TEST_CASE("a raw frame of a large screen is handed over whole; the quota is its limit") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  constexpr size_t kFrameBytes = size_t{3840} * 2160 * 3;
+  const auto frame = [&](uint32_t width) {
+    Request request = with_image("hold");
+    request.messages[0].parts[1].mime =
+        "image/x-raw-rgb;width=" + std::to_string(width) + ";height=2160";
+    return request;
+  };
+  auto buffer = client->allocate_once(kFrameBytes);
+  REQUIRE_MESSAGE(buffer.ok(), buffer.message());
+  std::memset(buffer->bytes.data(), 7, kFrameBytes);
+  REQUIRE(client->submit(frame(3840), {{0, 1, *buffer}}).ok());
+  wait_started(*client);
+  const SharedBytes seen = daemon.service.last().messages.at(0).parts.at(1).bytes;
+  CHECK(seen.size() == kFrameBytes);
+  CHECK(seen.view().back() == std::byte{7});
+  CHECK(mapping_at(seen.data()).find("memfd:") != std::string::npos);
+  // An encoded image of that size is refused as ever, and so is what exceeds the quota.
+  const std::string file = testing::png_of_bytes(RequestLimits::kPayloadBytes + 1);
+  CHECK(refusal_of(daemon, with_image("echo"), file).code == ErrorCode::kPayloadTooLarge);
+  auto beyond = client->allocate_once(2 * kFrameBytes);
+  REQUIRE(beyond.ok());
+  const auto refused = client->submit(frame(7680), {{0, 1, *beyond}});
+  CHECK(refused.kind() == static_cast<int>(LocalFailure::kNoRoom));
 }
 
 TEST_CASE("whole requests over the control channel have their images checked, too") {

@@ -522,6 +522,29 @@ TEST_CASE("a payload over the limit is the typed answer, not a message nobody ca
   CHECK(encode(Submit{r, 1, 0}).size() < kMessageBytesMax);
 }
 
+TEST_CASE("raw frames and rows may be larger than a message as long as they stay on their node") {
+  Request frame = full_chat();
+  frame.messages[1].parts[0].mime = "image/x-raw-rgb;width=3840;height=2160";
+  frame.messages[1].parts[0].bytes = std::string(size_t{3} * 3840 * 2160, 'x');
+  Request rows = parts_request();
+  rows.prompt_parts[1].rows = {EmbeddingRows::Type::kF32, 6000, 1024,
+                               std::string(size_t{6000} * 1024 * 4, 'x')};
+  for (const Request& request : {frame, rows}) {
+    const auto stays = check_request(request);
+    CHECK_MESSAGE(!stays, stays.value_or(RequestError()).message);
+    const auto error = check_crossing(request);
+    REQUIRE(error.has_value());
+    CHECK(error->code == ErrorCode::kPayloadTooLarge);
+    CHECK(error->message.find("between nodes") != std::string::npos);
+    CHECK_FALSE(decode(encode(Submit{request, 1, 0})).ok());
+  }
+  frame.messages[1].parts[0].bytes = std::string(RequestLimits::kPayloadBytes - 1000, 'x');
+  CHECK_FALSE(check_crossing(frame).has_value());
+  // Text does not hide behind a frame.
+  frame.messages[0].parts[0].text = std::string(RequestLimits::kPayloadBytes + 1, 'x');
+  CHECK(check_request(frame)->code == ErrorCode::kPayloadTooLarge);
+}
+
 TEST_CASE("text that a peer would refuse is repaired by the encoder") {
   TokenChunk c;
   c.text = "ab\xC3";
