@@ -23,7 +23,10 @@ int64_t prompt_tokens_at_most(const Request& request) {
     for (const std::vector<int32_t>& ids : request.prompt_ids) most = std::max(most, ids.size());
     return static_cast<int64_t>(most) + kTemplateTokens;
   }
-  return prompt_text_bytes(request) + kTemplateTokens +
+  int64_t exact = 0;
+  for (const PromptPart& part : request.prompt_parts)
+    exact += static_cast<int64_t>(part.ids.size()) + part.rows.row_count;
+  return exact + prompt_text_bytes(request) + kTemplateTokens +
          kTemplateTokensPerMessage * static_cast<int64_t>(request.messages.size());
 }
 
@@ -163,6 +166,7 @@ EdgeNeed EdgeService::need_of(const Request& request) const {
   need.wanted_tokens = request.sampling.max_tokens.value_or(0);
   need.choice_count = std::max(1, total_choices(request));
   need.has_image = has_image(request);
+  need.has_embeddings = has_embeddings(request);
   need.is_chat = request.kind == Request::Kind::kChat;
   return need;
 }
@@ -226,7 +230,8 @@ void EdgeService::place(const FlightPtr& flight, const EdgeNeed& need) {
     past = sessions_.past(request.hints.session, monotonic_ns());
   }
   EdgeDecision decision = place_at_edge(request.hints, need, state, past);
-  const bool bound_here = request.hints.local_only || request.hints.tier == Tier::kEdge;
+  const bool bound_here =
+      request.hints.local_only || request.hints.tier == Tier::kEdge || need.has_embeddings;
   flight->reason = decision.reason;
   flight->fits_here =
       state.model_here && request.hints.tier != Tier::kCloud && fits_edge(need, state);
@@ -287,6 +292,7 @@ void EdgeService::on_event(const FlightPtr& flight, bool from_pool, Event event)
     flight->request.messages = {};
     flight->request.prompts = {};
     flight->request.prompt_ids = {};
+    flight->request.prompt_parts = {};
     if (started->decision.empty()) started->decision = flight->reason;
   }
   if (const auto* error = std::get_if<RequestError>(&event)) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/image/image_info.h"
+#include "common/message/request_check.h"
 
 namespace updraft {
 
@@ -37,6 +38,21 @@ std::optional<RequestError> copy_ids(const std::string& place, ByteView from,
   return std::nullopt;
 }
 
+std::optional<RequestError> place_part(const std::string& place, const SharedBytes& from,
+                                       PromptPart& to) {
+  switch (to.kind) {
+    case PromptPart::Kind::kText:
+      return copy_text(place, from.view(), to.text);
+    case PromptPart::Kind::kIds:
+      return copy_ids(place, from.view(), to.ids);
+    case PromptPart::Kind::kEmbeddings:
+      to.rows.bytes = from;
+      if (const auto problem = embedding_problem(to.rows)) return invalid(place + " " + *problem);
+      return std::nullopt;
+  }
+  return std::nullopt;
+}
+
 std::string place_of(const PartSpan& span) {
   const std::string index = "[" + std::to_string(span.index) + "]";
   switch (span.target) {
@@ -44,6 +60,8 @@ std::string place_of(const PartSpan& span) {
       return "prompts" + index;
     case SpanTarget::kPromptIds:
       return "prompt_ids" + index;
+    case SpanTarget::kPromptPart:
+      return "prompt_parts" + index;
     default:
       return "messages" + index + ".parts[" + std::to_string(span.part) + "]";
   }
@@ -58,6 +76,8 @@ bool has_place(const Request& request, const PartSpan& span) {
       return span.index < request.prompts.size();
     case SpanTarget::kPromptIds:
       return span.index < request.prompt_ids.size();
+    case SpanTarget::kPromptPart:
+      return span.index < request.prompt_parts.size();
   }
   return false;  // a target that this daemon does not know
 }
@@ -79,6 +99,8 @@ std::optional<RequestError> place_span(Request& request, const PartSpan& span,
     return copy_text(place, bytes->view(), request.prompts[span.index]);
   if (span.target == SpanTarget::kPromptIds)
     return copy_ids(place, bytes->view(), request.prompt_ids[span.index]);
+  if (span.target == SpanTarget::kPromptPart)
+    return place_part(place, *bytes, request.prompt_parts[span.index]);
   ContentPart& part = request.messages[span.index].parts[span.part];
   if (part.kind == ContentPart::Kind::kText) return copy_text(place, bytes->view(), part.text);
   part.bytes = *bytes;

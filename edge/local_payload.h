@@ -1,10 +1,11 @@
 // How the bytes that a local client placed in shared memory become parts of its request.
 //
 // Text is snapshotted: copied first, then checked, so that what a parser walks over is what was
-// checked. Image bytes are not copied: the request gets a view of the mapped segment that keeps it
-// mapped until the request is done, also when the client dies meanwhile. The client may rewrite
-// those bytes at any time; a decoder treats them as shared_bytes.h says, and the harm is the
-// client's own answer. Token ids are copied, too.
+// checked. Token ids are, too. Images and rows of embeddings are not copied: the request gets a
+// view of the mapped segment that keeps it mapped until the request is done, also when the client
+// dies meanwhile. The client may rewrite those bytes at any time; a decoder treats them as
+// shared_bytes.h says, the engine judges each value of a row after it has copied it, and the harm
+// is the client's own answer.
 #pragma once
 
 #include <optional>

@@ -391,7 +391,7 @@ class LocalServerImpl final : public LocalServer {
     welcome.requests_max = kRequestsPerSessionMax;
     welcome.segment_bytes_max = static_cast<uint64_t>(config_.segment_bytes_max);
     for (const ModelInfo& model : service_.models())
-      welcome.models.push_back({model.id, model.context_tokens});
+      welcome.models.push_back({model.id, model.context_tokens, model.embedding_dim});
     if (auto sent = send_message(socket, encode_handshake(welcome)); !sent) return;
     session->socket = std::move(socket);
     if (session->pidfd) watch(session->pidfd.get(), tag(Source::kProcess, id));

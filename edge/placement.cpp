@@ -80,7 +80,13 @@ bool fits_edge(const EdgeNeed& need, const EdgeState& state) {
 EdgeDecision place_at_edge(const Hints& hints, const EdgeNeed& need, const EdgeState& state,
                            SessionPast past) {
   if (state.draining) return refuse(ErrorCode::kOverloaded, "this gateway is stopping");
+  if (need.has_embeddings && hints.tier == Tier::kCloud && !hints.local_only) {
+    return refuse(ErrorCode::kUnsupported,
+                  "the request asks for the cloud, but its input embeddings are for the model on "
+                  "this gateway");
+  }
   if (hints.local_only) return stay(need, state, "local-only");
+  if (need.has_embeddings) return stay(need, state, "input embeddings");
   if (hints.tier == Tier::kEdge) return stay(need, state, "tier edge");
   const auto away = [&](const char* what) {
     return refuse(ErrorCode::kOverloaded, std::string(what) + ", and the pool cannot be reached");

@@ -2,8 +2,8 @@
 // request's size, the node's state and the session's past in, a decision out.
 //
 // The rule: what fits the edge's context and its free slots stays; the rest rises. Hints narrow the
-// choice. A session that rose stays above, so that its conversation does not move back and forth
-// between two prefix caches.
+// choice, and input embeddings bind a request to the model whose they are. A session that rose
+// stays above, so that its conversation does not move back and forth between two prefix caches.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ struct EdgeNeed {
   int64_t wanted_tokens = 0;  // max_tokens; 0: open-ended
   int32_t choice_count = 1;   // sequences in all
   bool has_image = false;
+  bool has_embeddings = false;  // rows that mean something to the model on this gateway alone
   bool is_chat = true;
   bool countable =
       true;  // false: the tokenizer refused it; the local model then gives the typed error

@@ -46,10 +46,14 @@ struct SequenceSlice {
 
 // One step. The spans stay valid until read_logits() or the next begin().
 struct Batch {
-  std::span<const int32_t> token_ids;           // [rows]
+  std::span<const int32_t> token_ids;           // [rows]; below 0: the row's input is given instead
   std::span<const int32_t> positions;           // [rows] rotary position (may differ from the KV index)
   std::span<const SequenceSlice> sequences;     // ascending, disjoint, together all rows
   std::span<const int32_t> logit_rows;          // rows whose logits are wanted, ascending; may be empty
+  // [rows with an id below 0, dim] f32 in host memory: what stands in place of a token's row of the
+  // embedding table, in the order of the rows. So enters what is no text: a client's own
+  // embeddings, an image's.
+  std::span<const float> given_rows = {};
 };
 
 enum class RopeStyle : uint8_t {
@@ -118,7 +122,8 @@ class Backend {
 
   // --- one step: begin, then the operations in order; a device may run them later, read_logits() waits ---
   virtual void begin(const Batch& batch) = 0;
-  // out[row] = table row token_ids[row], decoded. Ids are within the table (the engine checks).
+  // out[row] = table row token_ids[row], decoded; the next of given_rows, unchanged, where that id
+  // is below 0. Ids are within the table (the engine checks).
   virtual void embed(Mat table, Act out) = 0;
   virtual void residual_norm(const ResidualNorm& op) = 0;
   // out[row, r] = sum_c in[row, c] * w[r, c] (+ bias[r]).

@@ -26,6 +26,8 @@ int64_t payload_bytes(const Request& request) {
   }
   for (const std::vector<int32_t>& ids : request.prompt_ids)
     bytes += static_cast<int64_t>(ids.size() * sizeof(int32_t));
+  for (const PromptPart& part : request.prompt_parts)
+    bytes += static_cast<int64_t>(part.ids.size() * sizeof(int32_t) + part.rows.bytes.size());
   return bytes;
 }
 
@@ -59,7 +61,14 @@ std::optional<RequestError> RouterCore::admit(const Request& request, int64_t by
     error.param = "x-updraft-residency";
     return error;
   }
-  if (std::optional<RequestError> error = check_request(request)) return error;
+  if (std::optional<RequestError> error = check_crossing(request)) return error;
+  if (has_embeddings(request)) {
+    RequestError error = error_of(
+        ErrorCode::kUnsupported,
+        "input embeddings mean something to one model alone and do not leave their gateway");
+    error.param = "prompt";
+    return error;
+  }
   const int32_t choices = total_choices(request);
   if (choices < 1 || choices > config_.choices_max) {
     return error_of(ErrorCode::kInvalidRequest, "the request asks for " + std::to_string(choices) +

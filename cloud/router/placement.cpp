@@ -71,6 +71,13 @@ Estimate estimate_request(const Request& request) {
   }
   estimate.prompt_count =
       static_cast<int32_t>(std::max(request.prompts.size(), request.prompt_ids.size()));
+  if (!request.prompt_parts.empty()) {
+    estimate.prompt_count = 1;
+    estimate.text_bytes_max = estimate.text_bytes_total;
+    for (const PromptPart& part : request.prompt_parts)
+      estimate.exact_tokens_max += static_cast<int64_t>(part.ids.size());
+    estimate.exact_tokens_total = estimate.exact_tokens_max;
+  }
   return estimate;
 }
 

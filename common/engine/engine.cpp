@@ -56,18 +56,20 @@ struct Wish {
 
 class ThreadedEngine final : public Engine {
  public:
-  ThreadedEngine(const EngineConfig& config, const MemoryPlan& plan, int32_t vocab_count,
+  ThreadedEngine(const EngineConfig& config, const MemoryPlan& plan, const Hyperparameters& h,
                  Forward forward, std::unique_ptr<Backend> backend, std::string description)
       : live_max_(static_cast<size_t>(config.slots) + static_cast<size_t>(config.waiting_max)),
         context_tokens_(plan.context_tokens),
-        vocab_count_(vocab_count),
+        vocab_count_(h.vocab_count),
+        hidden_dim_(h.hidden_dim),
         kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
         description_(std::move(description)),
         mailbox_(3 * live_max_),  // of each live one: itself, one cancel, one about its flow
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
                 logit_rows_max(config), config.prefix_cache},
                plan.context_tokens,
-               vocab_count,
+               h.vocab_count,
+               h.hidden_dim,
                config.mixed_step_ms,
                config.draft_tokens_max,
                config.step_clock ? config.step_clock : monotonic_ns},
@@ -150,10 +152,32 @@ class ThreadedEngine final : public Engine {
     UPDRAFT_CHECK(!request.prompt.empty(), "an empty prompt has no last token to go on from");
     UPDRAFT_CHECK(static_cast<int64_t>(request.prompt.size()) < context_tokens_,
                   "the caller checks the context");
-    for (const int32_t id : request.prompt) UPDRAFT_CHECK(id >= 0 && id < vocab_count_);
+    check_positions(request);
+    UPDRAFT_CHECK(request.inputs.empty() || !request.prompt_logprobs,
+                  "a given row is no token that could have a probability");
     for (const auto& [id, bias] : request.sampling.logit_bias)
       UPDRAFT_CHECK(id >= 0 && id < vocab_count_);
     UPDRAFT_CHECK(request.sampling.max_tokens.value_or(1) > 0);
+  }
+
+  // A token of the vocabulary, or a row of the model's width, at each position.
+  void check_positions(const SequenceRequest& request) const {
+    size_t position = 0;
+    const auto check_tokens = [&](size_t end) {
+      for (; position < end; ++position) {
+        UPDRAFT_CHECK(request.prompt[position] >= 0 && request.prompt[position] < vocab_count_);
+      }
+    };
+    for (const InputRows& input : request.inputs) {
+      UPDRAFT_CHECK(input.rows.dim == hidden_dim_ && input.rows.row_count > 0);
+      UPDRAFT_CHECK(static_cast<int64_t>(input.rows.bytes.size()) == embedding_bytes(input.rows));
+      UPDRAFT_CHECK(input.first >= static_cast<int32_t>(position) &&
+                    input.end() <= static_cast<int32_t>(request.prompt.size()));
+      check_tokens(static_cast<size_t>(input.first));
+      for (; position < static_cast<size_t>(input.end()); ++position)
+        UPDRAFT_CHECK(request.prompt[position] == kNoToken);
+    }
+    check_tokens(request.prompt.size());
   }
 
   // --- engine thread from here on ---
@@ -232,6 +256,7 @@ class ThreadedEngine final : public Engine {
   const size_t live_max_;
   const int32_t context_tokens_;
   const int32_t vocab_count_;
+  const int32_t hidden_dim_;
   const int64_t kv_tokens_total_;
   const std::string description_;
   Mailbox<Mail> mailbox_;
@@ -310,7 +335,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
       std::to_string(config.slots) + " slots of " + std::to_string(plan->context_tokens) +
       " tokens";
   return std::unique_ptr<Engine>(std::make_unique<ThreadedEngine>(
-      effective, *plan, h.vocab_count, std::move(*forward), std::move(backend), description));
+      effective, *plan, h, std::move(*forward), std::move(backend), description));
 }
 
 }  // namespace updraft

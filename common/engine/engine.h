@@ -12,6 +12,7 @@
 
 #include "common/base/progress.h"
 #include "common/base/result.h"
+#include "common/engine/input_rows.h"
 #include "common/message/event.h"
 #include "common/message/request.h"
 #include "common/model/model.h"
@@ -44,7 +45,9 @@ struct EngineConfig {
 // One generation. Ids are chosen by the caller and unique among live sequences.
 struct SequenceRequest {
   uint64_t id = 0;
-  std::vector<int32_t> prompt;           // ids, not empty
+  std::vector<int32_t> prompt;  // ids, not empty; kNoToken where `inputs` says what stands there
+  std::vector<InputRows>
+      inputs;  // in order of position, apart from each other; dim is the model's hidden size
   Sampling sampling;                     // stop strings are the sink's business; max_tokens resolved by the engine
   std::vector<int32_t> stop_ids;         // end the sequence; never handed out
   std::vector<int32_t> banned_ids;
@@ -52,7 +55,8 @@ struct SequenceRequest {
   int64_t deadline_ns = 0;               // monotonic; 0: none
   std::string tenant;                    // who authenticated; only sequences of one tenant share KV pages
   uint64_t seed = 0;                     // resolved by the caller; the counter-based generator's key
-  bool prompt_logprobs = false;          // on_prompt_token() for every prompt token (echo + logprobs)
+  bool prompt_logprobs =
+      false;  // on_prompt_token() for every prompt token (echo + logprobs); not with inputs
 };
 
 struct SampledToken {
@@ -62,7 +66,9 @@ struct SampledToken {
 };
 
 // kFailed: the model gave logits that are no numbers (see Sampler); on_failure() said why.
-enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline, kFailed };
+// kBadInput: a given row held a value that is no finite number when it was its turn; on_failure()
+// said where.
+enum class SequenceEnd : uint8_t { kStop, kLength, kCancelled, kDeadline, kFailed, kBadInput };
 
 // Called on the engine thread; must not block. May call Engine::submit(), cancel(), pause() and resume().
 class SequenceSink {
@@ -75,7 +81,7 @@ class SequenceSink {
   virtual void on_prompt_token(const SampledToken& token) { (void)token; }
   // A new token. False: stop here (a stop string matched); the sequence ends with kStop.
   virtual bool on_token(const SampledToken& token) = 0;
-  // Before on_end(kFailed): one sentence.
+  // Before on_end(kFailed) and on_end(kBadInput): one sentence.
   virtual void on_failure(const std::string& why) { (void)why; }
   // Exactly once, last. cached_tokens: prompt tokens that the prefix cache spared.
   virtual void on_end(SequenceEnd end, int32_t cached_tokens) = 0;

@@ -28,7 +28,11 @@ EngineCore::EngineCore(const EngineCoreConfig& config, Forward forward,
     : config_(config),
       forward_(std::move(forward)),
       backend_(std::move(backend)),
-      scheduler_(config.scheduler) {}
+      scheduler_(config.scheduler) {
+  // Touched, and so taken, only as far as clients give rows.
+  given_rows_.reserve(static_cast<size_t>(config.scheduler.step_tokens_max) *
+                      static_cast<size_t>(config.hidden_dim));
+}
 
 void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink, int64_t now_ns) {
   const auto prompt_count = static_cast<int32_t>(request.prompt.size());
@@ -43,8 +47,12 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
   // The last prompt token's logits are the first sample's.
   scheduled.logit_tokens = request.prompt_logprobs ? prompt_count - 1 : 0;
   scheduled.salt = request.tenant;
+  if (!request.inputs.empty()) scheduled.shared_tokens_max = request.inputs.front().first;
   Sampler sampler(request.sampling, request.prompt, request.banned_ids, request.seed);
   std::vector<int32_t> tokens = std::move(request.prompt);
+  for (const InputRows& input : request.inputs) {
+    for (int32_t i = input.first; i < input.end(); ++i) tokens[static_cast<size_t>(i)] = -1 - i;
+  }
   tokens.reserve(static_cast<size_t>(scheduled.token_limit));
   const uint64_t id = request.id;
   const auto added = sequences_.emplace(id, Sequence{std::move(request),
@@ -55,6 +63,7 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
                                                      0,
                                                      false,
                                                      std::move(sampler),
+                                                     {},
                                                      {},
                                                      {},
                                                      {}});
@@ -96,7 +105,8 @@ void EngineCore::plan_drafts() {
   }
 }
 
-// Fills its drafts; how many there are. None behind one that ends the answer.
+// Fills its drafts; how many there are. None behind one that ends the answer, and none from where
+// the place that is followed runs into given rows.
 int32_t EngineCore::guess(Sequence& sequence) const {
   sequence.drafts.clear();
   const int32_t room = sequence.token_limit - static_cast<int32_t>(sequence.tokens.size()) - 1;
@@ -104,9 +114,11 @@ int32_t EngineCore::guess(Sequence& sequence) const {
   if (count <= 0 || sequence.lookup.match_tokens() == 0) return 0;
   sequence.lookup.guess(sequence.tokens, count, sequence.drafts);
   const std::vector<int32_t>& stops = sequence.request.stop_ids;
-  const auto stop = std::find_first_of(sequence.drafts.begin(), sequence.drafts.end(),
-                                       stops.begin(), stops.end());
-  sequence.drafts.erase(stop, sequence.drafts.end());
+  const auto last =
+      std::find_if(sequence.drafts.begin(), sequence.drafts.end(), [&](const int32_t id) {
+        return id < 0 || std::find(stops.begin(), stops.end(), id) != stops.end();
+      });
+  sequence.drafts.erase(last, sequence.drafts.end());
   return static_cast<int32_t>(sequence.drafts.size());
 }
 
@@ -132,6 +144,8 @@ void EngineCore::run(std::vector<uint64_t>& ended) {
   const int64_t step_ns = config_.step_clock() - before_ns;
   const int64_t sampled_before = sampled_;
   scheduler_.commit(plan_);
+  for (const uint64_t id : bad_inputs_)
+    fail(id, sequences_.at(id).bad_input, ended, SequenceEnd::kBadInput);
   deliver(logits, ended);
   measure(step_ns, sampled_ - sampled_before);
   ++steps_;
@@ -160,8 +174,10 @@ Batch EngineCore::build_batch() {
   slices_.clear();
   logit_rows_.clear();
   logit_uses_.clear();
+  given_rows_.clear();
+  bad_inputs_.clear();
   for (const StepSlice& slice : plan_.slices) {
-    const Sequence& sequence = sequences_.at(slice.id);
+    Sequence& sequence = sequences_.at(slice.id);
     const auto row_first = static_cast<int32_t>(token_ids_.size());
     const int32_t known = slice.first + slice.count - slice.drafts;
     for (int32_t position = slice.first; position < slice.first + slice.count; ++position) {
@@ -171,10 +187,31 @@ Batch EngineCore::build_batch() {
       positions_.push_back(position);
     }
     slices_.push_back({row_first, slice.count, slice.first, scheduler_.pages(slice.id)});
+    add_given_rows(sequence, slice);
     add_logit_rows(slice, row_first, sequence);
   }
   UPDRAFT_CHECK(static_cast<int32_t>(logit_rows_.size()) <= config_.scheduler.logit_rows_max);
-  return {token_ids_, positions_, slices_, logit_rows_};
+  return {token_ids_, positions_, slices_, logit_rows_, given_rows_};
+}
+
+// The step's copy of the rows that stand in the slice. Where they are no numbers the step runs on
+// zeros, for nothing, and the sequence ends behind it: its pages from there on are its own.
+void EngineCore::add_given_rows(Sequence& sequence, const StepSlice& slice) {
+  const auto dim = static_cast<size_t>(config_.hidden_dim);
+  for (const InputRows& input : sequence.request.inputs) {
+    const int32_t first = std::max(slice.first, input.first);
+    const int32_t count = std::min(slice.first + slice.count, input.end()) - first;
+    if (count <= 0) continue;
+    const size_t at = given_rows_.size();
+    given_rows_.resize(at + static_cast<size_t>(count) * dim);
+    const auto bad =
+        copy_rows(input.rows, first - input.first, count, std::span(given_rows_).subspan(at));
+    if (!bad || !sequence.bad_input.empty()) continue;
+    sequence.bad_input = "an input embedding is no finite number: row " + std::to_string(bad->row) +
+                         ", column " + std::to_string(bad->column) +
+                         " of the rows that stand at position " + std::to_string(input.first);
+    bad_inputs_.push_back(slice.id);
+  }
 }
 
 void EngineCore::add_logit_rows(const StepSlice& slice, int32_t row_first,
@@ -282,9 +319,10 @@ void EngineCore::end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended,
   ended.push_back(id);
 }
 
-void EngineCore::fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended) {
+void EngineCore::fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended,
+                      SequenceEnd how) {
   sequences_.at(id).sink->on_failure(why);
-  end(id, SequenceEnd::kFailed, ended);
+  end(id, how, ended);
 }
 
 // A step with prompt rows measures prefill, any other decoding; the few decode rows beside a chunk

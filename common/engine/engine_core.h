@@ -24,6 +24,7 @@ struct EngineCoreConfig {
   SchedulerConfig scheduler;
   int32_t context_tokens = 0;
   int32_t vocab_count = 0;
+  int32_t hidden_dim = 0;
   int32_t mixed_step_ms = 0;
   int32_t draft_tokens_max = 0;
   std::function<int64_t()> step_clock = monotonic_ns;
@@ -56,7 +57,9 @@ class EngineCore {
   struct Sequence {
     SequenceRequest request;  // its prompt has moved to tokens
     std::shared_ptr<SequenceSink> sink;
-    std::vector<int32_t> tokens;  // prompt, then the answer so far
+    // Prompt, then the answer so far. A position that is given has an id below 0 that no other has,
+    // so it is like nothing: no n-gram with it ever comes again.
+    std::vector<int32_t> tokens;
     int32_t prompt_count = 0;
     int32_t token_limit = 0;
     int32_t prompt_logits_done = 0;  // positions whose logits went to on_prompt_token()
@@ -65,6 +68,7 @@ class EngineCore {
     PromptLookup lookup;
     GuessRecord guesses;
     std::vector<int32_t> drafts;  // of the current step
+    std::string bad_input;        // why it cannot go on after the current step
   };
   // What a logit row is for: position `position` of the sequence, whose next token it predicts.
   struct LogitUse {
@@ -78,6 +82,7 @@ class EngineCore {
   int32_t guess(Sequence& sequence) const;
   void look_up(Sequence& sequence, int32_t token_count) const;
   Batch build_batch();
+  void add_given_rows(Sequence& sequence, const StepSlice& slice);
   void add_logit_rows(const StepSlice& slice, int32_t row_first, const Sequence& sequence);
   void deliver(std::span<float> logits, std::vector<uint64_t>& ended);
   void deliver_prompt_token(const LogitUse& use, std::span<const float> row,
@@ -86,7 +91,8 @@ class EngineCore {
   bool deliver_sample(const LogitUse& use, int32_t drafts_kept, std::span<float> row,
                       std::vector<uint64_t>& ended);
   void end(uint64_t id, SequenceEnd how, std::vector<uint64_t>& ended, int32_t drafts_kept = 0);
-  void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended);
+  void fail(uint64_t id, const std::string& why, std::vector<uint64_t>& ended,
+            SequenceEnd how = SequenceEnd::kFailed);
   void measure(int64_t step_ns, int64_t sampled_count);
 
   const EngineCoreConfig config_;
@@ -101,6 +107,8 @@ class EngineCore {
   std::vector<int32_t> positions_;
   std::vector<SequenceSlice> slices_;
   std::vector<int32_t> logit_rows_;
+  std::vector<float> given_rows_;     // [given rows, hidden]; never more than reserved at the start
+  std::vector<uint64_t> bad_inputs_;  // sequences whose given rows are none
   std::vector<LogitUse> logit_uses_;  // one per logit row
 
   int64_t steps_ = 0;

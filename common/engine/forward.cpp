@@ -217,7 +217,7 @@ void Forward::ffn_block(Backend& backend, const Layer& layer) const {
 uint64_t Forward::activation_bytes(const Hyperparameters& h, const ForwardLimits& limits) {
   const uint64_t q_cols = uint64_t(h.head_count) * uint64_t(h.head_dim);
   const uint64_t kv_cols = uint64_t(h.kv_head_count) * uint64_t(h.head_dim);
-  const uint64_t cols = 3 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + uint64_t(h.ff_dim);
+  const uint64_t cols = 4 * uint64_t(h.hidden_dim) + 2 * q_cols + 2 * kv_cols + uint64_t(h.ff_dim);
   return sizeof(float) * (uint64_t(limits.rows_max) * cols +
                           uint64_t(limits.logit_rows_max) * uint64_t(h.vocab_count));
 }

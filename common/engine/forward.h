@@ -35,7 +35,8 @@ class Forward {
   // The final norm's output of the last run that had logit rows, for tests: [rows, hidden_dim].
   Act final_hidden() const { return normed_; }
 
-  // Bytes of the activation buffers and the logits at these limits (f32).
+  // Bytes of the activation buffers, the engine's copy of given rows and the logits at these limits
+  // (f32).
   static uint64_t activation_bytes(const Hyperparameters& hyperparameters,
                                    const ForwardLimits& limits);
   // Layer, head and dimension counts of the pool; page size, count and type are the caller's.

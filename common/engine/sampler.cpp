@@ -85,6 +85,7 @@ Sampler::Sampler(const Sampling& sampling, std::span<const int32_t> prompt,
   if (sampling_.repetition_penalty != 1.0F) {
     const std::unordered_set<int32_t> distinct(prompt.begin(), prompt.end());
     prompt_ids_.assign(distinct.begin(), distinct.end());
+    std::erase_if(prompt_ids_, [](int32_t id) { return id < 0; });
     std::sort(prompt_ids_.begin(), prompt_ids_.end());
   }
 }

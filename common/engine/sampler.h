@@ -30,7 +30,8 @@ SampledToken logprobs_of(std::span<const float> logits, int32_t id, int32_t top_
 
 class Sampler {
  public:
-  // prompt: its tokens count for the repetition penalty (not for frequency and presence).
+  // prompt: its tokens count for the repetition penalty (not for frequency and presence); ids below
+  // 0 are none.
   // logit_bias ids lie within the vocabulary (the caller checked), banned_ids beyond it are
   // ignored.
   Sampler(const Sampling& sampling, std::span<const int32_t> prompt,

@@ -17,6 +17,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <set>
 #include <span>
@@ -59,6 +60,9 @@ struct ScheduledSequence {
   // whenever the scheduler is called. Null: the sequence shares no pages.
   const std::vector<int32_t>* ids = nullptr;
   std::string salt;  // pages are shared among sequences of one salt
+  // Pages that reach beyond this position are the sequence's own: from there on the ids do not tell
+  // what its input is.
+  int32_t shared_tokens_max = std::numeric_limits<int32_t>::max();
 };
 
 // Positions [first, first + count) of one sequence. The KV memory holds [0, first) already.

@@ -16,7 +16,7 @@ bool Scheduler::shares(const Sequence& sequence) const {
 // logits are wanted, and so are the prompt tokens whose logits are wanted and were not given yet.
 int32_t Scheduler::findable_count(const Sequence& sequence) const {
   if (!shares(sequence)) return 0;
-  int32_t count = sequence.info.token_count - 1;
+  int32_t count = std::min(sequence.info.token_count - 1, sequence.info.shared_tokens_max);
   if (sequence.info.logit_tokens > 0) count = std::min(count, sequence.computed_max);
   return count / config_.page_tokens * config_.page_tokens;
 }
@@ -61,7 +61,7 @@ void Scheduler::use_found(Sequence& sequence, const std::vector<int32_t>& found)
     ++sequence.indexed_pages;
   }
   if (shares(sequence) && sequence.info.logit_tokens == 0 && !std::exchange(sequence.queried, true))
-    stats_.queried_tokens += sequence.info.token_count;
+    stats_.queried_tokens += std::min(sequence.info.token_count, sequence.info.shared_tokens_max);
   // What it computed itself before a preemption is not found, it is found again.
   const int32_t spared = std::max(0, sequence.cached_count - sequence.computed_max);
   sequence.computed_max = std::max(sequence.computed_max, sequence.cached_count);
@@ -73,7 +73,8 @@ void Scheduler::use_found(Sequence& sequence, const std::vector<int32_t>& found)
 // was there already takes the place of the sequence's own.
 void Scheduler::index_full_pages(Sequence& sequence) {
   if (!shares(sequence)) return;
-  const int32_t known = std::min(sequence.cached_count, sequence.info.token_count);
+  const int32_t known =
+      std::min({sequence.cached_count, sequence.info.token_count, sequence.info.shared_tokens_max});
   const auto page_tokens = static_cast<size_t>(config_.page_tokens);
   for (; (sequence.indexed_pages + 1) * config_.page_tokens <= known; ++sequence.indexed_pages) {
     const auto index = static_cast<size_t>(sequence.indexed_pages);

@@ -101,15 +101,16 @@ static_assert(sizeof(SubmitRecord) == 40);
 
 // What the bytes of a span are.
 enum class SpanTarget : uint32_t {
-  kPart = 0,      // messages[index].parts[part]: UTF-8 text, or an image
-  kPrompt = 1,    // prompts[index]: UTF-8 text
-  kPromptIds = 2  // prompt_ids[index]: token ids, little-endian int32
+  kPart = 0,       // messages[index].parts[part]: UTF-8 text, or an image
+  kPrompt = 1,     // prompts[index]: UTF-8 text
+  kPromptIds = 2,  // prompt_ids[index]: token ids, little-endian int32
+  kPromptPart = 3  // prompt_parts[index]: UTF-8 text, token ids or rows of embeddings, as it says
 };
 
 // Bytes of the request that stay in the payload area instead of the frame. In the frame such a text
-// or list of ids is empty, and one byte stands in place of an image.
+// or list of ids is empty, so are rows of embeddings, and one byte stands in place of an image.
 struct PartSpan {
-  uint32_t index;  // into Request::messages, prompts or prompt_ids
+  uint32_t index;  // into Request::messages, prompts, prompt_ids or prompt_parts
   uint32_t part;   // index into the message's parts; 0 otherwise
   uint64_t offset;
   uint64_t bytes;

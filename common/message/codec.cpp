@@ -157,6 +157,18 @@ ContentPart read(Reader& in, const wire::ContentPart& w) {
   return part;
 }
 
+PromptPart read(Reader& in, const wire::PromptPart& w) {
+  PromptPart part;
+  part.kind = in.choice("kind", w.kind(), PromptPart::Kind::kEmbeddings);
+  part.text = in.text("text", w.text(), RequestLimits::kPayloadBytes);
+  part.ids = in.token_ids("ids", w.ids());
+  part.rows.type = in.choice("type", w.type(), EmbeddingRows::Type::kBF16);
+  part.rows.row_count = w.row_count();
+  part.rows.dim = w.dim();
+  part.rows.bytes = in.bytes("bytes", w.bytes(), kMessageBytesMax);
+  return part;
+}
+
 Request read(Reader& in, const wire::Request& w) {
   Request r;
   r.id = in.id(w.id());
@@ -177,6 +189,9 @@ Request read(Reader& in, const wire::Request& w) {
   for (uint32_t i = 0; i < list_count && in.ok(); ++i) {
     r.prompt_ids.push_back(in.token_ids("prompt_ids", w.prompt_ids()->Get(i)->ids()));
   }
+  const uint32_t piece_count = in.count("prompt_parts", w.prompt_parts(), RequestLimits::kParts);
+  for (uint32_t i = 0; i < piece_count && in.ok(); ++i)
+    r.prompt_parts.push_back(read(in, *w.prompt_parts()->Get(i)));
   r.choice_count = w.choice_count();
   r.echo = w.echo();
   r.enable_thinking = w.enable_thinking();
@@ -191,7 +206,7 @@ Request read(Reader& in, const wire::Request& w) {
   r.tenant = in.text("tenant", w.tenant(), RequestLimits::kNameBytes);
   r.trace = in.text("trace", w.trace(), RequestLimits::kNameBytes);
   if (!in.ok()) return r;
-  if (const auto error = check_request(r)) in.refuse("request:", error->message);
+  if (const auto error = check_crossing(r)) in.refuse("request:", error->message);
   return r;
 }
 

@@ -84,6 +84,15 @@ fb::Offset<wire::Hints> put(Builder& b, const Hints& h) {
                            static_cast<uint8_t>(h.priority), session, h.deadline_ms);
 }
 
+fb::Offset<wire::PromptPart> put(Builder& b, const PromptPart& part) {
+  const auto text = put(b, part.text);
+  const auto ids = put_vector(b, part.ids);
+  const EmbeddingRows& rows = part.rows;
+  const auto bytes = put_bytes(b, rows.bytes.data(), rows.bytes.size());
+  return wire::CreatePromptPart(b, static_cast<uint8_t>(part.kind), text, ids,
+                                static_cast<uint8_t>(rows.type), rows.row_count, rows.dim, bytes);
+}
+
 fb::Offset<wire::Request> put(Builder& b, const Request& r) {
   std::vector<fb::Offset<wire::ChatMessage>> messages;
   for (const ChatMessage& message : r.messages) messages.push_back(put(b, message));
@@ -91,6 +100,8 @@ fb::Offset<wire::Request> put(Builder& b, const Request& r) {
   for (const std::vector<int32_t>& ids : r.prompt_ids) {
     id_lists.push_back(wire::CreateTokenIds(b, put_vector(b, ids)));
   }
+  std::vector<fb::Offset<wire::PromptPart>> parts;
+  for (const PromptPart& part : r.prompt_parts) parts.push_back(put(b, part));
   const auto id = put(b, r.id);
   const auto model = put(b, r.model);
   const auto message_vector = put_vector(b, messages);
@@ -100,9 +111,10 @@ fb::Offset<wire::Request> put(Builder& b, const Request& r) {
   const auto hints = put(b, r.hints);
   const auto tenant = put(b, r.tenant);
   const auto trace = put(b, r.trace);
+  const auto part_vector = put_vector(b, parts);
   return wire::CreateRequest(b, id, static_cast<uint8_t>(r.kind), model, message_vector, prompts,
                              prompt_ids, r.choice_count, r.echo, r.enable_thinking, sampling, hints,
-                             tenant, trace);
+                             tenant, trace, part_vector);
 }
 
 fb::Offset<wire::RequestError> put(Builder& b, const RequestError& e) {

@@ -62,7 +62,8 @@ Result<Handshake> read(const wire::Welcome& welcome) {
     for (const wire::Model* model : *welcome.models()) {
       Result<std::string> id = text("models.id", model->id(), kTextBytesMax);
       if (!id) return id.error();
-      out.models.push_back({std::move(id).value(), model->context_tokens()});
+      out.models.push_back(
+          {std::move(id).value(), model->context_tokens(), model->embedding_dim()});
     }
   }
   return Handshake(std::move(out));
@@ -82,8 +83,8 @@ std::vector<std::byte> encode_handshake(const Handshake& handshake) {
   } else if (const auto* welcome = std::get_if<LocalWelcome>(&handshake)) {
     std::vector<flatbuffers::Offset<wire::Model>> models;
     for (const LocalModelName& model : welcome->models) {
-      models.push_back(
-          wire::CreateModel(builder, builder.CreateString(model.id), model.context_tokens));
+      models.push_back(wire::CreateModel(builder, builder.CreateString(model.id),
+                                         model.context_tokens, model.embedding_dim));
     }
     kind = wire::Body::Welcome;
     body = wire::CreateWelcome(

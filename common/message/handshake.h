@@ -25,6 +25,7 @@ struct LocalHello {
 struct LocalModelName {
   std::string id;
   int32_t context_tokens = 0;
+  int32_t embedding_dim = 0;  // values of one row of input embeddings; 0: none are taken
 };
 struct LocalWelcome {
   uint64_t boot_epoch = 0;

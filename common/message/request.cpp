@@ -3,6 +3,7 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
@@ -34,6 +35,24 @@ const char* tier_name(Tier tier) {
   return "unknown";
 }
 
+const char* embedding_type_name(EmbeddingRows::Type type) {
+  switch (type) {
+    case EmbeddingRows::Type::kF32:
+      return "f32";
+    case EmbeddingRows::Type::kF16:
+      return "f16";
+    case EmbeddingRows::Type::kBF16:
+      return "bf16";
+  }
+  return "unknown";
+}
+
+size_t value_bytes(EmbeddingRows::Type type) { return type == EmbeddingRows::Type::kF32 ? 4 : 2; }
+
+int64_t embedding_bytes(const EmbeddingRows& rows) {
+  return int64_t{rows.row_count} * rows.dim * static_cast<int64_t>(value_bytes(rows.type));
+}
+
 int64_t prompt_text_bytes(const Request& request) {
   int64_t bytes = 0;
   for (const ChatMessage& message : request.messages) {
@@ -42,13 +61,16 @@ int64_t prompt_text_bytes(const Request& request) {
     }
   }
   for (const std::string& prompt : request.prompts) bytes += static_cast<int64_t>(prompt.size());
+  for (const PromptPart& part : request.prompt_parts)
+    bytes += static_cast<int64_t>(part.text.size());
   return bytes;
 }
 
 int32_t total_choices(const Request& request) {
   if (request.kind == Request::Kind::kChat) return request.choice_count;
-  const size_t prompt_count =
-      request.prompt_ids.empty() ? request.prompts.size() : request.prompt_ids.size();
+  const size_t prompt_count = request.prompt_parts.empty()
+                                  ? std::max(request.prompts.size(), request.prompt_ids.size())
+                                  : 1;
   return request.choice_count * static_cast<int32_t>(prompt_count);
 }
 
@@ -59,6 +81,12 @@ bool has_image(const Request& request) {
     }
   }
   return false;
+}
+
+bool has_embeddings(const Request& request) {
+  return std::any_of(
+      request.prompt_parts.begin(), request.prompt_parts.end(),
+      [](const PromptPart& part) { return part.kind == PromptPart::Kind::kEmbeddings; });
 }
 
 }  // namespace updraft

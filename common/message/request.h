@@ -46,6 +46,29 @@ struct ContentPart {
   SharedBytes bytes;  // kImage: the file; may lie in a local client's memory (shared_bytes.h)
 };
 
+// Rows of input embeddings: what the model's first layer takes in place of rows of its own table.
+// They mean something to that model alone.
+struct EmbeddingRows {
+  enum class Type : uint8_t { kF32, kF16, kBF16 };
+  Type type = Type::kF32;
+  int32_t row_count = 0;
+  int32_t dim = 0;    // values of one row; the model's hidden size
+  SharedBytes bytes;  // [row_count, dim] little-endian; may lie in a local client's memory
+};
+const char* embedding_type_name(EmbeddingRows::Type type);  // "f32", "f16", "bf16"
+size_t value_bytes(EmbeddingRows::Type type);
+// What `bytes` must have, by the other fields.
+int64_t embedding_bytes(const EmbeddingRows& rows);
+
+// A piece of a prompt.
+struct PromptPart {
+  enum class Kind : uint8_t { kText, kIds, kEmbeddings };
+  Kind kind = Kind::kText;
+  std::string text;          // kText: UTF-8; special tokens written in it count
+  std::vector<int32_t> ids;  // kIds
+  EmbeddingRows rows;        // kEmbeddings; each row is one position
+};
+
 struct ChatMessage {
   std::string role;  // "system", "developer" (treated as system), "user", "assistant", "tool"
   std::vector<ContentPart> parts;
@@ -74,6 +97,7 @@ struct Request {
   std::vector<ChatMessage> messages;             // kChat, not empty
   std::vector<std::string> prompts;              // kCompletion as text; one choice group each
   std::vector<std::vector<int32_t>> prompt_ids;  // kCompletion as token ids; either this or prompts
+  std::vector<PromptPart> prompt_parts;          // or one prompt, made of these in their order
   int32_t choice_count = 1;                      // `n` per prompt, 1..8
   bool echo = false;                             // kCompletion: the answer begins with the prompt
   bool enable_thinking = true;                   // chat_template_kwargs.enable_thinking (qwen3)
@@ -91,5 +115,6 @@ int64_t prompt_text_bytes(const Request& request);
 // Choices in all: choice_count for each prompt.
 int32_t total_choices(const Request& request);
 bool has_image(const Request& request);
+bool has_embeddings(const Request& request);
 
 }  // namespace updraft

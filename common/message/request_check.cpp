@@ -102,8 +102,11 @@ bool is_image_type(std::string_view mime) {
   return mime == "image/png" || mime == "image/jpeg" || mime.starts_with("image/x-raw-rgb;");
 }
 
-// Returns the payload bytes.
-size_t check_messages(Checker& check, const Request& request) {
+bool is_raw_frame(const ContentPart& part) { return part.mime.starts_with("image/x-raw-rgb;"); }
+
+// Returns the payload bytes; of raw frames, which image_info.h limits, only when the request
+// crosses.
+size_t check_messages(Checker& check, const Request& request, bool crosses) {
   check.count("messages", request.messages.size(), Limits::kMessages);
   size_t part_count = 0;
   size_t bytes = 0;
@@ -114,7 +117,7 @@ size_t check_messages(Checker& check, const Request& request) {
     }
     part_count += message.parts.size();
     for (const ContentPart& part : message.parts) {
-      bytes += part.text.size() + part.bytes.size();
+      bytes += part.text.size() + (crosses || !is_raw_frame(part) ? part.bytes.size() : 0);
       if (check.failed() || bytes > Limits::kPayloadBytes) return bytes;
       if (part.kind == ContentPart::Kind::kText) {
         check.text("content", part.text, Limits::kPayloadBytes);
@@ -148,22 +151,73 @@ size_t check_prompts(Checker& check, const Request& request) {
   return bytes;
 }
 
+// Returns the payload bytes; of embeddings only when the request crosses.
+size_t check_parts(Checker& check, const Request& request, bool crosses) {
+  check.count("prompt", request.prompt_parts.size(), Limits::kParts);
+  size_t bytes = 0;
+  int64_t embeddings = 0;
+  for (const PromptPart& part : request.prompt_parts) {
+    bytes += part.text.size() + part.ids.size() * sizeof(int32_t);
+    if (crosses) bytes += part.rows.bytes.size();
+    if (check.failed() || bytes > Limits::kPayloadBytes) return bytes;
+    const bool rows = part.kind == PromptPart::Kind::kEmbeddings;
+    if ((!part.text.empty() && part.kind != PromptPart::Kind::kText) ||
+        (!part.ids.empty() && part.kind != PromptPart::Kind::kIds) ||
+        (!part.rows.bytes.empty() && !rows)) {
+      check.refuse("prompt", "has a part that is two things at once");
+    }
+    check.text("prompt", part.text, Limits::kPayloadBytes);
+    for (const int32_t id : part.ids)
+      check.range("prompt", id, 0, std::numeric_limits<int32_t>::max());
+    if (!rows) continue;
+    check.range("embedding rows", part.rows.row_count, 1, Limits::kEmbeddingRows);
+    check.range("embedding values per row", part.rows.dim, 1, Limits::kEmbeddingDim);
+    if (check.failed()) return bytes;
+    embeddings += embedding_bytes(part.rows);
+    if (embeddings > Limits::kEmbeddingBytes) {
+      check.refuse(
+          "prompt",
+          "has more than " + std::to_string(Limits::kEmbeddingBytes) + " bytes of embeddings",
+          ErrorCode::kPayloadTooLarge);
+    }
+    if (part.rows.bytes.empty()) continue;
+    if (const auto problem = embedding_problem(part.rows))
+      check.refuse("prompt", "has an embeddings part that " + *problem);
+  }
+  return bytes;
+}
+
 void check_shape(Checker& check, const Request& request) {
   if (request.kind == Request::Kind::kChat) {
     if (request.messages.empty()) check.refuse("messages", "is empty");
-    if (!request.prompts.empty() || !request.prompt_ids.empty())
+    if (!request.prompts.empty() || !request.prompt_ids.empty() || !request.prompt_parts.empty())
       check.refuse("prompt", "does not belong into a chat");
   } else {
     if (!request.messages.empty()) check.refuse("messages", "does not belong into a completion");
-    if (request.prompts.empty() == request.prompt_ids.empty()) {
-      check.refuse("prompt", request.prompts.empty() ? "is empty" : "is both text and token ids");
+    const int given = (request.prompts.empty() ? 0 : 1) + (request.prompt_ids.empty() ? 0 : 1) +
+                      (request.prompt_parts.empty() ? 0 : 1);
+    if (given == 0) check.refuse("prompt", "is empty");
+    if (given > 1) {
+      check.refuse("prompt", request.prompt_parts.empty() ? "is both text and token ids"
+                                                          : "is both parts and something else");
     }
+    if (request.echo && has_embeddings(request))
+      check.refuse("echo", "is not possible: embeddings in the prompt have no text");
   }
 }
 
 }  // namespace
 
-std::optional<RequestError> check_request(const Request& request) {
+std::optional<std::string> embedding_problem(const EmbeddingRows& rows) {
+  if (static_cast<int64_t>(rows.bytes.size()) == embedding_bytes(rows)) return std::nullopt;
+  return "has " + std::to_string(rows.bytes.size()) + " bytes, but " +
+         std::to_string(rows.row_count) + " rows of " + std::to_string(rows.dim) + " " +
+         embedding_type_name(rows.type) + " values have " + std::to_string(embedding_bytes(rows));
+}
+
+namespace {
+
+std::optional<RequestError> check_all(const Request& request, bool crosses) {
   Checker check;
   check_id(check, request.id);
   check.text("model", request.model, Limits::kNameBytes);
@@ -174,13 +228,24 @@ std::optional<RequestError> check_request(const Request& request) {
   check.range("n", request.choice_count, 1, Limits::kChoices);
   check_sampling(check, request.sampling);
   check_shape(check, request);
-  const size_t bytes = check_messages(check, request) + check_prompts(check, request);
+  const size_t bytes = check_messages(check, request, crosses) + check_prompts(check, request) +
+                       check_parts(check, request, crosses);
   if (bytes > Limits::kPayloadBytes) {
     check.refuse(request.kind == Request::Kind::kChat ? "messages" : "prompt",
-                 "has more than " + std::to_string(Limits::kPayloadBytes) + " bytes",
+                 "has more than " + std::to_string(Limits::kPayloadBytes) + " bytes" +
+                     (crosses ? ", as many as travel between nodes" : ""),
                  ErrorCode::kPayloadTooLarge);
   }
   return check.take();
+}
+
+}  // namespace
+
+std::optional<RequestError> check_request(const Request& request) {
+  return check_all(request, false);
+}
+std::optional<RequestError> check_crossing(const Request& request) {
+  return check_all(request, true);
 }
 
 }  // namespace updraft

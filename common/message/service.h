@@ -20,6 +20,9 @@ struct ModelInfo {
   int32_t context_tokens = 0;  // prompt + answer, as served
   int64_t created = 0;         // unix seconds
   bool images = false;         // accepts image parts
+  // Values of one row of input embeddings; 0: none are taken under this name. Known on the model's
+  // own node alone: such rows do not travel.
+  int32_t embedding_dim = 0;
 };
 
 class InferenceService {

@@ -293,7 +293,7 @@ void LinkCore::on_upward(Request request, EventSink sink, int64_t now_ns) {
     return refuse(
         error_of(ErrorCode::kInvalidRequest, "a local-only request does not leave the gateway"));
   }
-  if (auto error = check_request(request)) return refuse(std::move(*error));
+  if (auto error = check_crossing(request)) return refuse(std::move(*error));
   if (upward_.contains(request.id)) {
     return refuse(
         error_of(ErrorCode::kInvalidRequest, "request id " + request.id + " is already under way"));

@@ -101,6 +101,11 @@ void ChoiceSink::on_end(SequenceEnd end, int32_t cached_tokens) {
       error.code = ErrorCode::kInternal;
       error.message = failure_;
       break;
+    case SequenceEnd::kBadInput:
+      error.code = ErrorCode::kInvalidRequest;
+      error.param = "prompt";
+      error.message = failure_;
+      break;
   }
   if (!error.message.empty()) {
     answer_->fail(std::move(error));

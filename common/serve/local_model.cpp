@@ -40,8 +40,8 @@ constexpr int64_t kPromptBytesAtOnce = 1024;
 constexpr size_t kMessagesAtOnce = 8;
 
 bool prepared_at_once(const Request& request) {
-  return request.prompt_ids.empty() && request.messages.size() <= kMessagesAtOnce &&
-         request.prompts.size() <= kMessagesAtOnce &&
+  return request.prompt_ids.empty() && request.prompt_parts.empty() &&
+         request.messages.size() <= kMessagesAtOnce && request.prompts.size() <= kMessagesAtOnce &&
          prompt_text_bytes(request) <= kPromptBytesAtOnce;
 }
 
@@ -327,7 +327,8 @@ void EngineModel::start(const JobPtr& job, PreparedPrompts prompts) {
   int64_t prompt_tokens = 0;
   for (const PreparedPrompt& prompt : prompts)
     prompt_tokens += static_cast<int64_t>(prompt.ids.size());
-  if (const int64_t bytes = prompt_text_bytes(request); bytes > 0) {
+  // Of texts alone: ids and rows in a prompt of parts have no bytes of text.
+  if (const int64_t bytes = prompt_text_bytes(request); bytes > 0 && request.prompt_parts.empty()) {
     const std::lock_guard lock(mutex_);
     average(bytes_per_token_, static_cast<float>(bytes) / static_cast<float>(prompt_tokens));
   }
@@ -362,6 +363,7 @@ void EngineModel::start(const JobPtr& job, PreparedPrompts prompts) {
     out.logprobs = request.sampling.logprobs;
     out.echo = echo;
     if (echo) {
+      // Never with rows, which have no text.
       out.echo_text = request.prompts.empty() ? parts_.tokenizer->decode(prompt.ids, true)
                                               : request.prompts[choice / n];
       out.first_prompt_id = prompt.ids[0];
@@ -369,6 +371,7 @@ void EngineModel::start(const JobPtr& job, PreparedPrompts prompts) {
     SequenceRequest sequence;
     sequence.id = job->sequence_first + choice;
     sequence.prompt = prompt.ids;
+    sequence.inputs = prompt.inputs;
     sequence.sampling = request.sampling;
     if (!request.sampling.ignore_eos) sequence.stop_ids = parts_.tokenizer->stop_ids();
     sequence.banned_ids = parts_.banned_ids;
@@ -552,6 +555,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.info.quantization = (*model)->quantization();
   parts.info.context_tokens = parts.engine->context_tokens();
   parts.info.created = unix_seconds();
+  parts.info.embedding_dim = (*model)->hyperparameters().hidden_dim;
   parts.tokenizer = *tokenizer;
   parts.banned_ids = banned_ids(**tokenizer, vocab_count);
   parts.page_tokens = config.page_tokens;
@@ -565,6 +569,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   preparer.accepted_names.push_back(parts.served_name);
   preparer.context_tokens = parts.engine->context_tokens();
   preparer.vocab_count = vocab_count;
+  preparer.hidden_dim = (*model)->hyperparameters().hidden_dim;
   preparer.no_template_reason = parts.served_name +
                                 " has no chat template, so only /v1/completions can be asked; set "
                                 "chat_template in the configuration to one of " +

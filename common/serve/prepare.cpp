@@ -62,6 +62,32 @@ RequestError too_long(const PreparerConfig& config, size_t prompt_tokens, int32_
   return error;
 }
 
+bool needs_text(const Request& request) {
+  if (request.prompt_parts.empty()) return request.prompt_ids.empty();
+  return std::any_of(request.prompt_parts.begin(), request.prompt_parts.end(),
+                     [](const PromptPart& p) { return p.kind == PromptPart::Kind::kText; });
+}
+
+std::string part_place(size_t part) { return "prompt_parts[" + std::to_string(part) + "]"; }
+
+// The first value of the prompt's rows that is no finite number.
+std::optional<RequestError> check_finite(const Request& request) {
+  std::vector<float> scratch;
+  for (size_t i = 0; i < request.prompt_parts.size(); ++i) {
+    const PromptPart& part = request.prompt_parts[i];
+    if (part.kind != PromptPart::Kind::kEmbeddings) continue;
+    scratch.resize(static_cast<size_t>(part.rows.dim));
+    for (int32_t row = 0; row < part.rows.row_count; ++row) {
+      const auto bad = copy_rows(part.rows, row, 1, scratch);
+      if (!bad) continue;
+      return invalid("prompt", part_place(i) + " holds a value that is no finite number: row " +
+                                   std::to_string(bad->row) + ", column " +
+                                   std::to_string(bad->column));
+    }
+  }
+  return std::nullopt;
+}
+
 // The ranges that need no model are check_request()'s.
 std::optional<RequestError> check_bias_ids(const Sampling& sampling, int32_t vocab_count) {
   for (const auto& [id, bias] : sampling.logit_bias) {
@@ -89,7 +115,8 @@ std::variant<PreparedPrompts, RequestError> Preparer::prepare(const Request& req
                          config_.model_name + " is");
   }
   if (auto error = check_request(request)) return *error;
-  const size_t prompt_count = std::max(request.prompts.size(), request.prompt_ids.size());
+  const size_t prompt_count = std::max({request.prompts.size(), request.prompt_ids.size(),
+                                        request.prompt_parts.empty() ? size_t{0} : size_t{1}});
   if (prompt_count * static_cast<size_t>(request.choice_count) > static_cast<size_t>(kChoicesMax)) {
     return invalid("prompt", std::to_string(prompt_count) +
                                  " prompts with n = " + std::to_string(request.choice_count) +
@@ -109,22 +136,25 @@ std::variant<PreparedPrompts, RequestError> Preparer::prepare(const Request& req
       return error;
     }
   }
+  if (auto error = check_finite(request)) return *error;
   return outcome;
 }
 
 std::variant<PreparedPrompts, RequestError> Preparer::tokenize(const Request& request) const {
-  if (!tokenizer_->has_text() && request.prompt_ids.empty()) {
-    return with_code(ErrorCode::kUnsupported,
-                     request.kind == Request::Kind::kChat ? "messages" : "prompt",
-                     config_.model_name + " has no tokenizer: a prompt can only be token ids");
+  if (!tokenizer_->has_text() && needs_text(request)) {
+    return with_code(
+        ErrorCode::kUnsupported, request.kind == Request::Kind::kChat ? "messages" : "prompt",
+        config_.model_name + " has no tokenizer: a prompt can only be token ids or embeddings");
   }
   auto outcome =
       request.kind == Request::Kind::kChat ? tokenize_chat(request) : tokenize_completion(request);
   auto* prompts = std::get_if<PreparedPrompts>(&outcome);
   if (prompts == nullptr) return outcome;
   for (PreparedPrompt& prompt : *prompts) {
-    bool only_control = true;
+    bool only_control = prompt.inputs.empty();
     for (const int32_t id : prompt.ids) {
+      // Ids of the client's own that are below 0 were refused where its parts were joined.
+      if (id == kNoToken && !prompt.inputs.empty()) continue;
       if (id < 0 || id >= std::min(config_.vocab_count, tokenizer_->vocab_count())) {
         return invalid(
             "prompt", "the prompt contains token " + std::to_string(id) +
@@ -166,15 +196,59 @@ std::variant<PreparedPrompts, RequestError> Preparer::tokenize_chat(const Reques
   return out;
 }
 
+// One prompt of the parts as they follow each other. A text is tokenized by itself: words do not
+// cross the border to ids or rows.
+std::variant<PreparedPrompts, RequestError> Preparer::tokenize_parts(const Request& request) const {
+  PreparedPrompts out(1);
+  PreparedPrompt& prompt = out[0];
+  for (size_t i = 0; i < request.prompt_parts.size(); ++i) {
+    const PromptPart& part = request.prompt_parts[i];
+    switch (part.kind) {
+      case PromptPart::Kind::kText:
+        if (i == 0 && tokenizer_->add_bos() && tokenizer_->bos_id() >= 0)
+          prompt.ids.push_back(tokenizer_->bos_id());
+        tokenizer_->encode(part.text, SpecialText::kParse, i == 0, prompt.ids);
+        break;
+      case PromptPart::Kind::kIds:
+        for (const int32_t id : part.ids) {
+          if (id < 0) {
+            return invalid("prompt",
+                           part_place(i) + " contains " + std::to_string(id) + ", no token's id");
+          }
+        }
+        prompt.ids.insert(prompt.ids.end(), part.ids.begin(), part.ids.end());
+        break;
+      case PromptPart::Kind::kEmbeddings: {
+        const EmbeddingRows& rows = part.rows;
+        if (rows.dim != config_.hidden_dim) {
+          return invalid("prompt", part_place(i) + " has rows of " + std::to_string(rows.dim) +
+                                       " values, but " + config_.model_name +
+                                       " takes embeddings of " +
+                                       std::to_string(config_.hidden_dim));
+        }
+        if (const auto problem = embedding_problem(rows); problem || rows.row_count < 1) {
+          return invalid("prompt", part_place(i) + " " + problem.value_or("has no rows"));
+        }
+        prompt.inputs.push_back({static_cast<int32_t>(prompt.ids.size()), rows});
+        prompt.ids.insert(prompt.ids.end(), static_cast<size_t>(rows.row_count), kNoToken);
+        break;
+      }
+    }
+  }
+  if (prompt.ids.empty()) return invalid("prompt", "prompt is empty");
+  return out;
+}
+
 // Raw prompts are the caller's own template: special tokens written in them count, as with the
 // peers' /v1/completions.
 std::variant<PreparedPrompts, RequestError> Preparer::tokenize_completion(
     const Request& request) const {
+  if (!request.prompt_parts.empty()) return tokenize_parts(request);
   PreparedPrompts out;
   for (const std::string& prompt : request.prompts) {
-    out.push_back({tokenizer_->encode_all(prompt, SpecialText::kParse, true), false});
+    out.push_back({tokenizer_->encode_all(prompt, SpecialText::kParse, true), {}, false});
   }
-  for (const std::vector<int32_t>& ids : request.prompt_ids) out.push_back({ids, false});
+  for (const std::vector<int32_t>& ids : request.prompt_ids) out.push_back({ids, {}, false});
   if (out.empty()) return invalid("prompt", "prompt is empty");
   for (PreparedPrompt& prompt : out) {
     if (!prompt.ids.empty()) continue;

@@ -95,6 +95,18 @@ ByteView part_bytes(const ContentPart& part) {
   return part.kind == ContentPart::Kind::kText ? as_bytes_view(part.text) : part.bytes.view();
 }
 
+ByteView part_bytes(const PromptPart& part) {
+  switch (part.kind) {
+    case PromptPart::Kind::kText:
+      return as_bytes_view(part.text);
+    case PromptPart::Kind::kIds:
+      return std::as_bytes(std::span(part.ids));
+    case PromptPart::Kind::kEmbeddings:
+      return part.rows.bytes.view();
+  }
+  return {};
+}
+
 class MappedClient final : public LocalClient {
  public:
   static Result<std::unique_ptr<LocalClient>> connect(const LocalClientOptions& options) {
@@ -315,6 +327,16 @@ class MappedClient final : public LocalClient {
       if (!moved) return moved.error();
       if (*moved) request.prompt_ids[i].clear();
     }
+    for (uint32_t i = 0; i < request.prompt_parts.size(); ++i) {
+      PromptPart& part = request.prompt_parts[i];
+      const Result<bool> moved =
+          place_large(part_bytes(part), {i, 0, {}, SpanTarget::kPromptPart}, placed);
+      if (!moved) return moved.error();
+      if (!*moved) continue;
+      part.text.clear();
+      part.ids.clear();
+      part.rows.bytes = {};
+    }
     if (placed.size() > kSpanCountMax) {
       return fail(LocalFailure::kTooLarge, "a request with " + std::to_string(placed.size()) +
                                                " large parts, allowed are " +
@@ -331,6 +353,8 @@ class MappedClient final : public LocalClient {
         known = part.index < request.prompts.size();
       } else if (part.target == SpanTarget::kPromptIds) {
         known = part.index < request.prompt_ids.size();
+      } else if (part.target == SpanTarget::kPromptPart) {
+        known = part.index < request.prompt_parts.size();
       } else {
         known = part.index < request.messages.size() &&
                 part.part < request.messages[part.index].parts.size();

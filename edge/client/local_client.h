@@ -85,8 +85,9 @@ class LocalClient {
   virtual Result<Buffer> allocate_once(uint64_t bytes) = 0;
   virtual void release(Buffer buffer) = 0;
 
-  // Names the buffer that holds the bytes of messages[index].parts[part], prompts[index] or
-  // prompt_ids[index] (int32, little-endian); those in the request itself stay empty.
+  // Names the buffer that holds the bytes of messages[index].parts[part], prompts[index],
+  // prompt_ids[index] (int32, little-endian) or prompt_parts[index]; those in the request itself
+  // stay empty.
   struct PlacedPart {
     uint32_t index = 0;
     uint32_t part = 0;

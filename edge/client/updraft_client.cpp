@@ -21,9 +21,11 @@
 
 using updraft::ChatMessage;
 using updraft::ContentPart;
+using updraft::EmbeddingRows;
 using updraft::ErrorCode;
 using updraft::Event;
 using updraft::LocalClient;
+using updraft::PromptPart;
 using updraft::Request;
 using updraft::Result;
 using updraft::ipc::SpanTarget;
@@ -228,6 +230,30 @@ int add_placed_prompt(updraft_request* request, std::vector<Prompt> Request::*pr
   return UPDRAFT_OK;
 }
 
+// Rows of the next part of the prompt; `data` is borrowed until the submit, like a message's part.
+int add_embeddings(updraft_request* request, int type, const void* data, uint64_t row_count,
+                   uint64_t dim, bool placed) {
+  if (request == nullptr || data == nullptr)
+    return refuse(UPDRAFT_ERR_INVALID, "the request or its rows are NULL");
+  if (type < UPDRAFT_F32 || type > UPDRAFT_BF16)
+    return refuse(UPDRAFT_ERR_INVALID, "there is no type of embeddings " + std::to_string(type));
+  if (row_count < 1 || row_count > INT32_MAX || dim < 1 || dim > INT32_MAX) {
+    return refuse(UPDRAFT_ERR_INVALID, "embeddings of " + std::to_string(row_count) + " rows of " +
+                                           std::to_string(dim) + " values");
+  }
+  PromptPart part;
+  part.kind = PromptPart::Kind::kEmbeddings;
+  part.rows.type = static_cast<EmbeddingRows::Type>(type);
+  part.rows.row_count = static_cast<int32_t>(row_count);
+  part.rows.dim = static_cast<int32_t>(dim);
+  const uint64_t bytes = row_count * dim * updraft::value_bytes(part.rows.type);
+  std::vector<PromptPart>& parts = request->request.prompt_parts;
+  parts.push_back(std::move(part));
+  request->parts.push_back(
+      {SpanTarget::kPromptPart, static_cast<uint32_t>(parts.size() - 1), 0, data, bytes, placed});
+  return UPDRAFT_OK;
+}
+
 ContentPart image_part(const char* mime) {
   ContentPart part;
   part.kind = ContentPart::Kind::kImage;
@@ -281,6 +307,10 @@ int place_part(updraft_session& session, const updraft_request::Part& part, Requ
     return UPDRAFT_OK;
   }
   std::string bytes(static_cast<const char*>(part.data), part.bytes);
+  if (part.target == SpanTarget::kPromptPart) {
+    request.prompt_parts[part.index].rows.bytes = std::move(bytes);
+    return UPDRAFT_OK;
+  }
   ContentPart& target = request.messages[part.index].parts[part.part];
   if (target.kind == ContentPart::Kind::kText) {
     target.text = std::move(bytes);
@@ -482,6 +512,11 @@ const char* updraft_model_name(const updraft_session* session, uint32_t index) {
 int32_t updraft_model_context_tokens(const updraft_session* session, uint32_t index) {
   return index < updraft_model_count(session)
              ? session->client->welcome().models[index].context_tokens
+             : 0;
+}
+int32_t updraft_model_embedding_dim(const updraft_session* session, uint32_t index) {
+  return index < updraft_model_count(session)
+             ? session->client->welcome().models[index].embedding_dim
              : 0;
 }
 uint32_t updraft_requests_max(const updraft_session* session) {
@@ -695,6 +730,36 @@ int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids
     return add_placed_prompt(request, &Request::prompt_ids, SpanTarget::kPromptIds, ids,
                              id_count * sizeof(int32_t));
   });
+}
+
+int updraft_request_add_part_text(updraft_request* request, const char* text, uint64_t bytes) {
+  return guarded([&] {
+    if (request == nullptr || (text == nullptr && bytes > 0))
+      return refuse(UPDRAFT_ERR_INVALID, "request or text is NULL");
+    PromptPart part;
+    part.text.assign(text == nullptr ? "" : text, bytes);
+    request->request.prompt_parts.push_back(std::move(part));
+    return int{UPDRAFT_OK};
+  });
+}
+int updraft_request_add_part_ids(updraft_request* request, const int32_t* ids, uint64_t id_count) {
+  return guarded([&] {
+    if (request == nullptr || ids == nullptr)
+      return refuse(UPDRAFT_ERR_INVALID, "request or ids is NULL");
+    PromptPart part;
+    part.kind = PromptPart::Kind::kIds;
+    part.ids.assign(ids, ids + id_count);
+    request->request.prompt_parts.push_back(std::move(part));
+    return int{UPDRAFT_OK};
+  });
+}
+int updraft_request_add_part_embeddings(updraft_request* request, int type, const void* rows,
+                                        uint64_t row_count, uint64_t dim) {
+  return guarded([&] { return add_embeddings(request, type, rows, row_count, dim, false); });
+}
+int updraft_request_add_placed_part_embeddings(updraft_request* request, int type, void* rows,
+                                               uint64_t row_count, uint64_t dim) {
+  return guarded([&] { return add_embeddings(request, type, rows, row_count, dim, true); });
 }
 
 int updraft_submit(updraft_session* session, const updraft_request* request, uint64_t* id) {

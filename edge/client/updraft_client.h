@@ -108,6 +108,8 @@ UPDRAFT_API void updraft_close(updraft_session* session);
 UPDRAFT_API uint32_t updraft_model_count(const updraft_session* session);
 UPDRAFT_API const char* updraft_model_name(const updraft_session* session, uint32_t index);
 UPDRAFT_API int32_t updraft_model_context_tokens(const updraft_session* session, uint32_t index);
+/* Values of one row of input embeddings that the model takes; 0: it takes none here. */
+UPDRAFT_API int32_t updraft_model_embedding_dim(const updraft_session* session, uint32_t index);
 /* How many requests may be in flight at once. */
 UPDRAFT_API uint32_t updraft_requests_max(const updraft_session* session);
 
@@ -182,6 +184,24 @@ UPDRAFT_API int updraft_request_add_placed_prompt(updraft_request* request, void
                                                   uint64_t bytes);
 UPDRAFT_API int updraft_request_add_placed_prompt_ids(updraft_request* request, int32_t* ids,
                                                       uint64_t id_count);
+
+/* UPDRAFT_COMPLETION: one prompt made of parts, in the order of these calls, instead of whole
+ * prompts. A text is tokenized by itself. Rows of input embeddings stand in place of rows of the
+ * model's own embedding table, one position each: `row_count` rows of `dim` finite values
+ * (updraft_model_embedding_dim()), row after row, little-endian. They mean something to one model
+ * alone, so such a request is answered on this machine or not at all. Copied, or, placed, read
+ * where they lie; row_count * dim values must fit the piece. */
+enum updraft_embedding_type { UPDRAFT_F32 = 0, UPDRAFT_F16 = 1, UPDRAFT_BF16 = 2 };
+UPDRAFT_API int updraft_request_add_part_text(updraft_request* request, const char* text,
+                                              uint64_t bytes);
+UPDRAFT_API int updraft_request_add_part_ids(updraft_request* request, const int32_t* ids,
+                                             uint64_t id_count);
+UPDRAFT_API int updraft_request_add_part_embeddings(updraft_request* request, int type,
+                                                    const void* rows, uint64_t row_count,
+                                                    uint64_t dim);
+UPDRAFT_API int updraft_request_add_placed_part_embeddings(updraft_request* request, int type,
+                                                           void* rows, uint64_t row_count,
+                                                           uint64_t dim);
 
 /* Hands the request over; *id (never 0) is what its events and updraft_cancel() name. On an error
  * the placed buffers are still the caller's. */

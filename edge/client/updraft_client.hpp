@@ -320,6 +320,30 @@ class Completion : public Settings<Completion> {
     return out;
   }
 
+  // One prompt made of the parts that are added to it, in their order.
+  static Completion of_parts() { return {}; }
+  Completion& text(std::string_view text) {
+    take(updraft_request_add_part_text(raw(), text.data(), text.size()));
+    return *this;
+  }
+  Completion& ids(std::span<const int32_t> ids) {
+    take(updraft_request_add_part_ids(raw(), ids.data(), ids.size()));
+    return *this;
+  }
+  // Rows of `dim` values of input embeddings: as many as there are, borrowed; or `row_count` of any
+  // type (enum updraft_embedding_type) that were written into the buffer, in place.
+  Completion& embeddings(std::span<const float> rows, size_t dim) {
+    take(updraft_request_add_part_embeddings(raw(), UPDRAFT_F32, rows.data(),
+                                             dim == 0 ? 0 : rows.size() / dim, dim));
+    return *this;
+  }
+  Completion& embeddings(Buffer& buffer, size_t row_count, size_t dim, int type = UPDRAFT_F32) {
+    place(buffer);
+    take(updraft_request_add_placed_part_embeddings(raw(), type, buffer.bytes().data(), row_count,
+                                                    dim));
+    return *this;
+  }
+
  private:
   Completion() : Settings(UPDRAFT_COMPLETION) {}
 };
@@ -427,6 +451,11 @@ class Session {
     for (uint32_t i = 0; i < updraft_model_count(core_->session); ++i)
       out.emplace_back(updraft_model_name(core_->session, i));
     return out;
+  }
+  // Values of one row of input embeddings of a model by its place in models(); 0: it takes none
+  // here.
+  int32_t embedding_dim(uint32_t model = 0) const {
+    return updraft_model_embedding_dim(core_->session, model);
   }
   Result<Buffer> allocate(size_t bytes) { return allocated(updraft_allocate, bytes); }
   // In memory of its own that is sealed when it is submitted: for one large payload.

@@ -262,7 +262,14 @@ void CpuBackend::for_rows(int64_t values_per_row, RowFunction f, int64_t unit) {
 void CpuBackend::embed(Mat table, Act out) {
   const Matrix& m = matrix(table);
   const Activation& to = activation(out, m.cols);
+  const std::span<const float> given = step_.batch().given_rows;
+  UPDRAFT_CHECK(static_cast<int64_t>(given.size()) == step_.given_count() * m.cols,
+                "one given row for each id below 0");
   for_rows(m.cols, [&](int64_t row) {
+    if (const int64_t index = step_.given_index(row); index >= 0) {
+      std::copy_n(given.data() + index * m.cols, m.cols, to.row(row));
+      return;
+    }
     const int32_t token = step_.batch().token_ids[static_cast<size_t>(row)];
     UPDRAFT_CHECK(token >= 0 && token < m.rows, "a token of the table");
     m.decode_row(token, {to.row(row), static_cast<size_t>(m.cols)});

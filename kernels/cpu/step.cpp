@@ -12,6 +12,7 @@ void Step::reserve(int64_t rows_max) {
   const auto rows = static_cast<size_t>(rows_max);
   row_pages_.reserve(rows);
   row_slots_.reserve(rows);
+  given_.reserve(rows);
   query_blocks_.reserve(rows);
 }
 
@@ -42,6 +43,11 @@ void Step::begin(const Batch& batch, const KvShape& shape) {
     }
   }
   UPDRAFT_CHECK(batch.sequences.empty() || next == rows, "sequences cover all rows");
+  given_.clear();
+  given_count_ = 0;
+  if (!batch.given_rows.empty()) {
+    for (const int32_t id : batch.token_ids) given_.push_back(id < 0 ? given_count_++ : -1);
+  }
   for (const int32_t row : batch.logit_rows)
     UPDRAFT_CHECK(row >= 0 && row < rows, "a row of the batch");
 }

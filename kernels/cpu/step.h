@@ -34,6 +34,11 @@ class Step {
   std::span<const int32_t> row_pages() const { return row_pages_; }  // where the rows' K and V go
   int32_t row_page(int64_t row) const { return row_pages_[static_cast<size_t>(row)]; }
   int32_t row_slot(int64_t row) const { return row_slots_[static_cast<size_t>(row)]; }
+  // Which of the batch's given rows is the row's input; -1: its token is.
+  int32_t given_index(int64_t row) const {
+    return given_count_ == 0 ? -1 : given_[static_cast<size_t>(row)];
+  }
+  int32_t given_count() const { return given_count_; }
 
   // The blocks for `group` query heads per kv head, last rows (most keys) first.
   std::span<const QueryBlock> query_blocks(int group);
@@ -46,6 +51,8 @@ class Step {
   Batch batch_;
   std::vector<int32_t> row_pages_;
   std::vector<int32_t> row_slots_;
+  std::vector<int32_t> given_;  // [rows] as given_index(); not filled when no row is given
+  int32_t given_count_ = 0;
   std::vector<QueryBlock> query_blocks_;
   int query_blocks_group_ = 0;  // 0: not made in this step
   Rope rope_;

@@ -13,7 +13,8 @@ import tempfile
 import unittest
 import zlib
 
-from harness import PROGRAM, ROOT, Stack, chat, wait_until
+from gguf_table import Table
+from harness import EDGE_MODEL, PROGRAM, ROOT, Stack, chat, wait_until
 
 sys.path.insert(0, str(ROOT / "edge/client/python"))
 os.environ.setdefault("UPDRAFT_CLIENT_LIBRARY", str(PROGRAM.parent.parent / "lib/libupdraft_client.so.1"))
@@ -114,6 +115,89 @@ class LocalClients(unittest.TestCase):
             self.assertEqual(tokens[-1].finish, "length")
             scored = list(session.complete([5, 6, 7], max_tokens=4, temperature=0, ignore_eos=True, logprobs=True))
             self.assertTrue(all(len(t.logprobs) == len(t.ids) and max(t.logprobs, default=0) <= 0 for t in scored), scored)
+
+    def test_rows_of_the_models_own_table_are_continued_as_their_tokens_are(self):
+        table, tokens = Table(EDGE_MODEL), [5, 6, 7, 300, 301, 17, 900]
+        rows = table.rows_of(tokens)
+        settings = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        with updraft.Session(self.socket) as session:
+            self.assertEqual(session.embedding_dim(), table.dim)
+            self.assertEqual(session.embedding_dim("no such model"), 0)
+            want = session.complete(tokens, **settings).result()
+
+            def check(prompt, case):
+                with self.subTest(case):
+                    got = session.complete(prompt, **settings).result()
+                    self.assertEqual(got.ids, want.ids)
+                    self.assertEqual(got.prompt_tokens, len(tokens))
+                    self.assertEqual(got.place.decision, "input embeddings")
+
+            check(updraft.Embeddings(rows), "an array")
+            check(updraft.Embeddings(rows.toreadonly()), "a read-only array")
+            check([tokens[:2], updraft.Embeddings(table.rows_of(tokens[2:5])), "", array.array("i", tokens[5:])], "between ids")
+            buffer = session.allocate(rows.nbytes)
+            buffer.view[:] = rows.cast("B")
+            check(updraft.Embeddings(buffer, dim=table.dim), "in place")
+            with self.assertRaises(updraft.InvalidArgument):
+                buffer.view  # the submit took it
+            try:
+                import numpy
+            except ImportError:
+                return
+            given = numpy.array(rows)
+            check(updraft.Embeddings(given), "numpy")
+            check(updraft.Embeddings(numpy.asfortranarray(given)), "numpy in another order")
+            buffer = session.allocate(given.nbytes)
+            buffer.array(given.shape, "float32")[:] = given
+            check([updraft.Embeddings(buffer, dim=table.dim)], "numpy in place")
+            for dtype, rows in ((None, given.astype("float16")),
+                                ("bf16", (given.view("uint32") >> 16).astype("uint16"))):
+                answer = session.complete(updraft.Embeddings(rows, dtype=dtype), **settings).result()
+                self.assertEqual((answer.prompt_tokens, len(answer.ids)), (len(tokens), 12))
+
+    def test_embeddings_that_make_no_sense_are_refused_with_the_reason(self):
+        dim = Table(EDGE_MODEL).dim
+        with updraft.Session(self.socket) as session:
+            for wrong in (b"1234", array.array("f", [1.0, 2.0]), memoryview(bytes(8)).cast("i", [1, 2]), 7):
+                with self.assertRaises(updraft.InvalidArgument):
+                    session.complete(updraft.Embeddings(wrong))
+            with self.assertRaises(updraft.InvalidArgument):
+                updraft.Embeddings(b"", dtype="f64")
+            with self.assertRaises(updraft.InvalidArgument):
+                session.complete(updraft.Embeddings(session.allocate(10), dim=dim))
+            narrow = memoryview(bytes(4 * 2 * 100)).cast("f", [2, 100])
+            with self.assertRaisesRegex(updraft.RequestFailed, f"rows of 100 values, but updraft-demo takes embeddings of {dim}") as caught:
+                session.complete(["Go", updraft.Embeddings(narrow)]).result()
+            self.assertEqual((caught.exception.code, caught.exception.param), ("invalid_request", "prompt"))
+            values = array.array("f", [0.0] * 2 * dim)
+            values[dim + 3] = float("nan")
+            with self.assertRaisesRegex(updraft.RequestFailed, "row 1, column 3"):
+                session.complete(updraft.Embeddings(memoryview(values).cast("B").cast("f", [2, dim]))).result()
+            many = memoryview(bytes(4 * dim * 5000)).cast("f", [5000, dim])
+            with self.assertRaises(updraft.ContextTooLong) as caught:
+                session.complete(updraft.Embeddings(many)).result()
+            self.assertGreaterEqual(caught.exception.prompt_tokens, 5000)
+            # The session serves on.
+            self.assertTrue(session.complete([5, 6, 7], max_tokens=2, temperature=0).result().ids)
+
+    def test_the_embeddings_example_prints_the_continuation(self):
+        try:
+            import numpy
+        except ImportError:
+            self.skipTest("needs numpy")
+        table = Table(EDGE_MODEL)
+        rows = numpy.array(table.rows_of([40, 41, 42]))
+        with tempfile.TemporaryDirectory() as folder, updraft.Session(self.socket) as session:
+            numpy.save(folder + "/rows.npy", rows)
+            want = session.complete(["Go ", [40, 41, 42], " now"], max_tokens=64, temperature=0).result().text
+            done = self.run_example(sys.executable, ROOT / "edge/examples/embeddings.py", "--socket", self.socket,
+                                    folder + "/rows.npy", "Go ", " now")
+            self.assertEqual(done.stdout, want + "\n")
+            self.assertIn(f"3 of them rows of {table.dim} values", done.stderr)
+            numpy.save(folder + "/narrow.npy", rows[:, :10])
+            done = self.run_example(sys.executable, ROOT / "edge/examples/embeddings.py", "--socket", self.socket,
+                                    folder + "/narrow.npy", "Go ", status=1)
+            self.assertIn("rows of 10 values", done.stderr)
 
     def test_what_fails_has_a_name_and_a_reason(self):
         with self.assertRaises(updraft.NoDaemon) as caught:

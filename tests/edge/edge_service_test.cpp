@@ -205,6 +205,25 @@ TEST_CASE("what is bound to the gateway does not rise after a local refusal") {
   CHECK(s.pool.submitted_count() == 0);
 }
 
+TEST_CASE("input embeddings do not rise, neither for their length nor after a local refusal") {
+  Setup s;
+  Request request = chat_request("a", "", "tiny");
+  request.kind = Request::Kind::kCompletion;
+  request.messages.clear();
+  request.prompt_parts.resize(1);
+  request.prompt_parts[0].kind = PromptPart::Kind::kEmbeddings;
+  request.prompt_parts[0].rows = {EmbeddingRows::Type::kF32, 10, 4, std::string(160, 'e')};
+  s.submit(request);
+  CHECK(s.model.emit("a", make_error(ErrorCode::kOverloaded)));
+  CHECK(s.answer.error().code == ErrorCode::kOverloaded);
+  request.id = "b";
+  request.hints.tier = Tier::kCloud;
+  Answer cloud;
+  s.service->submit(request, cloud.sink());
+  CHECK(cloud.error().code == ErrorCode::kUnsupported);
+  CHECK(s.pool.submitted_count() == 0);
+}
+
 TEST_CASE("cancel reaches whichever side has the request, also while it is being counted") {
   Setup s;
   s.submit(chat_request("a", "hello", "tiny"));

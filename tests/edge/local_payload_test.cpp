@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "common/image/decode.h"
+#include "common/message/request_check.h"
 #include "edge/client/local_client.h"
 #include "tests/edge/client/echo_daemon.h"
 #include "tests/support/images.h"
@@ -175,6 +176,34 @@ TEST_CASE("raw pixels are handed over when their count is right") {
   CHECK(daemon.service.last().messages.at(0).parts.at(1).bytes.text() == pixels);
 }
 
+TEST_CASE("a raw frame of a large screen is handed over whole; the quota is its limit") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  constexpr size_t kFrameBytes = size_t{3840} * 2160 * 3;
+  const auto frame = [&](uint32_t width) {
+    Request request = with_image("hold");
+    request.messages[0].parts[1].mime =
+        "image/x-raw-rgb;width=" + std::to_string(width) + ";height=2160";
+    return request;
+  };
+  auto buffer = client->allocate_once(kFrameBytes);
+  REQUIRE_MESSAGE(buffer.ok(), buffer.message());
+  std::memset(buffer->bytes.data(), 7, kFrameBytes);
+  REQUIRE(client->submit(frame(3840), {{0, 1, *buffer}}).ok());
+  wait_started(*client);
+  const SharedBytes seen = daemon.service.last().messages.at(0).parts.at(1).bytes;
+  CHECK(seen.size() == kFrameBytes);
+  CHECK(seen.view().back() == std::byte{7});
+  CHECK(mapping_at(seen.data()).find("memfd:") != std::string::npos);
+  // An encoded image of that size is refused as ever, and so is what exceeds the quota.
+  const std::string file = testing::png_of_bytes(RequestLimits::kPayloadBytes + 1);
+  CHECK(refusal_of(daemon, with_image("echo"), file).code == ErrorCode::kPayloadTooLarge);
+  auto beyond = client->allocate_once(2 * kFrameBytes);
+  REQUIRE(beyond.ok());
+  const auto refused = client->submit(frame(7680), {{0, 1, *beyond}});
+  CHECK(refused.kind() == static_cast<int>(LocalFailure::kNoRoom));
+}
+
 TEST_CASE("whole requests over the control channel have their images checked, too") {
   EchoDaemon daemon;
   LocalClientOptions options;
@@ -251,6 +280,86 @@ TEST_CASE("a client that rewrites an image while it is decoded gets wrong pixels
   }
 }
 
+namespace {
+
+Request with_rows(const char* model, int32_t row_count, int32_t dim) {
+  Request request;
+  request.kind = Request::Kind::kCompletion;
+  request.model = model;
+  request.prompt_parts.resize(3);
+  request.prompt_parts[1].kind = PromptPart::Kind::kEmbeddings;
+  request.prompt_parts[1].rows = {EmbeddingRows::Type::kF16, row_count, dim, {}};
+  request.prompt_parts[2].kind = PromptPart::Kind::kIds;
+  return request;
+}
+
+}  // namespace
+
+TEST_CASE("rows of embeddings reach their reader where they lie, text and ids as snapshots") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const std::string rows(300L * 512 * 2, 'r');
+  const std::string text(5000, 't');
+  const std::string ids(8000, '\x01');
+  const std::vector<LocalClient::Buffer> buffers = {filled(*client, text), filled(*client, rows),
+                                                    filled(*client, ids)};
+  std::vector<LocalClient::PlacedPart> placed;
+  for (uint32_t i = 0; i < 3; ++i)
+    placed.push_back({i, 0, buffers[i], ipc::SpanTarget::kPromptPart});
+  REQUIRE(client->submit(with_rows("hold", 300, 512), placed).ok());
+  wait_started(*client);
+  const Request seen = daemon.service.last();
+  const SharedBytes& bytes = seen.prompt_parts.at(1).rows.bytes;
+  CHECK(bytes.text() == rows);
+  CHECK(mapping_at(bytes.data()).find("memfd:updraft-session") != std::string::npos);
+  for (const LocalClient::Buffer& buffer : buffers) buffer.bytes.back() = std::byte{'!'};
+  CHECK(bytes.text().back() == '!');
+  CHECK(seen.prompt_parts.at(0).text == text);
+  CHECK(seen.prompt_parts.at(2).ids == std::vector<int32_t>(2000, 0x01010101));
+}
+
+TEST_CASE("rows that are not placed are moved into shared memory, few of them ride along") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  for (const int32_t row_count : {2, 400}) {
+    Request request = with_rows("echo", row_count, 64);
+    const std::string rows(static_cast<size_t>(row_count) * 128, 'q');
+    request.prompt_parts[1].rows.bytes = rows;
+    REQUIRE(client->submit(std::move(request)).ok());
+    wait_started(*client);
+    const SharedBytes& bytes = daemon.service.last().prompt_parts.at(1).rows.bytes;
+    CHECK(bytes.text() == rows);
+    CHECK((mapping_at(bytes.data()).find("memfd:") != std::string::npos) == (row_count == 400));
+    auto end = client->next(10000);
+    REQUIRE(end.ok());
+  }
+}
+
+TEST_CASE("rows that their bytes do not hold are refused before the service sees them") {
+  EchoDaemon daemon;
+  const auto client = connect(daemon);
+  const auto refused = [&](int32_t row_count, int32_t dim, size_t bytes) {
+    Request request = with_rows("echo", row_count, dim);
+    const LocalClient::Buffer buffer = filled(*client, std::string(bytes, 'r'));
+    REQUIRE(
+        client->submit(std::move(request), {{1, 0, buffer, ipc::SpanTarget::kPromptPart}}).ok());
+    auto event = client->next(10000);
+    REQUIRE_MESSAGE(event.ok(), event.message());
+    REQUIRE(event->has_value());
+    const auto* error = std::get_if<RequestError>(&(*event)->second);
+    REQUIRE(error != nullptr);
+    CHECK(error->code == ErrorCode::kInvalidRequest);
+    return error->message;
+  };
+  CHECK(refused(3, 100, 598) ==
+        "prompt_parts[1] has 598 bytes, but 3 rows of 100 f16 values have 600");
+  CHECK(refused(1 << 22, 1000, 600).find("has 600 bytes, but 4194304 rows") != std::string::npos);
+  CHECK(refused(1 << 22, 1 << 17, 600).find("bytes of embeddings") != std::string::npos);
+  CHECK(refused(0, 100, 600).find("embedding rows = 0") != std::string::npos);
+  CHECK(refused(-3, -100, 600).find("embedding rows = -3") != std::string::npos);
+  CHECK(daemon.service.last().id.empty());
+}
+
 TEST_CASE("spans that fit nothing are refused by name") {
   auto made = ipc::Segment::create({});
   REQUIRE(made.ok());
@@ -272,6 +381,16 @@ TEST_CASE("spans that fit nothing are refused by name") {
         "prompts[0]: a shared-memory part that the request does not have");
   CHECK(refused({1, 0, at, 8, SpanTarget::kPromptIds, 0}) ==
         "prompt_ids[1]: a shared-memory part that the request does not have");
+  CHECK(refused({0, 0, at, 8, SpanTarget::kPromptPart, 0}) ==
+        "prompt_parts[0]: a shared-memory part that the request does not have");
+  request.prompt_parts = with_rows("echo", 2, 3).prompt_parts;
+  CHECK(refused({1, 0, at, 10, SpanTarget::kPromptPart, 0}) ==
+        "prompt_parts[1] has 10 bytes, but 2 rows of 3 f16 values have 12");
+  CHECK(refused({1, 0, at + 1, 12, SpanTarget::kPromptPart, 0}) == "accepted");
+  CHECK(refused({2, 0, at, 7, SpanTarget::kPromptPart, 0}) ==
+        "prompt_parts[2]: 7 bytes are no whole number of token ids of 4 bytes");
+  CHECK(refused({1, 0, at - 1, 12, SpanTarget::kPromptPart, 0}).find("outside the payload area") !=
+        std::string::npos);
   CHECK(refused({0, 0, at, 8, static_cast<SpanTarget>(77), 0}).find("does not have") !=
         std::string::npos);
   CHECK(refused({0, 0, at, 7, SpanTarget::kPromptIds, 0}) ==

@@ -178,6 +178,29 @@ TEST_CASE("images and chats go where they can be answered") {
   CHECK(decide(need(10, 10), base).place == Place::kLocal);  // the model says what is missing
 }
 
+TEST_CASE("input embeddings are answered here or not at all") {
+  EdgeNeed rows = need(900, 200);
+  rows.has_embeddings = true;
+  rows.is_chat = false;
+  // What would rise for its length, for the load or for its past stays, or is refused.
+  CHECK(decide(rows, connected()).error.code == ErrorCode::kContextLength);
+  rows.wanted_tokens = 50;
+  EdgeState busy = connected();
+  busy.slots_free = 0;
+  for (const EdgeState& s : {connected(), busy, away(), alone()}) {
+    const EdgeDecision stays = decide(rows, s, {}, SessionPast::kRose);
+    CHECK(stays.place == Place::kLocal);
+    CHECK(std::string(stays.reason) == "input embeddings");
+  }
+  const EdgeDecision cloud = decide(rows, connected(), tier(Tier::kCloud));
+  CHECK(cloud.place == Place::kRefuse);
+  CHECK(cloud.error.code == ErrorCode::kUnsupported);
+  CHECK(cloud.error.message.find("input embeddings") != std::string::npos);
+  EdgeState elsewhere = connected();
+  elsewhere.model_here = false;
+  CHECK(decide(rows, elsewhere).error.code == ErrorCode::kModelNotFound);
+}
+
 TEST_CASE("what the tokenizer refuses is answered by the model itself") {
   EdgeNeed odd = need(0, 0);
   odd.countable = false;

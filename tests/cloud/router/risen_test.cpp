@@ -47,6 +47,28 @@ TEST_CASE("work that rises from an edge is answered over its connection, under i
   CHECK(pool.core.live() == 0);
 }
 
+TEST_CASE("input embeddings do not leave their gateway, parts of text and ids do") {
+  RisingPool pool;
+  Request request = PoolFixture::chat("up", 3000);
+  request.kind = Request::Kind::kCompletion;
+  request.messages.clear();
+  request.prompt_parts.resize(3);
+  request.prompt_parts[0].text = std::string(3000, 'x');
+  request.prompt_parts[1].kind = PromptPart::Kind::kIds;
+  request.prompt_parts[1].ids = {1, 2};
+  request.prompt_parts[2].kind = PromptPart::Kind::kEmbeddings;
+  request.prompt_parts[2].rows = {EmbeddingRows::Type::kF32, 1, 2, "12345678"};
+  pool.rise(request);
+  CHECK(pool.cloud().work.empty());
+  REQUIRE(pool.answers<Rejected>().size() == 1);
+  CHECK(pool.answers<Rejected>()[0].error.code == ErrorCode::kUnsupported);
+  request.id = "up2";
+  request.prompt_parts.pop_back();
+  pool.rise(request);
+  REQUIRE(pool.cloud().work.size() == 1);
+  CHECK(pool.cloud().work[0].request.prompt_parts.size() == 2);
+}
+
 TEST_CASE("the cloud tells apart the clients of two edges that call them the same") {
   RisingPool pool;
   Request request = PoolFixture::chat("up", 3000);

@@ -82,11 +82,13 @@ class ReferenceBackend final : public Backend {
   }
   void embed(Mat table, Act out) override {
     const Matrix& t = matrix(table);
+    auto given = batch_.given_rows.begin();
     for (int64_t r = 0; r < rows(); ++r) {
       const int64_t id = batch_.token_ids[static_cast<size_t>(r)];
-      UPDRAFT_CHECK(id >= 0 && id < t.rows);
-      for (int64_t c = 0; c < t.cols; ++c) at(out, r, c) = t.at(id, c);
+      UPDRAFT_CHECK(id < t.rows);
+      for (int64_t c = 0; c < t.cols; ++c) at(out, r, c) = id < 0 ? *given++ : t.at(id, c);
     }
+    UPDRAFT_CHECK(given == batch_.given_rows.end());
   }
   void residual_norm(const ResidualNorm& op) override {
     const int64_t dim = act(op.hidden).cols;

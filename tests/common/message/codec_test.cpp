@@ -80,6 +80,18 @@ void check_equal(const Request& a, const Request& b) {
   }
   CHECK(a.prompts == b.prompts);
   CHECK(a.prompt_ids == b.prompt_ids);
+  REQUIRE(a.prompt_parts.size() == b.prompt_parts.size());
+  for (size_t i = 0; i < a.prompt_parts.size(); ++i) {
+    const PromptPart& x = a.prompt_parts[i];
+    const PromptPart& y = b.prompt_parts[i];
+    CHECK(x.kind == y.kind);
+    CHECK(x.text == y.text);
+    CHECK(x.ids == y.ids);
+    CHECK(x.rows.type == y.rows.type);
+    CHECK(x.rows.row_count == y.rows.row_count);
+    CHECK(x.rows.dim == y.rows.dim);
+    CHECK(x.rows.bytes == y.rows.bytes);
+  }
   CHECK(a.choice_count == b.choice_count);
   CHECK(a.echo == b.echo);
   CHECK(a.enable_thinking == b.enable_thinking);
@@ -137,6 +149,25 @@ NodeBeat full_beat() {
   return b;
 }
 
+// Text, ids and rows of two types.
+Request parts_request() {
+  Request r;
+  r.id = "p1";
+  r.kind = Request::Kind::kCompletion;
+  PromptPart text;
+  text.text = "se\xC3\xA9 ";
+  PromptPart ids;
+  ids.kind = PromptPart::Kind::kIds;
+  ids.ids = {0, 151643};
+  PromptPart wide;
+  wide.kind = PromptPart::Kind::kEmbeddings;
+  wide.rows = {EmbeddingRows::Type::kF32, 2, 3, std::string(24, '\x01')};
+  PromptPart narrow = wide;
+  narrow.rows = {EmbeddingRows::Type::kBF16, 1, 3, "abcdef"};
+  r.prompt_parts = {text, wide, ids, narrow};
+  return r;
+}
+
 TokenChunk full_chunk() {
   TokenChunk c;
   c.choice = 2;
@@ -179,6 +210,70 @@ TEST_CASE("completions survive the wire as texts and as token ids") {
   sent.request.prompts.clear();
   sent.request.prompt_ids = {{1, 2, 3}, {2147483647}};
   check_equal(trip(sent).request, sent.request);
+}
+
+TEST_CASE("a prompt of parts survives the wire, with rows whose bytes come later, too") {
+  Submit sent{parts_request(), 1, 0};
+  check_equal(trip(sent).request, sent.request);
+  sent.request.prompt_parts[1].rows.bytes = {};
+  check_equal(trip(sent).request, sent.request);
+  CHECK(has_embeddings(sent.request));
+  sent.request.prompt_parts = {sent.request.prompt_parts[0], sent.request.prompt_parts[2]};
+  sent.request.echo = true;
+  check_equal(trip(sent).request, sent.request);
+  CHECK_FALSE(has_embeddings(sent.request));
+}
+
+TEST_CASE("parts of a prompt that make no sense are refused by what is wrong with them") {
+  const auto refused = [](auto&& change) {
+    Submit s{parts_request(), 1, 0};
+    change(s.request.prompt_parts, s.request);
+    return refusal(s);
+  };
+  using Parts = std::vector<PromptPart>;
+  const auto says = [](const std::string& text, const char* what) {
+    CAPTURE(text);
+    return text.find(what) != std::string::npos;
+  };
+  CHECK(refused([](Parts&, Request&) {}) == "accepted");
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.row_count = 0; }),
+             "embedding rows = 0 is not in 1.."));
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.row_count = -2; }),
+             "embedding rows = -2 is not in 1.."));
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.row_count = INT32_MAX; }),
+             "embedding rows = 2147483647"));
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.dim = 0; }),
+             "embedding values per row = 0 is not in 1.."));
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.dim = 1 << 18; }),
+             "embedding values per row = 262144"));
+  CHECK(says(refused([](Parts& p, Request&) { p[1].rows.dim = 4; }),
+             "has 24 bytes, but 2 rows of 4 f32 values have 32"));
+  CHECK(says(refused([](Parts& p, Request&) { p[3].rows.bytes = "abcde"; }),
+             "has 5 bytes, but 1 rows of 3 bf16 values have 6"));
+  CHECK(says(refused([](Parts& p, Request&) {
+               for (PromptPart& part : p) {
+                 if (part.kind == PromptPart::Kind::kEmbeddings)
+                   part.rows = {EmbeddingRows::Type::kF32, 1 << 22, 1 << 17, {}};
+               }
+             }),
+             "bytes of embeddings"));
+  CHECK(says(
+      refused([](Parts& p, Request&) { p[1].rows.type = static_cast<EmbeddingRows::Type>(3); }),
+      "type = 3"));
+  CHECK(says(refused([](Parts& p, Request&) { p[0].kind = static_cast<PromptPart::Kind>(3); }),
+             "kind = 3"));
+  CHECK(says(refused([](Parts& p, Request&) { p[0].text = "\xC0"; }), "UTF-8"));
+  CHECK(says(refused([](Parts& p, Request&) { p[2].ids = {-1}; }), "ids = -1"));
+  CHECK(says(refused([](Parts& p, Request&) { p[2].text = "x"; }), "two things at once"));
+  CHECK(says(refused([](Parts& p, Request&) { p[0].rows.bytes = "x"; }), "two things at once"));
+  CHECK(says(refused([](Parts&, Request& r) { r.prompts = {"x"}; }), "parts and something else"));
+  CHECK(says(refused([](Parts&, Request& r) { r.echo = true; }), "echo"));
+  CHECK(says(refused([](Parts&, Request& r) {
+               r.kind = Request::Kind::kChat;
+               r.messages = full_chat().messages;
+             }),
+             "does not belong into a chat"));
+  CHECK(says(refused([](Parts& p, Request&) { p.resize(5000, p[0]); }), "has 5000 entries"));
 }
 
 TEST_CASE("tokens survive the wire with logprobs, partial characters and the finish reason") {
@@ -425,6 +520,29 @@ TEST_CASE("a payload over the limit is the typed answer, not a message nobody ca
   r.messages[1].parts[0].bytes = std::string(RequestLimits::kPayloadBytes - 1000, 'x');
   CHECK_FALSE(check_request(r).has_value());
   CHECK(encode(Submit{r, 1, 0}).size() < kMessageBytesMax);
+}
+
+TEST_CASE("raw frames and rows may be larger than a message as long as they stay on their node") {
+  Request frame = full_chat();
+  frame.messages[1].parts[0].mime = "image/x-raw-rgb;width=3840;height=2160";
+  frame.messages[1].parts[0].bytes = std::string(size_t{3} * 3840 * 2160, 'x');
+  Request rows = parts_request();
+  rows.prompt_parts[1].rows = {EmbeddingRows::Type::kF32, 6000, 1024,
+                               std::string(size_t{6000} * 1024 * 4, 'x')};
+  for (const Request& request : {frame, rows}) {
+    const auto stays = check_request(request);
+    CHECK_MESSAGE(!stays, stays.value_or(RequestError()).message);
+    const auto error = check_crossing(request);
+    REQUIRE(error.has_value());
+    CHECK(error->code == ErrorCode::kPayloadTooLarge);
+    CHECK(error->message.find("between nodes") != std::string::npos);
+    CHECK_FALSE(decode(encode(Submit{request, 1, 0})).ok());
+  }
+  frame.messages[1].parts[0].bytes = std::string(RequestLimits::kPayloadBytes - 1000, 'x');
+  CHECK_FALSE(check_crossing(frame).has_value());
+  // Text does not hide behind a frame.
+  frame.messages[0].parts[0].text = std::string(RequestLimits::kPayloadBytes + 1, 'x');
+  CHECK(check_request(frame)->code == ErrorCode::kPayloadTooLarge);
 }
 
 TEST_CASE("text that a peer would refuse is repaired by the encoder") {

@@ -47,6 +47,10 @@ TEST_CASE("prompt bytes count text of all messages and prompts, never images") {
   completion.kind = Request::Kind::kCompletion;
   completion.prompts = {"abc", "", "de"};
   CHECK(prompt_text_bytes(completion) == 5);
+  completion.prompts.clear();
+  completion.prompt_parts.resize(2);
+  completion.prompt_parts[1].text = "four";
+  CHECK(prompt_text_bytes(completion) == 4);
   CHECK_FALSE(has_image(completion));
 }
 
@@ -60,6 +64,9 @@ TEST_CASE("choices are n for each prompt") {
   request.prompts.clear();
   request.prompt_ids = {{1}, {2}, {3}, {4}};
   CHECK(total_choices(request) == 12);
+  request.prompt_ids.clear();
+  request.prompt_parts.resize(5);
+  CHECK(total_choices(request) == 3);
 }
 
 TEST_CASE("tiers have the names of the x-updraft-tier header") {

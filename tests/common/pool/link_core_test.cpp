@@ -488,6 +488,22 @@ TEST_CASE("the number of risen requests and their bytes are bounded") {
   CHECK(g.all<Submit>().size() == 2);
 }
 
+TEST_CASE("a raw frame that no message holds is refused here, its size told, and nothing is sent") {
+  Harness h;
+  h.join();
+  Request request = chat("u");
+  ContentPart frame;
+  frame.kind = ContentPart::Kind::kImage;
+  frame.mime = "image/x-raw-rgb;width=3840;height=2160";
+  frame.bytes = std::string(size_t{3} * 3840 * 2160, 'x');
+  request.messages[0].parts.push_back(frame);
+  Events events;
+  h.core.on_upward(request, events.sink(), h.now_ns);
+  h.settle();
+  CHECK(events.error_code() == ErrorCode::kPayloadTooLarge);
+  CHECK(h.all<Submit>().empty());
+}
+
 TEST_CASE("cancelling what rose ends it at once and tells the router, after the request itself") {
   Harness h;
   h.join();

@@ -86,7 +86,8 @@ TEST_CASE("a folder without tokenizer.json answers token ids with token ids") {
   const Reply refused = ask(**model, text);
   REQUIRE(refused.error.has_value());
   CHECK(refused.error->code == ErrorCode::kUnsupported);
-  CHECK(refused.error->message == "golden has no tokenizer: a prompt can only be token ids");
+  CHECK(refused.error->message ==
+        "golden has no tokenizer: a prompt can only be token ids or embeddings");
 }
 
 TEST_CASE("whoever needs text is told what is missing") {

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <future>
 #include <set>
 #include <thread>
@@ -131,6 +132,129 @@ TEST_CASE("a chat is answered: started, chunks, one finish, and the stop token s
   CHECK(reply.finished->timings.total_ns >= reply.finished->timings.first_token_ns);
   CHECK(reply.finished->timings.first_token_ns >= reply.finished->timings.queued_ns);
   CHECK(reply.finished->timings.queued_ns > 0);
+}
+
+namespace {
+
+// Each row is the model's own of one byte: one-hot, so exact in every type.
+PromptPart rows_part(const std::string& bytes, EmbeddingRows::Type type, int32_t dim = kRowCount) {
+  PromptPart part;
+  part.kind = PromptPart::Kind::kEmbeddings;
+  part.rows.type = type;
+  part.rows.row_count = static_cast<int32_t>(bytes.size());
+  part.rows.dim = dim;
+  const std::map<EmbeddingRows::Type, uint32_t> ones = {{EmbeddingRows::Type::kF32, 0x3F800000},
+                                                        {EmbeddingRows::Type::kF16, 0x3C00},
+                                                        {EmbeddingRows::Type::kBF16, 0x3F80}};
+  const size_t size = value_bytes(type);
+  std::string values(static_cast<size_t>(embedding_bytes(part.rows)), '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const size_t at = i * static_cast<size_t>(dim) + static_cast<uint8_t>(bytes[i]);
+    std::memcpy(values.data() + at * size, &ones.at(type), size);
+  }
+  part.rows.bytes = std::move(values);
+  return part;
+}
+
+PromptPart ids_part(std::vector<int32_t> ids) {
+  PromptPart part;
+  part.kind = PromptPart::Kind::kIds;
+  part.ids = std::move(ids);
+  return part;
+}
+
+PromptPart plain_part(std::string text) {
+  PromptPart part;
+  part.text = std::move(text);
+  return part;
+}
+
+Request of_parts(std::vector<PromptPart> parts) {
+  Request request = completion({});
+  request.prompt_parts = std::move(parts);
+  return request;
+}
+
+}  // namespace
+
+TEST_CASE("rows of input embeddings are answered alone and between text and ids") {
+  const Served served(answer_script());
+  using Type = EmbeddingRows::Type;
+  for (const Type type : {Type::kF32, Type::kF16, Type::kBF16}) {
+    CAPTURE(std::string(embedding_type_name(type)));
+    const std::vector<std::pair<Request, int32_t>> asked = {
+        {of_parts({rows_part("\n", type)}), 1},
+        {of_parts({rows_part("question\n", type)}), 9},
+        {of_parts({plain_part("my "), rows_part("quest", type), plain_part("ion<|im_end|>"),
+                   ids_part({'?', kImStart}), rows_part("x\n", type)}),
+         3 + 5 + 4 + 2 + 2},
+        {of_parts({rows_part("before", type), plain_part("\n")}), 7},
+        {of_parts({plain_part(""), rows_part("before", type), ids_part({'\n'})}), 7}};
+    for (const auto& [request, prompt_tokens] : asked) {
+      const Reply reply = served.ask(request);
+      REQUIRE_MESSAGE(reply.finished.has_value(), reply.error->message);
+      CHECK(reply.choices[0].text == kAnswer);
+      CHECK(reply.finished->usage.prompt_tokens == prompt_tokens);
+      CHECK(reply.started.prompt_tokens == prompt_tokens);
+      const auto size = served.model->measure(request);
+      REQUIRE(size.ok());
+      CHECK(size->prompt_tokens == prompt_tokens);
+    }
+  }
+  // Parts without rows are one prompt, too, and may be echoed.
+  Request parts = of_parts({plain_part("my "), ids_part({'x', '\n'})});
+  parts.echo = true;
+  CHECK(served.ask(parts).choices[0].text == "my x\n" + kAnswer);
+  Request choices = of_parts({rows_part("\n", Type::kF32)});
+  choices.choice_count = 2;
+  choices.sampling.repetition_penalty = 1.1F;
+  const Reply reply = served.ask(choices);
+  REQUIRE(reply.finished.has_value());
+  CHECK(reply.choices[1].text == kAnswer);
+}
+
+TEST_CASE("input embeddings that the model cannot take are refused before it is asked") {
+  const Served served(answer_script());
+  using Type = EmbeddingRows::Type;
+  const auto refused = [&](PromptPart rows) {
+    EventLog log;
+    const Request request = of_parts({plain_part("x"), std::move(rows)});
+    served.model->submit(request, log.sink());
+    log.wait_end();
+    REQUIRE(log.events().size() == 1);
+    const auto error = std::get<RequestError>(log.events()[0]);
+    CHECK(error.code == ErrorCode::kInvalidRequest);
+    CHECK(error.param == "prompt");
+    return error.message;
+  };
+  CHECK(refused(rows_part("ab", Type::kF32, 200)) ==
+        "prompt_parts[1] has rows of 200 values, but demo takes embeddings of 264");
+  PromptPart cut = rows_part("ab", Type::kF16);
+  cut.rows.bytes = {};
+  CHECK(refused(cut) == "prompt_parts[1] has 0 bytes, but 2 rows of 264 f16 values have 1056");
+  cut.rows.bytes = std::string(1054, '\0');
+  CHECK(contains(refused(cut), "has 1054 bytes, but 2 rows of 264 f16 values have 1056"));
+  PromptPart none = rows_part("ab", Type::kF32);
+  none.rows.row_count = 0;
+  none.rows.bytes = {};
+  const Reply zero = served.ask(of_parts({none}));
+  REQUIRE(zero.error.has_value());
+  CHECK(contains(zero.error->message, "embedding rows = 0 is not in 1.."));
+  PromptPart nan = rows_part("abc", Type::kBF16);
+  std::string bytes(nan.rows.bytes.text());
+  bytes[(2 * kRowCount + 5) * 2] = '\xC0';
+  bytes[(2 * kRowCount + 5) * 2 + 1] = '\x7F';
+  nan.rows.bytes = bytes;
+  CHECK(refused(nan) == "prompt_parts[1] holds a value that is no finite number: row 2, column 5");
+  const RequestError much =
+      served.refused(of_parts({rows_part(std::string(300, 'a'), Type::kF16)}));
+  CHECK(much.code == ErrorCode::kContextLength);
+  CHECK(much.prompt_tokens == 300);
+  CHECK(much.limit_tokens == 256);
+  CHECK(contains(served.refused(of_parts({plain_part("")})).message, "prompt is empty"));
+  const auto negative =
+      served.model->measure(of_parts({ids_part({-1}), rows_part("a", Type::kF32)}));
+  CHECK(contains(negative.message(), "prompt_parts[0] contains -1"));
 }
 
 TEST_CASE("half a character is held back until its other half comes") {

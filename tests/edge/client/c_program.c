@@ -79,3 +79,75 @@ const char* run_c_program(const char* socket_path, const void* image, unsigned l
   updraft_close(session);
   return failed;
 }
+
+#define ANSWER_IDS 12
+
+/* The ids of the answer, and whether the usage counts every position. */
+static const char* read_ids(updraft_session* session, updraft_request* request, int32_t* ids,
+                            unsigned long prompt_tokens) {
+  const updraft_event* event;
+  unsigned long count = 0;
+  uint64_t i;
+  uint64_t id = 0;
+  updraft_request_set_integer(request, "max_tokens", ANSWER_IDS);
+  updraft_request_set_integer(request, "ignore_eos", 1);
+  updraft_request_set_number(request, "temperature", 0);
+  if (updraft_submit(session, request, &id) != UPDRAFT_OK) return updraft_error_text();
+  updraft_request_free(request);
+  while (updraft_next(session, 60000, &event) == 1) {
+    if (event->kind == UPDRAFT_FAILED) return "a failure";
+    for (i = 0; i < event->id_count && count < ANSWER_IDS; ++i) ids[count++] = event->ids[i];
+    if (event->kind != UPDRAFT_FINISHED) continue;
+    if (event->prompt_tokens != (int32_t)prompt_tokens) return "another count of prompt tokens";
+    return count == ANSWER_IDS ? NULL : "too few tokens";
+  }
+  return "no end";
+}
+
+static const char* run_rows(updraft_session* session, const int32_t* ids, unsigned long id_count,
+                            const float* rows, unsigned long dim) {
+  int32_t want[ANSWER_IDS], got[ANSWER_IDS];
+  const unsigned long bytes = id_count * dim * sizeof(float);
+  const char* failed;
+  void* piece = NULL;
+  int way;
+  updraft_request* request = updraft_request_new(UPDRAFT_COMPLETION);
+  if (updraft_model_embedding_dim(session, 0) != (int32_t)dim) return "the model's dim";
+  if (updraft_model_embedding_dim(session, 99) != 0) return "a dim of no model";
+  if (updraft_request_add_part_embeddings(request, 3, rows, 1, dim) != UPDRAFT_ERR_INVALID)
+    return "a type that is none";
+  if (updraft_request_add_part_embeddings(request, UPDRAFT_F32, rows, 0, dim) !=
+      UPDRAFT_ERR_INVALID)
+    return "no rows";
+  updraft_request_add_prompt_ids(request, ids, id_count);
+  failed = read_ids(session, request, want, id_count);
+  for (way = 0; way < 3 && failed == NULL; ++way) {
+    request = updraft_request_new(UPDRAFT_COMPLETION);
+    if (way == 0) {
+      updraft_request_add_part_embeddings(request, UPDRAFT_F32, rows, id_count, dim);
+    } else if (way == 1) {
+      if (updraft_allocate(session, bytes, &piece) != UPDRAFT_OK) return "a piece";
+      memcpy(piece, rows, bytes);
+      updraft_request_add_placed_part_embeddings(request, UPDRAFT_F32, piece, id_count, dim);
+    } else {
+      updraft_request_add_part_ids(request, ids, 1);
+      updraft_request_add_part_embeddings(request, UPDRAFT_F32, rows + dim, id_count - 2, dim);
+      updraft_request_add_part_text(request, "", 0);
+      updraft_request_add_part_ids(request, ids + id_count - 1, 1);
+    }
+    failed = read_ids(session, request, got, id_count);
+    if (failed == NULL && memcmp(want, got, sizeof want) != 0) failed = "other tokens";
+  }
+  return failed;
+}
+
+const char* run_c_embeddings(const char* socket_path, const int32_t* ids, unsigned long id_count,
+                             const float* rows, unsigned long dim) {
+  updraft_session* session = NULL;
+  const char* failed;
+  if (updraft_connect(socket_path, "c rows", 0, 0, &session) != UPDRAFT_OK)
+    return updraft_error_text();
+  failed = run_rows(session, ids, id_count, rows, dim);
+  updraft_close(session);
+  return failed;
+}

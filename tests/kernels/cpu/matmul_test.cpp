@@ -229,6 +229,46 @@ TEST_CASE("an embedding row of every format decodes to exactly the file's values
   }
 }
 
+TEST_CASE("a given row stands unchanged where its id is below 0, beside rows of the table") {
+  for (const CpuIsa isa : available_isas()) {
+    CAPTURE(std::string(isa_name(isa)));
+    // Few rows are done at once, many by all threads.
+    for (const int rows : {3, 300}) {
+      CAPTURE(rows);
+      constexpr int64_t kCols = 96;
+      const TestMatrix table = random_matrix(DType::kQ8_0, 8, kCols, 61);
+      const std::unique_ptr<Backend> backend = open_backend(isa);
+      const WeightView view = table.view();
+      const Mat mat = take(backend->add_matrix({&view, 1}));
+      const Act out = take(backend->add_activation(300, kCols));
+      PlainBatch plain(rows);
+      for (int i = 0; i < rows; ++i) {
+        plain.ids[static_cast<size_t>(i)] = i % 3 == 1 ? i % 8 : -1 - i;
+      }
+      const int64_t given_count = rows - (rows + 1) / 3;
+      const std::vector<float> given = random_values(static_cast<size_t>(given_count * kCols), 62);
+      Batch batch = plain.batch();
+      batch.given_rows = given;
+      backend->begin(batch);
+      backend->embed(mat, out);
+      const std::vector<float> got = read(*backend, out, rows, kCols);
+      int64_t next = 0;
+      for (int row = 0; row < rows; ++row) {
+        const int id = plain.ids[static_cast<size_t>(row)];
+        const float* expected =
+            id < 0 ? given.data() + next++ * kCols : table.values.data() + id * kCols;
+        CHECK(std::memcmp(got.data() + row * kCols, expected, kCols * sizeof(float)) == 0);
+      }
+      // The next step without any finds the table alone.
+      PlainBatch tokens(2);
+      backend->begin(tokens.batch());
+      backend->embed(mat, out);
+      CHECK(std::memcmp(read(*backend, out, 2, kCols).data(), table.values.data(),
+                        2 * kCols * sizeof(float)) == 0);
+    }
+  }
+}
+
 TEST_CASE("logits are taken of the asked rows in their order") {
   for (const CpuIsa isa : available_isas()) {
     CAPTURE(std::string(isa_name(isa)));

@@ -18,6 +18,7 @@ from typing import Any, AsyncIterator, Iterable, Iterator, Mapping, Sequence, Un
 
 from . import errors
 from . import library as lib
+from .embeddings import Embeddings
 from .images import Image
 
 _SLICE_MS = 100  # how long one wait inside the library may last: Ctrl-C is seen between two
@@ -390,6 +391,33 @@ class _Request:
             address = ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
         return address, view.nbytes
 
+    def ids(self, source: Any) -> tuple[int, int]:
+        """Address and count of token ids; an int32 array is read in place."""
+        try:
+            ids = memoryview(source)
+            if ids.format not in ("i", "=i", "<i") or ids.ndim != 1:
+                ids = memoryview((ctypes.c_int32 * len(ids))(*ids.tolist()))
+        except TypeError:
+            values = list(source)
+            ids = memoryview((ctypes.c_int32 * len(values))(*values))
+        address, size = self.borrow(ids)
+        return address, size // 4
+
+    def parts(self, parts: Sequence[Any]) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                self.call("updraft_request_add_part_text", *self.borrow(part.encode()))
+            elif isinstance(part, Embeddings):
+                kind, rows, dim = part.shape_of()
+                if isinstance(part.data, Buffer):
+                    part.data.view  # still ours
+                    self.placed.append(part.data)
+                    self.call("updraft_request_add_placed_part_embeddings", kind, part.data._address, rows, dim)
+                else:
+                    self.call("updraft_request_add_part_embeddings", kind, self.borrow(part.data)[0], rows, dim)
+            else:
+                self.call("updraft_request_add_part_ids", *self.ids(part))
+
     def settings(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if value is None:
@@ -496,12 +524,25 @@ class Session:
             request.content(message["content"], self._piece_or_none, self._piece_once)
         return self._submit(request)
 
-    def complete(self, prompt: str | Iterable[int] | Buffer, **settings: Any) -> Stream:
+    def embedding_dim(self, model: str | None = None) -> int:
+        """Values of one row of input embeddings that a model takes, by default the first; 0: it takes none here."""
+        library, handle = lib.library(), self._core.need()
+        for i in range(library.updraft_model_count(handle)):
+            if model is None or library.updraft_model_name(handle, i).decode() == model:
+                return library.updraft_model_embedding_dim(handle, i)
+        return 0
+
+    def complete(self, prompt: str | Iterable[int] | Buffer | Embeddings | Sequence[Any], **settings: Any) -> Stream:
         """Continues a text or token ids (a list, or an int32 array, which is read in place) as they are. A Buffer is
-        handed over without a copy: ids when they were written through its ids(), UTF-8 text otherwise."""
+        handed over without a copy: ids when they were written through its ids(), UTF-8 text otherwise. Embeddings stand in
+        place of tokens; a list that holds a text or Embeddings is one prompt of parts: texts, lists of ids, Embeddings."""
         request = _Request(lib.COMPLETION)
         request.settings(settings)
-        if isinstance(prompt, Buffer):
+        if isinstance(prompt, Embeddings):
+            request.parts([prompt])
+        elif isinstance(prompt, (list, tuple)) and any(isinstance(part, (str, Embeddings)) for part in prompt):
+            request.parts(prompt)
+        elif isinstance(prompt, Buffer):
             prompt.view  # still ours
             request.placed.append(prompt)
             if prompt.holds_ids:
@@ -511,15 +552,7 @@ class Session:
         elif isinstance(prompt, str):
             request.call("updraft_request_add_prompt", *request.borrow(prompt.encode()))
         else:
-            try:
-                ids = memoryview(prompt)  # type: ignore[arg-type]
-                if ids.format not in ("i", "=i", "<i") or ids.ndim != 1:
-                    ids = memoryview((ctypes.c_int32 * len(ids))(*ids.tolist()))
-            except TypeError:
-                values = list(prompt)
-                ids = memoryview((ctypes.c_int32 * len(values))(*values))
-            address, size = request.borrow(ids)
-            request.call("updraft_request_add_prompt_ids", address, size // 4)
+            request.call("updraft_request_add_prompt_ids", *request.ids(prompt))
         return self._submit(request)
 
     def fileno(self) -> int:
