@@ -277,3 +277,19 @@ TEST_CASE("a tiny temperature is greedy instead of an overflow") {
   sampling.temperature = 1e-4F;
   CHECK(sample_one(sampling, {0.0F, 80.0F, 79.9F}) == 1);
 }
+
+TEST_CASE(
+    "a prompt's positions that are no tokens are not penalised, nor anything in their place") {
+  Sampling sampling;
+  sampling.temperature = 0.0F;
+  sampling.repetition_penalty = 2.0F;
+  // The row stands behind other floats, where ids below 0 would point.
+  std::vector<float> memory(8, 3.0F);
+  memory[4 + 1] = 5.0F;
+  const std::vector<int32_t> prompt = {-1, 1, -4};
+  Sampler sampler(sampling, prompt, {}, 0);
+  const auto token = sampler.sample(std::span(memory).subspan(4), 3);
+  REQUIRE(token.ok());
+  CHECK(token->id == 0);  // 5 / 2 is less than 3
+  CHECK(std::all_of(memory.begin(), memory.begin() + 4, [](float v) { return v == 3.0F; }));
+}

@@ -103,6 +103,19 @@ TEST_CASE("the C++ wrapper's rows are continued as their ids are: borrowed, in p
   Completion borrowed = Completion::of_parts();
   borrowed.embeddings(rows, daemon.dim);
   CHECK(answered(session, borrowed) == want);
+  // Few rows ride along with the request, and so do all without shared memory.
+  Options unmapped;
+  unmapped.socket_path = daemon.dir.file("edge.sock");
+  unmapped.shared_memory = false;
+  auto messages = Session::connect(unmapped);
+  REQUIRE(messages.has_value());
+  Completion few_ids(ids.first(4));
+  const std::vector<int32_t> want_few = answered(session, few_ids);
+  for (Session* way : {&session, &*messages}) {
+    Completion few = Completion::of_parts();
+    few.embeddings(rows.first(4 * daemon.dim), daemon.dim);
+    CHECK(answered(*way, few) == want_few);
+  }
   // Ids in front, so that a page in the cache is found there, then rows in shared memory of their
   // own, then ids.
   auto buffer = session.allocate_once(50 * daemon.dim * sizeof(float));
