@@ -1058,6 +1058,30 @@ TEST_CASE("impossible ring positions, slots and records end that session only") 
   CHECK(answer(collect(*sibling, *handle)) == "unharmed");
 }
 
+TEST_CASE("what else is wrong with a record is found although the slot that it names is filled") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto sibling = daemon.client();
+  const auto ends = [&](uint32_t kind, SubmitRecord record, size_t bytes, uint32_t filled) {
+    HostileClient client(path);
+    record.frame_offset = client.segment->header().payload_offset;
+    if (record.slot < client.segment->header().slot_count)
+      client.segment->slot(record.slot).word.store(slot_word(filled, SlotPhase::kFilled));
+    std::byte content[2 * sizeof(SubmitRecord)] = {};
+    std::memcpy(content, &record, sizeof record);
+    RingProducer producer(client.segment->submit_ring());
+    (void)producer.push(kind, ByteView(content, bytes));
+    client.theirs->ring();
+    return client.hung_up();
+  };
+  CHECK(ends(kEventRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 1));
+  CHECK(ends(kSubmitRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord) + 8, 1));
+  CHECK(ends(kSubmitRecord, {8, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 1));  // one past the last
+  CHECK(ends(kSubmitRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 2));  // stale
+  CHECK(daemon.server->stats().requests_taken == 0);
+  CHECK(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+}
+
 TEST_CASE("what a submission names wrongly gets a typed answer, not a read") {
   Daemon daemon;
   HostileClient client(daemon.dir.file("edge.sock"));
@@ -1114,6 +1138,16 @@ TEST_CASE("what a submission names wrongly gets a typed answer, not a read") {
   CHECK(says(refusal({0, 0, payload, kFrameBytesMax + 1, 0, payload}), "1048577 frame bytes"));
   CHECK(says(refusal({0, 0, payload, frame_bytes, 65, payload + 4096}), "65 spans"));
   CHECK(refusal({0, 0, payload + 4096, 16, 0, payload}) != "");  // no frame at all
+  const auto other_frame = [&](const PoolMessage& message) {
+    const std::vector<std::byte> bytes = encode(message);
+    std::memcpy(area + 12288, bytes.data(), bytes.size());
+    return SubmitRecord{0, 0, payload + 12288, static_cast<uint32_t>(bytes.size()), 0, payload};
+  };
+  CHECK(says(refusal(other_frame(Cancel{"hostile", 1})), "is no request"));
+  Request unfit = chat("x", "echo");
+  unfit.id = "hostile";
+  unfit.sampling.top_p = 2;
+  CHECK(says(refusal(other_frame(Submit{unfit, 1, 0})), "top_p"));
   CHECK(says(refusal(span_at({0, 7, payload + 8192, 4})), "that the request does not have"));
   CHECK(says(refusal(span_at({9, 0, payload + 8192, 4})), "that the request does not have"));
   CHECK(says(refusal(span_at({0, 0, payload + 8200, 2})), "not UTF-8 at byte 0"));
