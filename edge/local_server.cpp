@@ -657,16 +657,23 @@ class LocalServerImpl final : public LocalServer {
       submission.refused = over_quota(session);
       if (submission.refused) over_quota_.fetch_add(1, std::memory_order_relaxed);
     }
-    const bool resumable = session.mapped && session.resume_ms > 0 && !submission.refused;
-    if (resumable) {
-      if (const auto known = answers_.find(session.peer.uid, client_id))
-        return give_again(session, ticket, client_id, known);
+    uint64_t digest = 0;
+    if (session.mapped && session.resume_ms > 0 && !submission.refused) {
+      digest = content_digest(request);
+      if (const auto known = answers_.find(session.peer.uid, client_id)) {
+        if (known->digest() == digest) return give_again(session, ticket, client_id, known);
+        submission.refused =
+            error_of(ErrorCode::kInvalidRequest,
+                     "request id \"" + printable(client_id) +
+                         "\" stands for another request, which was handed over less than a minute "
+                         "ago");
+      }
     }
     session.outbox->open(ticket, client_id, service_id);
     // Pairs with the acquire in stats(): whoever sees it taken sees it in flight, or ended.
     taken_.fetch_add(1, std::memory_order_release);
-    if (resumable) {
-      start_resumable(session, ticket, client_id, std::move(submission));
+    if (session.mapped && session.resume_ms > 0 && !submission.refused) {
+      start_resumable(session, ticket, client_id, digest, std::move(submission));
     } else if (session.mapped) {
       start_mapped(session, ticket, std::move(submission));
     } else {
@@ -709,8 +716,8 @@ class LocalServerImpl final : public LocalServer {
 
   // The same by way of an answer that can be given again.
   void start_resumable(const LocalSession& session, LocalTicket ticket, const RequestId& client_id,
-                       LocalSession::Submission submission) {
-    auto answer = std::make_shared<LocalAnswer>(submission.request.id);
+                       uint64_t digest, LocalSession::Submission submission) {
+    auto answer = std::make_shared<LocalAnswer>(submission.request.id, digest);
     answer->session_id = session.id;
     answer->ticket = ticket;
     (void)answer->attach(into_ring(session, ticket));
