@@ -107,6 +107,9 @@ class RingsForIdle final : public IdleWork {
     return std::exchange(left_, {});
   }
 
+  // The service does look: the server's thread need not stay awake for the same.
+  bool used() const { return used_.load(std::memory_order_relaxed); }
+
   // Held by whoever works on the server's state: its thread but for its sleep, or a look from here.
   std::mutex& turn() { return turn_; }
   // The server goes away.
@@ -127,15 +130,17 @@ class RingsForIdle final : public IdleWork {
   void leave(uint64_t session_id) {
     {
       const std::lock_guard lock(left_mutex_);
-      left_.push_back(session_id);
+      if (std::find(left_.begin(), left_.end(), session_id) == left_.end())
+        left_.push_back(session_id);
     }
     server_wake_->ring();
   }
 
   std::mutex turn_;
   LocalServerImpl* server_;  // guarded by turn_
+  std::atomic<bool> used_ = false;
   std::mutex left_mutex_;
-  std::vector<uint64_t> left_;  // guarded by left_mutex_; at most a few of each wait()
+  std::vector<uint64_t> left_;  // guarded by left_mutex_; each session once
   const std::shared_ptr<Doorbell> server_wake_;
   const int64_t spin_us_;
   const Doorbell wake_;
@@ -637,7 +642,7 @@ class LocalServerImpl final : public LocalServer {
       }
       if (!*submission) break;
       start(session, std::move(**submission));
-      awake_until_ns_ = monotonic_ns() + config_.spin_us * kNsPerUs;
+      awake_until_ns_ = rings_->used() ? 0 : monotonic_ns() + config_.spin_us * kNsPerUs;
       if (recent_.size() < kSpinSessionsMax &&
           std::find(recent_.begin(), recent_.end(), session.id) == recent_.end())
         recent_.push_back(session.id);
@@ -898,6 +903,7 @@ class LocalServerImpl final : public LocalServer {
 };
 
 bool RingsForIdle::wait(std::chrono::nanoseconds timeout) {
+  used_.store(true, std::memory_order_relaxed);
   epoll_event events[8];
   const auto ms = std::chrono::ceil<std::chrono::milliseconds>(timeout).count();
   const int count = epoll_wait(epoll_.get(), events, 8,
