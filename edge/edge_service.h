@@ -39,6 +39,9 @@ class EdgeService : public InferenceService {
 
   void submit(Request request, EventSink sink) override;
   void expect() override { local_.expect(); }
+  void look_while_idle(std::shared_ptr<IdleWork> origin) override {
+    local_.look_while_idle(std::move(origin));
+  }
   void cancel(const RequestId& id) override;
   // The local model's streams; what the pool answers goes on.
   void pause(const RequestId& id) override { local_.pause(id); }

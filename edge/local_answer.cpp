@@ -1,6 +1,11 @@
 // See the header.
 #include "edge/local_answer.h"
 
+#include <string_view>
+
+#include "common/base/bytes.h"
+#include "common/message/pool_message.h"
+
 namespace updraft {
 namespace {
 
@@ -14,7 +19,27 @@ size_t bytes_of(const Event& event) {
   return bytes;
 }
 
+uint64_t mixed(uint64_t digest, ByteView bytes) {
+  const uint64_t hash = std::hash<std::string_view>{}(as_text(bytes));
+  return (digest ^ hash) * 0x9E3779B97F4A7C15ULL + bytes.size();
+}
+
 }  // namespace
+
+uint64_t content_digest(const Request& request) {
+  Request rest = request;
+  rest.id.clear();
+  rest.tenant.clear();
+  uint64_t digest = 0;
+  for (ChatMessage& message : rest.messages) {
+    for (ContentPart& part : message.parts) {
+      if (part.kind != ContentPart::Kind::kImage) continue;
+      digest = mixed(digest, part.bytes.view());
+      part.bytes = {};
+    }
+  }
+  return mixed(digest, encode(Submit{std::move(rest), 1, 0}));
+}
 
 void LocalAnswer::take(Event event) {
   const std::lock_guard lock(mutex_);

@@ -2,6 +2,9 @@
 // and hands the same request over under the same id: it is not run a second time, the answer so far
 // is repeated from its beginning and then goes on; one that has ended is repeated whole.
 //
+// An id under which another request is handed over meanwhile is refused, not answered with what
+// somebody else asked: each answer knows a digest of its request.
+//
 // Kept only for sessions that asked for it (LocalHello::resume_ms), by user and request id.
 #pragma once
 
@@ -17,9 +20,14 @@
 #include <vector>
 
 #include "common/message/event.h"
+#include "common/message/request.h"
 #include "edge/local_outbox.h"
 
 namespace updraft {
+
+// Of all that a request says but its id and tenant; image bytes are read where they lie. Not for
+// anything that an enemy must not forge: the ids of a user are its own business.
+uint64_t content_digest(const Request& request);
 
 // One request's answer. Threads: take() on the service's, everything else on the server's.
 class LocalAnswer {
@@ -27,9 +35,11 @@ class LocalAnswer {
   static constexpr size_t kKeptBytesMax = 256 * 1024;
   using Deliver = std::function<void(Event)>;
 
-  explicit LocalAnswer(RequestId service_id) : service_id_(std::move(service_id)) {}
+  explicit LocalAnswer(RequestId service_id, uint64_t digest = 0)
+      : service_id_(std::move(service_id)), digest_(digest) {}
 
   const RequestId& service_id() const { return service_id_; }
+  uint64_t digest() const { return digest_; }  // of its request
   // Keeps the event and passes it on.
   void take(Event event);
   // From now on events go to `to`: what came so far at once, in order. False: the answer has become
@@ -44,6 +54,7 @@ class LocalAnswer {
 
  private:
   const RequestId service_id_;
+  const uint64_t digest_;
   mutable std::mutex mutex_;  // guards what follows; held while an event is passed on
   std::vector<Event> kept_;
   size_t kept_bytes_ = 0;

@@ -12,12 +12,14 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <utility>
 #include <variant>
 
 #include "common/base/clock.h"
+#include "common/base/idle_work.h"
 #include "common/base/mailbox.h"
 #include "common/ipc/doorbell.h"
 #include "common/ipc/listen_fds.h"
@@ -45,6 +47,7 @@ constexpr int64_t kSpinSliceNs = 5 * kNsPerUs;  // between two looks at everythi
 constexpr size_t kSpinSessionsMax = 8;  // more hot sessions than this keep the thread awake anyway
 constexpr int kSpinTurnsMax = 16;       // then everybody else has a turn
 constexpr int kTickMs = 200;            // while something waits for the clock
+constexpr int64_t kIdleWaitMsMax = 3'600'000;
 constexpr rlim_t kDescriptorsPerSession = 4;  // socket, pidfd, two doorbells
 
 // What an epoll entry stands for, packed into its 64 bits: session id << 3 | source.
@@ -59,6 +62,89 @@ struct Posted {
   uint64_t session_id = 0;
   LocalTicket ticket;
   std::variant<Event, LocalOutbox::Outcome> what;
+};
+
+class LocalServerImpl;
+
+// The submission rings, looked at by the service's own thread while it has nothing to do
+// (InferenceService::look_while_idle): while it sleeps here a doorbell wakes it in place of the
+// server's thread, and it reads the request itself, if that is small. Outlives the server in the
+// service's hands.
+//
+// Both threads have the doorbells in their epoll sets, exclusively: one ring wakes one of them,
+// this one first when it sleeps. Whoever was woken and does not do all the work rings again.
+class RingsForIdle final : public IdleWork {
+ public:
+  static Result<std::shared_ptr<RingsForIdle>> create(LocalServerImpl& server,
+                                                      std::shared_ptr<Doorbell> server_wake,
+                                                      int64_t spin_us) {
+    Result<Doorbell> wake = Doorbell::create();
+    if (!wake) return wake.error();
+    UniqueFd epoll(epoll_create1(EPOLL_CLOEXEC));
+    if (!epoll) return fail("epoll_create1 failed");
+    auto rings = std::shared_ptr<RingsForIdle>(new RingsForIdle(
+        server, std::move(server_wake), spin_us, std::move(*wake), std::move(epoll)));
+    rings->watch(rings->wake_.fd(), 0);
+    return rings;
+  }
+
+  // Session ids begin at 1.
+  void watch(int fd, uint64_t session_id) {
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLEXCLUSIVE;
+    event.data.u64 = session_id;
+    UPDRAFT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
+  }
+  void unwatch(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+
+  bool wait(std::chrono::nanoseconds timeout) override;
+  void wake() override { wake_.ring(); }
+  void look(const std::function<bool()>& enough) override;
+
+  // Sessions that rang here while the server's thread had the turn.
+  std::vector<uint64_t> take_left() {
+    const std::lock_guard lock(left_mutex_);
+    return std::exchange(left_, {});
+  }
+
+  // The service does look: the server's thread need not stay awake for the same.
+  bool used() const { return used_.load(std::memory_order_relaxed); }
+
+  // Held by whoever works on the server's state: its thread but for its sleep, or a look from here.
+  std::mutex& turn() { return turn_; }
+  // The server goes away.
+  void close() {
+    const std::lock_guard lock(turn_);
+    server_ = nullptr;
+  }
+
+ private:
+  RingsForIdle(LocalServerImpl& server, std::shared_ptr<Doorbell> server_wake, int64_t spin_us,
+               Doorbell wake, UniqueFd epoll)
+      : server_(&server),
+        server_wake_(std::move(server_wake)),
+        spin_us_(spin_us),
+        wake_(std::move(wake)),
+        epoll_(std::move(epoll)) {}
+
+  void leave(uint64_t session_id) {
+    {
+      const std::lock_guard lock(left_mutex_);
+      if (std::find(left_.begin(), left_.end(), session_id) == left_.end())
+        left_.push_back(session_id);
+    }
+    server_wake_->ring();
+  }
+
+  std::mutex turn_;
+  LocalServerImpl* server_;  // guarded by turn_
+  std::atomic<bool> used_ = false;
+  std::mutex left_mutex_;
+  std::vector<uint64_t> left_;  // guarded by left_mutex_; each session once
+  const std::shared_ptr<Doorbell> server_wake_;
+  const int64_t spin_us_;
+  const Doorbell wake_;
+  const UniqueFd epoll_;  // the doorbells of mapped sessions, and wake_
 };
 
 class LocalServerImpl final : public LocalServer {
@@ -77,6 +163,10 @@ class LocalServerImpl final : public LocalServer {
     stopping_ = true;
     wake_->ring();
     if (thread_.joinable()) thread_.join();
+    if (rings_) {
+      service_.look_while_idle(nullptr);
+      rings_->close();
+    }
     // Ends every session: what runs is cancelled, later events of the service fall into a closed
     // mailbox.
     while (!sessions_.empty()) end_session(sessions_.begin()->first, "the daemon stops");
@@ -104,7 +194,12 @@ class LocalServerImpl final : public LocalServer {
     // Another one for each server, also of one process within one second.
     boot_epoch_ = static_cast<uint64_t>(unix_seconds()) << 20 |
                   (std::hash<std::string>{}(new_request_id()) & 0xFFFFF);
+    Result<std::shared_ptr<RingsForIdle>> rings =
+        RingsForIdle::create(*this, wake_, config_.spin_us);
+    if (!rings) return rings.error();
+    rings_ = std::move(*rings);
     thread_ = std::thread([this] { run(); });
+    service_.look_while_idle(rings_);
     return {};
   }
 
@@ -123,10 +218,61 @@ class LocalServerImpl final : public LocalServer {
     return out;
   }
 
+  // --- what the service's idle thread does, with the turn ---
+  // The session rang.
+  void answer_bell(uint64_t id) {
+    const auto it = sessions_.find(id);
+    if (it == sessions_.end() || !it->second->mapped) return;
+    if (hear_bell(*it->second)) (void)take_small(id);
+  }
+
+  // The session submitted. One request, so that the service's thread gets to work; what follows it
+  // or is not small is left to the server's thread.
+  bool take_small(uint64_t id) {
+    const auto it = sessions_.find(id);
+    if (it == sessions_.end()) return false;
+    LocalSession& session = *it->second;
+    LocalSession::Mapped& mapped = *session.mapped;
+    const bool taken = mapped.submit.maybe_ready() && session.next_is_small();
+    if (taken && !take_submissions(session, 1)) return true;
+    // Nobody looks from here on: the next one rings, and one that is there already has to.
+    if (!mapped.submit.prepare_wait()) mapped.daemon_bell.ring();
+    return taken;
+  }
+
+  // Sessions whose requests were taken since the last look are likely to submit again.
+  bool begin_look() {
+    for_recent([](LocalSession& session) { session.mapped->submit.stop_waiting(); });
+    return !recent_.empty();
+  }
+  bool look_once() {
+    for (size_t i = 0; i < recent_.size(); ++i) {
+      const auto it = sessions_.find(recent_[i]);
+      if (it != sessions_.end() && it->second->mapped->submit.maybe_ready())
+        return take_small(recent_[i]);
+    }
+    return false;
+  }
+  // What came at the last moment is the server's thread's.
+  void end_look(bool found) {
+    for_recent([](LocalSession& session) {
+      LocalSession::Mapped& mapped = *session.mapped;
+      if (!mapped.submit.prepare_wait()) mapped.daemon_bell.ring();
+    });
+    if (!found) recent_.clear();
+  }
+
  private:
-  void watch(int fd, uint64_t what) {
+  template <typename Do>
+  void for_recent(Do what) {
+    for (const uint64_t id : recent_) {
+      if (const auto it = sessions_.find(id); it != sessions_.end()) what(*it->second);
+    }
+  }
+
+  void watch(int fd, uint64_t what, uint32_t events = EPOLLIN | EPOLLRDHUP) {
     epoll_event event{};
-    event.events = EPOLLIN | EPOLLRDHUP;
+    event.events = events;
     event.data.u64 = what;
     UPDRAFT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
   }
@@ -152,13 +298,16 @@ class LocalServerImpl final : public LocalServer {
 
   void run() {
     epoll_event events[64];
+    std::unique_lock turn(rings_->turn());
     while (!stopping_) {
       spin_for_submissions();
       const bool clock_matters =
           !waiting_handshakes_.empty() || !watched_.empty() || !orphans_.empty();
       // Awake: only a look at what else there is.
       const int timeout_ms = !hot_.empty() ? 0 : clock_matters ? kTickMs : -1;
+      turn.unlock();
       const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
+      turn.lock();
       for (int i = 0; i < count && !stopping_; ++i) handle(events[i].data.u64, events[i].events);
       // ZeroMQ's descriptor tells only of changes: look each time round.
       while (control_->receive(kControlMessagesPerTurn, [this](ControlListener::Inbound&& in) {
@@ -395,7 +544,12 @@ class LocalServerImpl final : public LocalServer {
     if (auto sent = send_message(socket, encode_handshake(welcome)); !sent) return;
     session->socket = std::move(socket);
     if (session->pidfd) watch(session->pidfd.get(), tag(Source::kProcess, id));
-    if (session->mapped) watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id));
+    if (session->mapped) {
+      // In this order: the first one is woken first.
+      rings_->watch(session->mapped->daemon_bell.fd(), id);
+      watch(session->mapped->daemon_bell.fd(), tag(Source::kDoorbell, id),
+            EPOLLIN | EPOLLEXCLUSIVE);
+    }
     log_info("local session began",
              {{"session", id}, {"pid", session->peer.pid}, {"client", session->client_name}});
     by_token_[session->token] = id;
@@ -423,7 +577,10 @@ class LocalServerImpl final : public LocalServer {
     }
     unwatch(session.socket.get());
     unwatch(session.pidfd.get());
-    if (session.mapped) unwatch(session.mapped->daemon_bell.fd());
+    if (session.mapped) {
+      unwatch(session.mapped->daemon_bell.fd());
+      rings_->unwatch(session.mapped->daemon_bell.fd());
+    }
     log_info("local session ended", {{"session", id}, {"in_flight", open.size()}, {"why", why}});
     by_token_.erase(session.token);
     watched_.erase(id);
@@ -452,27 +609,45 @@ class LocalServerImpl final : public LocalServer {
   void handle_doorbell(uint64_t id) {
     const auto it = sessions_.find(id);
     if (it == sessions_.end() || !it->second->mapped) return;
-    LocalSession& session = *it->second;
-    session.mapped->daemon_bell.clear();
-    if (auto flushed = session.outbox->flush(); !flushed)
-      return break_session(id, flushed.message());
-    change_flow(id);
-    take_submissions(id);
+    if (hear_bell(*it->second)) take_submissions(id);
   }
 
-  // What the session has submitted, up to a turn's worth; leaves it hot (spin_for_submissions).
+  // What the client may have rung for besides a submission: it has read. False: it is gone.
+  bool hear_bell(LocalSession& session) {
+    session.mapped->daemon_bell.clear();
+    if (auto flushed = session.outbox->flush(); !flushed) {
+      break_session(session.id, flushed.message());
+      return false;
+    }
+    change_flow(session.id);
+    return true;
+  }
+
+  // On the server's thread; leaves the session hot (spin_for_submissions).
   void take_submissions(uint64_t id) {
     LocalSession& session = *sessions_.at(id);
     // The engine's wake-up runs beside the reading of the request.
     if (session.mapped->submit.maybe_ready()) service_.expect();
-    for (int taken = 0; taken < kSubmissionsPerTurn; ++taken) {
+    if (!take_submissions(session, kSubmissionsPerTurn)) return;
+    if (!std::exchange(session.hot, true)) hot_.push_back(id);
+  }
+
+  // What the session has submitted, at most so many. False: it is broken and gone.
+  bool take_submissions(LocalSession& session, int count_max) {
+    for (int taken = 0; taken < count_max; ++taken) {
       Result<std::optional<LocalSession::Submission>> submission = session.next_submission();
-      if (!submission) return break_session(id, submission.message());
+      if (!submission) {
+        break_session(session.id, submission.message());
+        return false;
+      }
       if (!*submission) break;
       start(session, std::move(**submission));
-      awake_until_ns_ = monotonic_ns() + config_.spin_us * kNsPerUs;
+      awake_until_ns_ = rings_->used() ? 0 : monotonic_ns() + config_.spin_us * kNsPerUs;
+      if (recent_.size() < kSpinSessionsMax &&
+          std::find(recent_.begin(), recent_.end(), session.id) == recent_.end())
+        recent_.push_back(session.id);
     }
-    if (!std::exchange(session.hot, true)) hot_.push_back(id);
+    return true;
   }
 
   void start(LocalSession& session, LocalSession::Submission submission) {
@@ -487,16 +662,23 @@ class LocalServerImpl final : public LocalServer {
       submission.refused = over_quota(session);
       if (submission.refused) over_quota_.fetch_add(1, std::memory_order_relaxed);
     }
-    const bool resumable = session.mapped && session.resume_ms > 0 && !submission.refused;
-    if (resumable) {
-      if (const auto known = answers_.find(session.peer.uid, client_id))
-        return give_again(session, ticket, client_id, known);
+    uint64_t digest = 0;
+    if (session.mapped && session.resume_ms > 0 && !submission.refused) {
+      digest = content_digest(request);
+      if (const auto known = answers_.find(session.peer.uid, client_id)) {
+        if (known->digest() == digest) return give_again(session, ticket, client_id, known);
+        submission.refused =
+            error_of(ErrorCode::kInvalidRequest,
+                     "request id \"" + printable(client_id) +
+                         "\" stands for another request, which was handed over less than a minute "
+                         "ago");
+      }
     }
     session.outbox->open(ticket, client_id, service_id);
     // Pairs with the acquire in stats(): whoever sees it taken sees it in flight, or ended.
     taken_.fetch_add(1, std::memory_order_release);
-    if (resumable) {
-      start_resumable(session, ticket, client_id, std::move(submission));
+    if (session.mapped && session.resume_ms > 0 && !submission.refused) {
+      start_resumable(session, ticket, client_id, digest, std::move(submission));
     } else if (session.mapped) {
       start_mapped(session, ticket, std::move(submission));
     } else {
@@ -539,8 +721,8 @@ class LocalServerImpl final : public LocalServer {
 
   // The same by way of an answer that can be given again.
   void start_resumable(const LocalSession& session, LocalTicket ticket, const RequestId& client_id,
-                       LocalSession::Submission submission) {
-    auto answer = std::make_shared<LocalAnswer>(submission.request.id);
+                       uint64_t digest, LocalSession::Submission submission) {
+    auto answer = std::make_shared<LocalAnswer>(submission.request.id, digest);
     answer->session_id = session.id;
     answer->ticket = ticket;
     (void)answer->attach(into_ring(session, ticket));
@@ -600,6 +782,7 @@ class LocalServerImpl final : public LocalServer {
 
   void deliver_posted() {
     wake_->clear();
+    for (const uint64_t id : rings_->take_left()) handle_doorbell(id);
     for (Posted& posted : posted_->drain()) {
       const auto it = sessions_.find(posted.session_id);
       if (it == sessions_.end()) continue;
@@ -697,7 +880,7 @@ class LocalServerImpl final : public LocalServer {
   std::atomic<int64_t> stalled_ = 0;
   std::atomic<int64_t> broken_ = 0;
 
-  // Owned by the server's thread from here on.
+  // Owned by whoever has the turn from here on: the server's thread, or the service's idle one.
   UniqueFd listener_;
   bool owns_socket_file_ = false;  // not one that was inherited or is another daemon's
   UniqueFd epoll_;
@@ -711,11 +894,54 @@ class LocalServerImpl final : public LocalServer {
   std::map<uid_t, std::shared_ptr<MappedUse>> mapped_by_uid_;
   LocalAnswers answers_;  // of resumable sessions
   std::vector<Orphan> orphans_;
-  std::vector<uint64_t> hot_;   // mapped sessions whose ring is polled, not waited for
-  int64_t awake_until_ns_ = 0;  // looks at hot rings until then
-  std::set<uint64_t> watched_;  // sessions with a backlog
+  std::vector<uint64_t> hot_;     // mapped sessions whose ring is polled, not waited for
+  int64_t awake_until_ns_ = 0;    // looks at hot rings until then
+  std::set<uint64_t> watched_;    // sessions with a backlog
+  std::vector<uint64_t> recent_;  // mapped sessions that the service's idle thread looks at
+  std::shared_ptr<RingsForIdle> rings_;
   std::thread thread_;
 };
+
+bool RingsForIdle::wait(std::chrono::nanoseconds timeout) {
+  used_.store(true, std::memory_order_relaxed);
+  epoll_event events[8];
+  const auto ms = std::chrono::ceil<std::chrono::milliseconds>(timeout).count();
+  const int count = epoll_wait(epoll_.get(), events, 8,
+                               static_cast<int>(std::clamp<int64_t>(ms, 0, kIdleWaitMsMax)));
+  bool rung = false;
+  for (int i = 0; i < count; ++i) {
+    if (events[i].data.u64 == 0) {
+      wake_.clear();
+      continue;
+    }
+    rung = true;
+    // The server's thread may be long at something: it looks when it is through.
+    const std::unique_lock turn(turn_, std::try_to_lock);
+    if (!turn) {
+      leave(events[i].data.u64);
+    } else if (server_ != nullptr) {
+      server_->answer_bell(events[i].data.u64);
+    }
+  }
+  return rung;
+}
+
+void RingsForIdle::look(const std::function<bool()>& enough) {
+  {
+    const std::lock_guard turn(turn_);
+    if (server_ == nullptr || !server_->begin_look()) return;
+  }
+  const int64_t until_ns = monotonic_ns() + spin_us_ * kNsPerUs;
+  bool found = false;
+  do {
+    // Not held across the whole time: the server's thread wants it for everything else.
+    const std::lock_guard turn(turn_);
+    if (server_ == nullptr) return;
+    found = server_->look_once();
+  } while (!found && !enough() && monotonic_ns() < until_ns);
+  const std::lock_guard turn(turn_);
+  if (server_ != nullptr) server_->end_look(found);
+}
 
 }  // namespace
 

@@ -13,11 +13,21 @@ using namespace ipc;
 
 namespace {
 
+constexpr uint32_t kSmallFrameBytes = 4096;
+
 RequestError invalid(std::string message) {
   return error_of(ErrorCode::kInvalidRequest, std::move(message));
 }
 
 }  // namespace
+
+bool LocalSession::next_is_small() {
+  RecordView record;
+  const Result<bool> got = mapped->submit.front(record);
+  if (!got || !*got || record.content.size() != sizeof(SubmitRecord)) return false;
+  const auto descriptor = load_le<SubmitRecord>(record.content.data());
+  return descriptor.frame_bytes <= kSmallFrameBytes && descriptor.span_count == 0;
+}
 
 Result<std::optional<LocalSession::Submission>> LocalSession::next_submission() {
   RecordView record;

@@ -38,6 +38,10 @@ class LocalSession {
     std::optional<RequestError> refused;
   };
 
+  // Whether the next submission can be read without much work: a small frame, nothing outside it.
+  // By the client's word; of an empty or broken ring: no.
+  bool next_is_small();
+
   // The next submission, nothing when the ring is empty. Error: the memory makes no sense, end the
   // session.
   Result<std::optional<Submission>> next_submission();

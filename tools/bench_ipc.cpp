@@ -66,12 +66,12 @@ void print_daemon(const DaemonLine& line, bool json) {
       json ? "{\"test\": \"daemon\", \"pace\": \"%s\", \"requests\": %d, "
              "\"first_step_p50_us\": %.6g, \"first_step_p99_us\": %.6g, "
              "\"first_token_p50_us\": %.6g, \"first_token_p99_us\": %.6g, "
-             "\"handoff_p50_us\": %.6g, \"handoff_p99_us\": %.6g}\n"
+             "\"token_back_p50_us\": %.6g, \"token_back_p99_us\": %.6g}\n"
            : "daemon  %-9s %d requests, submit to first step p50 %.1f us, p99 %.1f us; to first "
-             "token p50 %.1f us, p99 %.1f us; of it handoff both ways p50 %.1f us, p99 %.1f us\n";
+             "token p50 %.1f us, p99 %.1f us; token to client p50 %.1f us, p99 %.1f us\n";
   std::printf(format, daemon_pace_name(line.pace), line.requests, line.first_step_p50_us,
               line.first_step_p99_us, line.first_token_p50_us, line.first_token_p99_us,
-              line.handoff_p50_us, line.handoff_p99_us);
+              line.token_back_p50_us, line.token_back_p99_us);
 }
 
 void print_target(const IpcTarget& target, bool json) {

@@ -64,7 +64,8 @@ class ThreadedEngine final : public Engine {
         hidden_dim_(h.hidden_dim),
         kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
         description_(std::move(description)),
-        mailbox_(3 * live_max_),  // of each live one: itself, one cancel, one about its flow
+        mailbox_(3 * live_max_,  // of each live one: itself, one cancel, one about its flow
+                 [this] { wake_from_origin(); }),
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
                 logit_rows_max(config), config.prefix_cache},
                plan.context_tokens,
@@ -118,6 +119,16 @@ class ThreadedEngine final : public Engine {
     if (!asleep_.exchange(false, std::memory_order_relaxed)) return;
     expected_until_ns_.store(monotonic_ns() + kExpectNs, std::memory_order_relaxed);
     mailbox_.nudge();
+    wake_from_origin();
+  }
+
+  void look_while_idle(std::shared_ptr<IdleWork> origin) override {
+    {
+      const std::lock_guard lock(mutex_);
+      origin_.swap(origin);
+    }
+    mailbox_.nudge();            // one that sleeps in its mailbox begins anew
+    if (origin) origin->wake();  // and one that sleeps at the origin that it had
   }
 
   void pause(uint64_t sequence_id) override { set_flow(sequence_id, true); }
@@ -184,12 +195,7 @@ class ThreadedEngine final : public Engine {
   void run() {
     std::vector<uint64_t> ended;
     while (true) {
-      if (core_.idle() || core_.all_paused()) {
-        asleep_.store(true, std::memory_order_relaxed);
-        if (auto mail = mailbox_.wait_pop(time_to_sleep())) take(std::move(*mail));
-        asleep_.store(false, std::memory_order_relaxed);
-        if (core_.idle()) spin_for_mail();
-      }
+      if (core_.idle() || core_.all_paused()) wait_for_mail();
       for (Mail& mail : mailbox_.drain()) take(std::move(mail));
       if (mailbox_.closed()) break;
       if (!core_.idle()) {
@@ -203,6 +209,35 @@ class ThreadedEngine final : public Engine {
     for (Mail& mail : mailbox_.drain()) take(std::move(mail));
     core_.end_all(ended);
     publish(ended);
+  }
+
+  void wait_for_mail() {
+    if (const std::shared_ptr<IdleWork> origin = current_origin()) {
+      if (core_.idle()) origin->look([this] { return mailbox_.maybe_ready(); });
+      wait_at(*origin);
+    } else {
+      asleep_.store(true, std::memory_order_relaxed);
+      if (auto mail = mailbox_.wait_pop(time_to_sleep())) take(std::move(*mail));
+      asleep_.store(false, std::memory_order_relaxed);
+    }
+    if (core_.idle()) spin_for_mail();
+  }
+
+  std::shared_ptr<IdleWork> current_origin() const {
+    const std::lock_guard lock(mutex_);
+    return origin_;
+  }
+
+  void wait_at(IdleWork& origin) {
+    asleep_.store(true, std::memory_order_relaxed);
+    at_origin_.store(true, std::memory_order_seq_cst);
+    // A push before this look is seen by it; one after it sees at_origin_ (wake_from_origin()).
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    const bool expects = !mailbox_.maybe_ready() && origin.wait(time_to_sleep());
+    at_origin_.store(false, std::memory_order_relaxed);
+    if (expects && asleep_.load(std::memory_order_relaxed))
+      expected_until_ns_.store(monotonic_ns() + kExpectNs, std::memory_order_relaxed);
+    asleep_.store(false, std::memory_order_relaxed);
   }
 
   // Until the next deadline of what is paused. Without one any time does: there is nothing to do
@@ -232,6 +267,16 @@ class ThreadedEngine final : public Engine {
       mailed_tokens_ -= static_cast<int64_t>(incoming.request.prompt.size());
     }
     core_.add(std::move(incoming.request), std::move(incoming.sink), monotonic_ns());
+  }
+
+  // Any thread, after mail or a nudge.
+  void wake_from_origin() {
+    // Pairs with the fence in wait_at().
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (!at_origin_.load(std::memory_order_relaxed) ||
+        !at_origin_.exchange(false, std::memory_order_relaxed))
+      return;
+    if (const std::shared_ptr<IdleWork> origin = current_origin()) origin->wake();
   }
 
   void set_core_flow(uint64_t id) {
@@ -266,7 +311,11 @@ class ThreadedEngine final : public Engine {
   std::atomic<bool> asleep_ = false;
   std::atomic<int64_t> expected_until_ns_ = 0;
 
-  mutable std::mutex mutex_;                 // guards what follows
+  // The engine thread sleeps at its origin, not in its mailbox: a push must wake it there.
+  std::atomic<bool> at_origin_ = false;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::shared_ptr<IdleWork> origin_;
   std::unordered_map<uint64_t, Wish> live_;  // by id
   EngineLoad load_;                          // after the last step
   int64_t mailed_tokens_ = 0;                // prompts in the mailbox

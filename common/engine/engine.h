@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/idle_work.h"
 #include "common/base/progress.h"
 #include "common/base/result.h"
 #include "common/engine/input_rows.h"
@@ -121,6 +122,9 @@ class Engine {
   // that sleeps wakes up now and waits for it awake (kExpectNs), so that its wake-up does not come
   // on top of what the caller still does. A hint without a promise.
   virtual void expect() = 0;
+  // Any thread. The engine thread sleeps and looks there while nothing runs (idle_work.h); null:
+  // not any more. Its calls may submit.
+  virtual void look_while_idle(std::shared_ptr<IdleWork> origin) = 0;
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
   // Any thread. The sequence's reader does not keep up: from the next step on it gets no tokens until

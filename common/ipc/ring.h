@@ -208,6 +208,12 @@ class BasicRingConsumer {
            memory_.indices->tail.load(std::memory_order_relaxed) != known_tail_;
   }
 
+  // Takes an announcement back: the consumer will look by itself, no doorbell needed.
+  void stop_waiting() {
+    memory_.indices->consumer_waits.store(0, std::memory_order_relaxed);
+    Hook::stored();
+  }
+
   // Announces that the consumer will sleep. True: still empty, sleep on the doorbell. False: look
   // again.
   bool prepare_wait() {

@@ -389,6 +389,7 @@ PoolMessage read(Reader& in, const wire::Done& w) {
   t.queued_ns = in.number("queued_ns", w.queued_ns(), int64_t{0}, kTimeMax);
   t.first_token_ns = in.number("first_token_ns", w.first_token_ns(), int64_t{0}, kTimeMax);
   t.total_ns = in.number("total_ns", w.total_ns(), int64_t{0}, kTimeMax);
+  t.received_at_ns = in.number("received_at_ns", w.received_at_ns(), int64_t{0}, kTimeMax);
   return m;
 }
 PoolMessage read(Reader& in, const wire::Failed& w) {

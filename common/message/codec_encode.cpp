@@ -221,7 +221,7 @@ fb::Offset<void> put(Builder& b, const Done& m) {
   const Usage& u = m.finished.usage;
   const Timings& t = m.finished.timings;
   return wire::CreateDone(b, id, m.epoch, u.prompt_tokens, u.completion_tokens, u.cached_tokens,
-                          t.queued_ns, t.first_token_ns, t.total_ns)
+                          t.queued_ns, t.first_token_ns, t.total_ns, t.received_at_ns)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Failed& m) {

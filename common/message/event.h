@@ -60,6 +60,8 @@ struct Timings {
   int64_t queued_ns = 0;  // until the first step that worked on it
   int64_t first_token_ns = 0;
   int64_t total_ns = 0;
+  // When it received the request, by its monotonic clock: means something on the same machine only.
+  int64_t received_at_ns = 0;
 };
 
 struct Finished {

@@ -5,9 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "common/base/idle_work.h"
 #include "common/message/event.h"
 #include "common/message/request.h"
 
@@ -37,6 +39,11 @@ class InferenceService {
   // Any thread. A request has been seen but not read yet: whoever sleeps may wake up meanwhile. A
   // hint; nothing may depend on it.
   virtual void expect() {}
+
+  // Any thread. Requests come from there (submit() within its calls): a service with a thread of
+  // its own for them may look itself while that has nothing to do. One at a time; null ends it, and
+  // a call that runs may end later. A hint, too.
+  virtual void look_while_idle(std::shared_ptr<IdleWork> origin) { (void)origin; }
 
   // Any thread. The client left: generation stops at the next step, the sink receives kCancelled
   // (if it had no end yet). Unknown or ended ids are ignored.

@@ -35,6 +35,7 @@ void Answer::choice_ended(int32_t generated_tokens, size_t prompt_index, int32_t
   usage_.prompt_tokens = setup_.prompt_tokens;
   for (const auto& cached : cached_tokens_) usage_.cached_tokens += cached.value_or(0);
   timings_.total_ns = monotonic_ns() - setup_.received_ns;
+  timings_.received_at_ns = setup_.received_ns;
   finish(Finished{usage_, timings_}, false);
 }
 

@@ -99,6 +99,9 @@ class EngineModel final : public LocalModel {
 
   void submit(Request request, EventSink sink) override;
   void expect() override { parts_.engine->expect(); }
+  void look_while_idle(std::shared_ptr<IdleWork> origin) override {
+    parts_.engine->look_while_idle(std::move(origin));
+  }
   void cancel(const RequestId& id) override;
   void pause(const RequestId& id) override;
   void resume(const RequestId& id) override;

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,17 +40,20 @@ constexpr uint64_t kHeapBytes =
 constexpr int64_t kSpinNs = 5 * kNsPerUs;
 constexpr uint32_t kUnmappedRequestsMax = 64;
 constexpr int64_t kLookNs = kNsPerMs;
-constexpr auto kReconnectPause = std::chrono::milliseconds(10);
+constexpr int64_t kReconnectPauseNs = 10 * kNsPerMs;
 
 struct Handshaken {
   UniqueFd socket;
   LocalWelcome welcome;
 };
 
-Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vector<int>& fds) {
-  const std::string path =
-      options.socket_path.empty() ? default_local_socket() : options.socket_path;
-  Result<UniqueFd> socket = connect_unix(path);
+std::string path_of(const LocalClientOptions& options) {
+  return options.socket_path.empty() ? default_local_socket() : options.socket_path;
+}
+
+// The first half of the handshake; the daemon's answer comes on the socket.
+Result<UniqueFd> say_hello(const LocalClientOptions& options, const std::vector<int>& fds) {
+  Result<UniqueFd> socket = connect_unix(path_of(options));
   if (!socket)
     return fail(LocalFailure::kNoDaemon,
                 socket.message() + " (is `updraft edge` or `updraft up` running?)");
@@ -57,11 +61,20 @@ Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vec
                          options.map_memory ? std::clamp(options.reconnect_ms, 0, 60'000) : 0};
   if (auto sent = send_message(*socket, encode_handshake(hello), fds); !sent)
     return fail(LocalFailure::kNoDaemon, sent.message());
-  Result<SocketMessage> answer = receive_message(*socket, kHandshakeTimeoutMs);
+  return socket;
+}
+
+// kTimeout: no answer yet.
+Result<LocalWelcome> hear_welcome(const LocalClientOptions& options, const UniqueFd& socket,
+                                  int timeout_ms) {
+  Result<SocketMessage> answer = receive_message(socket, timeout_ms);
   if (!answer) return fail(LocalFailure::kNoDaemon, answer.message());
+  if (answer->hung_up)
+    return fail(LocalFailure::kNoDaemon,
+                "the edge daemon at " + path_of(options) + " hung up during the handshake");
   if (answer->bytes.empty())
     return fail(LocalFailure::kTimeout,
-                "the edge daemon at " + path + " did not answer the handshake");
+                "the edge daemon at " + path_of(options) + " did not answer the handshake");
   Result<Handshake> decoded = decode_handshake(answer->bytes);
   if (!decoded) return fail(LocalFailure::kRefused, decoded.message());
   if (const auto* refusal = std::get_if<LocalRefusal>(&*decoded))
@@ -70,6 +83,14 @@ Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vec
   if (welcome == nullptr)
     return fail(LocalFailure::kRefused,
                 "the edge daemon answered the handshake with something else than a welcome");
+  return std::move(*welcome);
+}
+
+Result<Handshaken> shake_hands(const LocalClientOptions& options, const std::vector<int>& fds) {
+  Result<UniqueFd> socket = say_hello(options, fds);
+  if (!socket) return socket.error();
+  Result<LocalWelcome> welcome = hear_welcome(options, *socket, kHandshakeTimeoutMs);
+  if (!welcome) return welcome.error();
   return Handshaken{std::move(*socket), std::move(*welcome)};
 }
 
@@ -88,6 +109,9 @@ Error forked_error() {
       "this session belongs to the parent process: after fork() the child must connect for itself");
 }
 Error gone_error() { return fail(LocalFailure::kGone, "the edge daemon is gone"); }
+Error lost_error() {
+  return fail(LocalFailure::kBusy, "the session was lost and is being reconnected: call next()");
+}
 Error no_memory_here() { return fail(LocalFailure::kNoRoom, "this session has no shared memory"); }
 
 // A part's payload, wherever it lies.
@@ -184,6 +208,7 @@ class MappedClient final : public LocalClient {
   Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed) override {
     if (forked()) return forked_error();
     if (gone_) return gone_error();
+    if (lost()) return lost_error();
     if (free_slots_.empty())
       return fail(LocalFailure::kBusy, "too many requests in flight: the daemon allows " +
                                            std::to_string(slots_.size()));
@@ -209,7 +234,9 @@ class MappedClient final : public LocalClient {
     if (forked()) return forked_error();
     if (!events_) {
       events_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
-      if (!events_ || !watch(my_bell_->fd()) || (!gone_ && !watch(socket_.get()))) {
+      retry_ = UniqueFd(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+      if (!events_ || !retry_ || !watch(my_bell_->fd()) || !watch(retry_.get()) ||
+          (socket_ && !watch(socket_.get()))) {
         events_.reset();
         return fail(LocalFailure::kNoMemory,
                     std::string("the event descriptor: ") + std::strerror(errno));
@@ -242,14 +269,22 @@ class MappedClient final : public LocalClient {
     const int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : monotonic_ns() + timeout_ms * kNsPerMs;
     for (;;) {
       if (!ready_.empty()) return take_ready();
+      if (lost()) {
+        come_back(deadline_ns);
+        if (lost() && monotonic_ns() >= deadline_ns)
+          return std::optional<std::pair<uint32_t, Event>>();
+        continue;
+      }
+      if (gone_) return gone_error();
       if (auto taken = take_records(); !taken) return taken.error();
       if (!ready_.empty()) return take_ready();
-      if (gone_) return gone_error();
       const int64_t now_ns = monotonic_ns();
       if (now_ns < deadline_ns) {
         wait_for_events(deadline_ns);
       } else if (hung_up(now_ns)) {
         lose_daemon();
+        if (lost()) come_back(deadline_ns);
+        if (ready_.empty() && !gone_) return std::optional<std::pair<uint32_t, Event>>();
       } else {
         return std::optional<std::pair<uint32_t, Event>>();
       }
@@ -272,10 +307,14 @@ class MappedClient final : public LocalClient {
   }
 
   // The event descriptor is readable exactly while there is something to take: by my own doing when
-  // it is here already, else the daemon rings for the next record.
+  // it is here already, else the daemon rings for the next record. While the session is lost, now
+  // and then: it is time to try again.
   void rearm() {
     my_bell_->clear();
-    if (!ready_.empty() || gone_ || !complete_->prepare_wait()) my_bell_->ring();
+    itimerspec retry{};
+    if (lost()) retry.it_value.tv_nsec = kReconnectPauseNs;
+    timerfd_settime(retry_.get(), 0, &retry, nullptr);
+    if (!ready_.empty() || gone_ || (!lost() && !complete_->prepare_wait())) my_bell_->ring();
   }
 
   struct Slot {
@@ -375,6 +414,7 @@ class MappedClient final : public LocalClient {
   // Adds a further segment with room for `bytes`: as large as what is there already if the daemon
   // allows it, else as large as it must be.
   Result<void> grow(uint64_t bytes) {
+    if (lost()) return lost_error();
     const uint64_t least = bytes + kHeapBytes;
     const uint64_t limit = welcome_.segment_bytes_max;
     const uint64_t had = segment_->bytes() - segment_->payload().size() + areas_.total_bytes();
@@ -576,13 +616,47 @@ class MappedClient final : public LocalClient {
   // nobody comes in time.
   void lose_daemon() {
     (void)take_records();
-    const int64_t until_ns = monotonic_ns() + options_.reconnect_ms * kNsPerMs;
-    while (monotonic_ns() < until_ns) {
-      if (reconnect()) return;
-      std::this_thread::sleep_for(kReconnectPause);
-    }
+    socket_.reset();
+    lost_until_ns_ = monotonic_ns() + std::max(options_.reconnect_ms, 0) * kNsPerMs;
+    next_try_ns_ = 0;
+    if (options_.reconnect_ms <= 0) give_up();
+  }
+
+  bool lost() const { return lost_until_ns_ != 0; }
+
+  void give_up() {
+    lost_until_ns_ = 0;
+    returning_.reset();
     gone_ = true;
     for (uint32_t index = 0; index < slots_.size(); ++index) end_lost(index);
+  }
+
+  // Tries to reconnect until `deadline_ns` (past: a look, which waits for nobody), a step at a
+  // time: connect and say hello, hear the welcome, hand over again what is in flight.
+  void come_back(int64_t deadline_ns) {
+    do {
+      const int64_t now_ns = monotonic_ns();
+      if (now_ns >= lost_until_ns_) return give_up();
+      const int64_t until_ns = std::min(deadline_ns, lost_until_ns_);
+      if (!returning_) {
+        if (now_ns < next_try_ns_) {
+          const int64_t pause_ns = std::min(next_try_ns_, until_ns) - now_ns;
+          if (pause_ns > 0) std::this_thread::sleep_for(std::chrono::nanoseconds(pause_ns));
+          continue;
+        }
+        next_try_ns_ = now_ns + kReconnectPauseNs;
+        if (!begin_return()) continue;
+      }
+      const int64_t wait_ms = (until_ns - now_ns + kNsPerMs - 1) / kNsPerMs;
+      Result<LocalWelcome> welcome =
+          hear_welcome(options_, returning_,
+                       static_cast<int>(std::clamp<int64_t>(wait_ms, 0, kHandshakeTimeoutMs)));
+      if (welcome) {
+        if (finish_return(std::move(*welcome))) lost_until_ns_ = 0;
+      } else if (welcome.kind() != static_cast<int>(LocalFailure::kTimeout)) {
+        returning_.reset();
+      }
+    } while (lost() && monotonic_ns() < deadline_ns);
   }
 
   void end_lost(uint32_t index) {
@@ -595,27 +669,34 @@ class MappedClient final : public LocalClient {
 
   // The same memory for the next daemon. The old one has given it up (its end of the socket is
   // shut), so the rings begin anew before the new one can see them; payloads stay where they are.
-  bool reconnect() {
+  bool begin_return() {
     new (segment_->submit_ring().indices) RingIndices{};
     new (segment_->complete_ring().indices) RingIndices{};
     submit_.emplace(segment_->submit_ring());
     complete_.emplace(segment_->complete_ring());
-    Result<Handshaken> shaken =
-        shake_hands(options_, {segment_->fd(), my_bell_->fd(), daemon_bell_->fd()});
-    if (!shaken) return false;
-    const bool same_daemon = shaken->welcome.boot_epoch == welcome_.boot_epoch;
-    socket_ = std::move(shaken->socket);
+    Result<UniqueFd> socket =
+        say_hello(options_, {segment_->fd(), my_bell_->fd(), daemon_bell_->fd()});
+    if (socket) returning_ = std::move(*socket);
+    return socket.ok();
+  }
+
+  bool finish_return(LocalWelcome welcome) {
+    const bool same_daemon = welcome.boot_epoch == welcome_.boot_epoch;
+    socket_ = std::move(returning_);
     if (events_) (void)watch(socket_.get());
     {
       const std::lock_guard lock(cancel_mutex_);
-      welcome_ = std::move(shaken->welcome);
+      welcome_ = std::move(welcome);
       control_.reset();
     }
     const Result<void> known =
         areas_.send_again([this](uint32_t number, const PayloadSegment& segment) {
           return send_segment(number, segment);
         });
-    if (!known) return false;
+    if (!known) {  // lost again at once
+      socket_.reset();
+      return false;
+    }
     for (uint32_t index = 0; index < slots_.size(); ++index) {
       Slot& slot = slots_[index];
       if (slot.id.empty()) continue;
@@ -645,7 +726,15 @@ class MappedClient final : public LocalClient {
   std::unique_ptr<Segment> segment_;
   std::optional<Doorbell> my_bell_;
   std::optional<Doorbell> daemon_bell_;
-  UniqueFd events_;  // none before event_fd(): the doorbell and the socket behind one descriptor
+  // None before event_fd(): the doorbell, the socket and the timer of a lost session behind one
+  // descriptor.
+  UniqueFd events_;
+  UniqueFd retry_;
+  // A lost session: until when it may come back (0: not lost), when to try again, and the socket on
+  // which a daemon's welcome is awaited.
+  int64_t lost_until_ns_ = 0;
+  int64_t next_try_ns_ = 0;
+  UniqueFd returning_;
   int64_t looked_ns_ = 0;  // when hung_up() looked last
 
   // What cancel() needs, from whichever thread it comes. The session's own thread writes all of it,

@@ -41,7 +41,7 @@ struct LocalClientOptions {
   //     else it ends with kNodeLost. The daemon that died may have run it, unseen.
   // A request id names one request for a minute: handed over again under the same user and id, by
   // any session that reconnects, it gets the answer of the first; a session that still waited for
-  // it sees it end with kCancelled.
+  // it sees it end with kCancelled. Another request under that id is refused.
   int32_t reconnect_ms = 0;
 };
 
@@ -101,11 +101,14 @@ class LocalClient {
   virtual Result<uint32_t> submit(Request request, std::vector<PlacedPart> placed = {}) = 0;
 
   // The next event of any request, or nothing within timeout_ms (-1: wait for ever). An error: the
-  // daemon is gone; every request in flight has ended with it. While a lost session is being
-  // reconnected it takes up to reconnect_ms, whatever the timeout.
+  // daemon is gone; every request in flight has ended with it. A lost session is reconnected in
+  // here, within the timeout: next(0) goes a step if one is due and waits for nobody (but where
+  // further segments have to be shown again: for the daemon's answer to each). Meanwhile submit()
+  // says kBusy.
   virtual Result<std::optional<std::pair<uint32_t, Event>>> next(int timeout_ms) = 0;
 
-  // For epoll, select or an event loop: readable while next(0) would give an event or an error.
+  // For epoll, select or an event loop: readable while next(0) would give an event or an error, and
+  // every few milliseconds while a lost session is being reconnected.
   // Wait for it, do not read it; it is made by the first call and lives as long as the client.
   // Errors: kNoRoom without shared memory (wait in next() then).
   virtual Result<int> event_fd() = 0;

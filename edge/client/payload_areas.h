@@ -2,6 +2,10 @@
 // segment first, then the further ones that were added when it was full; besides them one-offs,
 // each a buffer that is a segment of its own.
 //
+// Areas stay until the session ends. Taking one is dear (every page is cleared and mapped on both
+// sides), a program that needed the room once mostly needs it again, and the quota bounds what a
+// session can hold. What is large and rare goes into a one-off, which is freed after its request.
+//
 // Owner: its LocalClient. The daemon never sees the allocators' state, only where bytes lie.
 #pragma once
 

@@ -702,6 +702,59 @@ TEST_CASE("the same request handed over by two sessions runs once, and is answer
   CHECK(daemon.service.submitted() == 1);
 }
 
+TEST_CASE("another request under an id that is still known is refused, not answered") {
+  Daemon daemon;
+  const auto client = daemon.client(true, 30000);
+  const auto ask = [&](Request request) {
+    request.id = "mine";
+    const Result<uint32_t> handle = client->submit(std::move(request));
+    REQUIRE_MESSAGE(handle.ok(), handle.message());
+    return collect(*client, *handle);
+  };
+  CHECK(answer(ask(chat("one"))) == "one");
+  const std::vector<Event> other = ask(chat("two"));
+  REQUIRE(std::holds_alternative<RequestError>(other.back()));
+  CHECK(std::get<RequestError>(other.back()).message.find("stands for another request") !=
+        std::string::npos);
+  Request warmer = chat("one");
+  warmer.sampling.temperature = 0.5F;
+  CHECK(std::holds_alternative<RequestError>(ask(warmer).back()));
+  CHECK(answer(ask(chat("one"))) == "one");  // the first one's answer is still known
+  CHECK(daemon.service.submitted() == 1);
+}
+
+TEST_CASE("a look at a lost session waits for nobody, and says busy until it is back") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto client = daemon.client(true, 30000);
+  daemon.server.reset();
+  // Somebody listens there, and never answers.
+  std::optional<ipc::UniqueFd> mute = std::move(ipc::listen_unix(path)).value();
+  const int64_t begin_ns = monotonic_ns();
+  CHECK(daemon.eventually([&] {
+    const auto nothing = client->next(0);
+    REQUIRE_MESSAGE(nothing.ok(), nothing.message());
+    CHECK_FALSE(nothing->has_value());
+    const Result<uint32_t> refused = client->submit(chat("x"));
+    return !refused && refused.kind() == static_cast<int>(LocalFailure::kBusy);
+  }));
+  for (int i = 0; i < 20; ++i) CHECK_FALSE(std::move(client->next(0)).value().has_value());
+  // Less than any of them would have waited for a handshake.
+  CHECK(monotonic_ns() - begin_ns < 4 * kNsPerSecond);
+  mute.reset();
+  std::filesystem::remove(path);
+  daemon.start({});
+  std::optional<uint32_t> handle;
+  CHECK(daemon.eventually([&] {
+    CHECK(client->next(0).ok());
+    const Result<uint32_t> again = client->submit(chat("again"));
+    if (again) handle = *again;
+    return again.ok();
+  }));
+  REQUIRE(handle.has_value());
+  CHECK(answer(collect(*client, *handle)) == "again");
+}
+
 TEST_CASE("a daemon that does not come back is an error after the time to wait for it") {
   Daemon daemon;
   const auto client = daemon.client(true, 50);
@@ -777,13 +830,17 @@ TEST_CASE("the event descriptor survives a lost session") {
     return ::poll(&entry, 1, timeout_ms) == 1;
   };
   cut_connections(daemon.dir.file("edge.sock"));
-  REQUIRE(readable(10000));
-  const auto nothing = client->next(0);
-  REQUIRE_MESSAGE(nothing.ok(), nothing.message());
-  CHECK_FALSE(nothing->has_value());
-  CHECK_FALSE(readable(0));
-  const Result<uint32_t> again = client->submit(chat("again"));
-  REQUIRE(again.ok());
+  // It tells of the loss, and then whenever it is time for the next step back.
+  std::optional<uint32_t> again;
+  REQUIRE(daemon.eventually([&] {
+    REQUIRE(readable(10000));
+    const auto nothing = client->next(0);
+    REQUIRE_MESSAGE(nothing.ok(), nothing.message());
+    CHECK_FALSE(nothing->has_value());
+    const Result<uint32_t> submitted = client->submit(chat("again"));
+    if (submitted) again = *submitted;
+    return submitted.ok();
+  }));
   CHECK(readable(10000));
   CHECK(answer(collect(*client, *again)) == "again");
   CHECK_FALSE(client->next(0)->has_value());
@@ -1058,6 +1115,30 @@ TEST_CASE("impossible ring positions, slots and records end that session only") 
   CHECK(answer(collect(*sibling, *handle)) == "unharmed");
 }
 
+TEST_CASE("what else is wrong with a record is found although the slot that it names is filled") {
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  const auto sibling = daemon.client();
+  const auto ends = [&](uint32_t kind, SubmitRecord record, size_t bytes, uint32_t filled) {
+    HostileClient client(path);
+    record.frame_offset = client.segment->header().payload_offset;
+    if (record.slot < client.segment->header().slot_count)
+      client.segment->slot(record.slot).word.store(slot_word(filled, SlotPhase::kFilled));
+    std::byte content[2 * sizeof(SubmitRecord)] = {};
+    std::memcpy(content, &record, sizeof record);
+    RingProducer producer(client.segment->submit_ring());
+    (void)producer.push(kind, ByteView(content, bytes));
+    client.theirs->ring();
+    return client.hung_up();
+  };
+  CHECK(ends(kEventRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 1));
+  CHECK(ends(kSubmitRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord) + 8, 1));
+  CHECK(ends(kSubmitRecord, {8, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 1));  // one past the last
+  CHECK(ends(kSubmitRecord, {0, 1, 0, 16, 0, 0}, sizeof(SubmitRecord), 2));  // stale
+  CHECK(daemon.server->stats().requests_taken == 0);
+  CHECK(daemon.eventually([&] { return daemon.server->stats().sessions == 1; }));
+}
+
 TEST_CASE("what a submission names wrongly gets a typed answer, not a read") {
   Daemon daemon;
   HostileClient client(daemon.dir.file("edge.sock"));
@@ -1114,6 +1195,16 @@ TEST_CASE("what a submission names wrongly gets a typed answer, not a read") {
   CHECK(says(refusal({0, 0, payload, kFrameBytesMax + 1, 0, payload}), "1048577 frame bytes"));
   CHECK(says(refusal({0, 0, payload, frame_bytes, 65, payload + 4096}), "65 spans"));
   CHECK(refusal({0, 0, payload + 4096, 16, 0, payload}) != "");  // no frame at all
+  const auto other_frame = [&](const PoolMessage& message) {
+    const std::vector<std::byte> bytes = encode(message);
+    std::memcpy(area + 12288, bytes.data(), bytes.size());
+    return SubmitRecord{0, 0, payload + 12288, static_cast<uint32_t>(bytes.size()), 0, payload};
+  };
+  CHECK(says(refusal(other_frame(Cancel{"hostile", 1})), "is no request"));
+  Request unfit = chat("x", "echo");
+  unfit.id = "hostile";
+  unfit.sampling.top_p = 2;
+  CHECK(says(refusal(other_frame(Submit{unfit, 1, 0})), "top_p"));
   CHECK(says(refusal(span_at({0, 7, payload + 8192, 4})), "that the request does not have"));
   CHECK(says(refusal(span_at({9, 0, payload + 8192, 4})), "that the request does not have"));
   CHECK(says(refusal(span_at({0, 0, payload + 8200, 2})), "not UTF-8 at byte 0"));

@@ -402,3 +402,34 @@ TEST_CASE("spans that fit nothing are refused by name") {
   CHECK(refused({0, 0, at, 8, SpanTarget::kPromptIds, 0}) == "accepted");
   CHECK(request.prompt_ids[0] == std::vector<int32_t>{5, -6});
 }
+
+TEST_CASE(
+    "a text that its client rewrites while it is checked arrives as what was checked, or not") {
+  const std::shared_ptr<ipc::Segment> theirs =
+      std::move(ipc::Segment::create(ipc::SegmentShape{4096, 65536, 8, 1 << 18})).value();
+  LocalMemory memory({1 << 20, 1 << 20, 0}, std::make_shared<MappedUse>(),
+                     std::make_shared<MappedUse>());
+  REQUIRE(memory.adopt_own(ipc::UniqueFd(dup(theirs->fd()))).ok());
+  constexpr size_t kBytes = 100'000;
+  std::byte* const text = theirs->payload().data();
+  std::memset(text, 'x', kBytes);
+  std::atomic<bool> stop = false;
+  std::thread writer([&]() __attribute__((no_sanitize("thread"))) {
+    auto* const at = reinterpret_cast<volatile uint8_t*>(text + kBytes / 2);
+    while (!stop) {
+      *at = 0xC3;  // the begin of a character that does not go on
+      *at = 'x';
+    }
+  });
+  Request request;
+  request.prompts.resize(1);
+  const ipc::PartSpan span{0, 0, theirs->header().payload_offset, kBytes, ipc::SpanTarget::kPrompt};
+  int broken = 0;
+  for (int i = 0; i < 5000; ++i) {
+    if (place_span(request, span, memory)) continue;
+    broken += utf8_valid_prefix_bytes(request.prompts[0]) == kBytes ? 0 : 1;
+  }
+  stop = true;
+  writer.join();
+  CHECK(broken == 0);
+}

@@ -233,7 +233,7 @@ Result<DaemonLine> run_daemon_bench(const std::string& socket_path, DaemonPace p
   Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
   if (!client) return client.error();
   if ((*client)->welcome().models.empty()) return fail("the edge daemon serves no model");
-  std::vector<int64_t> step_ns, token_ns, handoff_ns;
+  std::vector<int64_t> step_ns, token_ns, back_ns;
   for (int i = 0; i < requests; ++i) {
     Request request;
     request.model = (*client)->welcome().models.front().id;
@@ -246,34 +246,35 @@ Result<DaemonLine> run_daemon_bench(const std::string& socket_path, DaemonPace p
     const int64_t begin_ns = monotonic_ns();
     const Result<uint32_t> handle = (*client)->submit(std::move(request));
     if (!handle) return handle.error();
-    int64_t started_ns = 0, first_ns = 0;
+    int64_t first_ns = 0;
     for (bool ended = false; !ended;) {
       auto next = (*client)->next(pace == DaemonPace::kBlocking ? 10'000 : 0);
       if (!next) return next.error();
       if (!*next) continue;
       const Event& event = (*next)->second;
-      const int64_t since_ns = monotonic_ns() - begin_ns;
-      if (std::holds_alternative<Started>(event) && started_ns == 0) started_ns = since_ns;
-      if (std::holds_alternative<TokenChunk>(event) && first_ns == 0) first_ns = since_ns;
+      const int64_t now_ns = monotonic_ns();
+      if (std::holds_alternative<TokenChunk>(event) && first_ns == 0) first_ns = now_ns;
       if (const auto* error = std::get_if<RequestError>(&event)) return fail(error->message);
       if (const auto* finished = std::get_if<Finished>(&event)) {
         ended = true;
         const Timings& node = finished->timings;
-        step_ns.push_back(started_ns);
-        token_ns.push_back(first_ns);
-        handoff_ns.push_back(first_ns - (node.first_token_ns - node.queued_ns));
+        if (node.received_at_ns < begin_ns || node.received_at_ns > now_ns)
+          return fail("the edge daemon does not say when it received a request");
+        step_ns.push_back(node.received_at_ns + node.queued_ns - begin_ns);
+        token_ns.push_back(first_ns - begin_ns);
+        back_ns.push_back(first_ns - (node.received_at_ns + node.first_token_ns));
       }
     }
   }
-  for (auto* all : {&step_ns, &token_ns, &handoff_ns}) std::sort(all->begin(), all->end());
+  for (auto* all : {&step_ns, &token_ns, &back_ns}) std::sort(all->begin(), all->end());
   return DaemonLine{pace,
                     requests,
                     quantile_us(step_ns, 0.5),
                     quantile_us(step_ns, 0.99),
                     quantile_us(token_ns, 0.5),
                     quantile_us(token_ns, 0.99),
-                    quantile_us(handoff_ns, 0.5),
-                    quantile_us(handoff_ns, 0.99)};
+                    quantile_us(back_ns, 0.5),
+                    quantile_us(back_ns, 0.99)};
 }
 
 Result<double> measure_idle_daemon(const std::string& socket_path, int64_t for_ns) {

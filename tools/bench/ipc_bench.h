@@ -95,13 +95,10 @@ const char* daemon_pace_name(DaemonPace pace);
 struct DaemonLine {
   DaemonPace pace = DaemonPace::kBusy;
   int requests = 0;
-  // submit() until the first step that works on it, as the Started event told the client; with
-  // kBlocking its own wake-up is in it.
-  double first_step_p50_us = 0, first_step_p99_us = 0;
-  double first_token_p50_us = 0, first_token_p99_us = 0;  // submit() until the token is there
-  // That without the time from the first step to the token by the node's clock: both ways of the
-  // handoff.
-  double handoff_p50_us = 0, handoff_p99_us = 0;
+  // Both processes read the same clock (the node says when it received the request).
+  double first_step_p50_us = 0, first_step_p99_us = 0;    // submit() until the first step begins
+  double first_token_p50_us = 0, first_token_p99_us = 0;  // submit() until next() gives the token
+  double token_back_p50_us = 0, token_back_p99_us = 0;    // engine's token until next() gives it
 };
 Result<DaemonLine> run_daemon_bench(const std::string& socket_path, DaemonPace pace, int requests);
 

@@ -78,17 +78,14 @@ std::vector<IpcTarget> ipc_targets(const std::vector<IpcLine>& lines,
                    "%", 0.0, "sleep"});
 
   const DaemonLine* busy = find_pace(daemon, DaemonPace::kBusy);
-  const DaemonLine* asleep = find_pace(daemon, DaemonPace::kSparse);
   const DaemonLine* blocking = find_pace(daemon, DaemonPace::kBlocking);
-  // What both ways of the handoff take together bounds either of them. A client that sleeps leaves
-  // the cores to the daemon; one that spins sees the first step itself, and disturbs it.
-  if (asleep != nullptr && blocking != nullptr) {
-    std::optional<double> floor;
-    if (eventfd != nullptr) floor = eventfd->p50_us;
-    out.push_back({"daemon asleep: submit to first step", 60, false,
-                   std::min(asleep->first_step_p50_us, blocking->handoff_p50_us), "us", floor,
-                   "two wake-ups of raw eventfd"});
-  }
+  // Both ends sleep between requests with kBlocking, as a program that waits in next() does.
+  std::optional<double> one_wake;
+  if (eventfd != nullptr) one_wake = eventfd->p50_us / 2;
+  const char* const one_wake_name = "one wake-up of raw eventfd";
+  if (blocking != nullptr)
+    out.push_back({"daemon asleep: submit to first step", 60, false, blocking->first_step_p50_us,
+                   "us", one_wake, one_wake_name});
   if (busy != nullptr)
     out.push_back({"daemon busy: submit to first step",
                    5,
@@ -97,12 +94,9 @@ std::vector<IpcTarget> ipc_targets(const std::vector<IpcLine>& lines,
                    "us",
                    std::nullopt,
                    {}});
-  if (blocking != nullptr) {
-    std::optional<double> floor;
-    if (eventfd != nullptr) floor = eventfd->p50_us / 2;
-    out.push_back({"token to a sleeping client, at most", 65, false, blocking->handoff_p50_us, "us",
-                   floor, "one wake-up of raw eventfd"});
-  }
+  if (blocking != nullptr)
+    out.push_back({"token to a sleeping client", 65, false, blocking->token_back_p50_us, "us",
+                   one_wake, one_wake_name});
   if (idle_daemon_share)
     out.push_back({"idle daemon with a session, of a core", 100 * kIdleShareMax, false,
                    100 * *idle_daemon_share, "%", 0.0, "sleep"});

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -514,6 +515,89 @@ TEST_CASE("an engine that was told to expect something serves it, and sleeps aga
   getrusage(RUSAGE_SELF, &after);
   const auto us = [](const timeval& t) { return t.tv_sec * 1'000'000 + t.tv_usec; };
   CHECK(us(after.ru_utime) - us(before.ru_utime) < 50'000);
+}
+
+namespace {
+
+// Work that the test offers, taken by whoever waits.
+class Origin final : public IdleWork {
+ public:
+  bool wait(std::chrono::nanoseconds timeout) override {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, timeout, [&] { return woken_ || offered_; });
+    woken_ = false;
+    const std::function<void()> work = std::exchange(offered_, {});
+    lock.unlock();
+    if (work) work();
+    return work != nullptr;
+  }
+  void wake() override {
+    const std::lock_guard lock(mutex_);
+    woken_ = true;
+    ++wakes_;
+    changed_.notify_all();
+  }
+  void look(const std::function<bool()>& enough) override {
+    (void)enough();
+    const std::lock_guard lock(mutex_);
+    ++looks_;
+    changed_.notify_all();
+  }
+  void offer(std::function<void()> work) {
+    const std::lock_guard lock(mutex_);
+    offered_ = std::move(work);
+    changed_.notify_all();
+  }
+  bool looked(int times) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return looks_ >= times; });
+  }
+  int wakes() {
+    const std::lock_guard lock(mutex_);
+    return wakes_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::function<void()> offered_;
+  bool woken_ = false;
+  int wakes_ = 0;
+  int looks_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("an idle engine sleeps where its work comes from, and does what it finds there") {
+  const auto engine = open_engine(small_engine(), random_model(small_hyperparameters(), 3));
+  const auto origin = std::make_shared<Origin>();
+  engine->look_while_idle(origin);
+  REQUIRE(origin->looked(1));
+  // What comes past the origin wakes it there.
+  run_all(*engine, {greedy_request(1, {1, 2}, 2)});
+  REQUIRE(origin->looked(2));
+  std::thread::id submitted_on;
+  auto found = std::make_shared<Recorder>();
+  origin->offer([&] {
+    submitted_on = std::this_thread::get_id();
+    CHECK(engine->submit(greedy_request(2, {1, 2}, 2), found));
+  });
+  REQUIRE(found->wait_end());
+  CHECK(submitted_on != std::this_thread::get_id());
+  REQUIRE(origin->looked(3));
+  // An announcement wakes it, too: it can only sleep there, or be about to.
+  const int wakes = origin->wakes();
+  const int64_t until_ns = monotonic_ns() + 20 * kNsPerSecond;
+  while (origin->wakes() == wakes && monotonic_ns() < until_ns) engine->expect();
+  CHECK(origin->wakes() > wakes);
+  // Another origin, and none: the old one is left for good.
+  const auto other = std::make_shared<Origin>();
+  engine->look_while_idle(other);
+  REQUIRE(other->looked(1));
+  engine->look_while_idle(nullptr);
+  run_all(*engine, {greedy_request(3, {1, 2}, 2)});
+  REQUIRE(wait_idle(*engine));
+  CHECK(origin.use_count() == 1);
 }
 
 TEST_CASE("many threads submit and cancel at once and every sequence ends once") {

@@ -195,6 +195,97 @@ TEST_CASE("two threads that sleep whenever they may miss no wake-up") {
   CHECK_FALSE(producer_lost);
 }
 
+namespace {
+
+// About a processor's cycle each: which of two threads is how much earlier differs from round to
+// round.
+void linger(int cycles) {
+  for (int i = 0; i < cycles; ++i) asm volatile("");
+}
+
+// Two threads that begin each round together, as nearly as they can.
+class Rounds {
+ public:
+  void meet() {
+    const int mine = 2 * (here_.fetch_add(1, std::memory_order_acq_rel) / 2 + 1);
+    for (int tries = 0; here_.load(std::memory_order_acquire) < mine; ++tries)
+      if (tries > 1000) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<int> here_ = 0;
+};
+constexpr int kRounds = 100'000;
+
+}  // namespace
+
+// Litmus tests of the full fences. A processor that lets a later load pass an earlier store shows a
+// missing one within these rounds when both threads have a core; with one core it shows nothing.
+TEST_CASE("a consumer that goes to sleep sees the record, or its producer sees the sleeper") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  Rounds rounds;
+  bool rung = false;
+  std::thread sender([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      rounds.meet();
+      linger(i % 131);
+      rung = producer.push(kEventRecord, view("x")) == PushOutcome::kPushedRing;
+      rounds.meet();
+    }
+  });
+  int missed = 0;
+  Record record;
+  bool ring_producer = false;
+  for (int i = 0; i < kRounds; ++i) {
+    rounds.meet();
+    linger(i % 997);
+    const bool sleeps = consumer.prepare_wait();
+    rounds.meet();
+    missed += sleeps && !rung ? 1 : 0;
+    consumer.stop_waiting();
+    (void)consumer.pop(record, ring_producer);
+  }
+  sender.join();
+  CHECK(missed == 0);
+}
+
+TEST_CASE("a producer that goes to sleep sees the room, or its consumer sees the sleeper") {
+  TestRing ring(4096);
+  RingProducer producer(ring.memory);
+  RingConsumer consumer(ring.memory);
+  const std::string half(producer.content_bytes_max(), 'x');
+  CHECK(producer.push(kEventRecord, view(half)) == PushOutcome::kPushed);
+  CHECK(producer.push(kEventRecord, view(half)) == PushOutcome::kPushed);
+  Rounds rounds;
+  bool rung = false;
+  std::thread reader([&] {
+    Record record;
+    for (int i = 0; i < kRounds; ++i) {
+      rounds.meet();
+      rung = false;
+      linger(i % 131);
+      (void)consumer.pop(record, rung);
+      rounds.meet();
+    }
+  });
+  int missed = 0;
+  bool all_fit = true;
+  for (int i = 0; i < kRounds; ++i) {
+    rounds.meet();
+    linger(i % 257);
+    const bool sleeps = producer.prepare_wait(8);
+    rounds.meet();
+    missed += sleeps && !rung ? 1 : 0;
+    ring.indices.producer_waits.store(0);
+    all_fit = producer.push(kEventRecord, view(half)) == PushOutcome::kPushed && all_fit;
+  }
+  reader.join();
+  CHECK(missed == 0);
+  CHECK(all_fit);
+}
+
 TEST_CASE("a consumer that meets an impossible tail reports it and reads nothing") {
   TestRing ring(4096);
   RingConsumer consumer(ring.memory);

@@ -383,13 +383,14 @@ TEST_CASE("the small messages survive the wire") {
   CHECK(r.error.limit_tokens == 8192);
   CHECK(trip(Failed{"r3", 1, error}).error.message == error.message);
 
-  const Done d = trip(Done{"r4", 2, {{10, 20, 5}, {1, 2, 3}}});
+  const Done d = trip(Done{"r4", 2, {{10, 20, 5}, {1, 2, 3, 4}}});
   CHECK(d.finished.usage.prompt_tokens == 10);
   CHECK(d.finished.usage.completion_tokens == 20);
   CHECK(d.finished.usage.cached_tokens == 5);
   CHECK(d.finished.timings.queued_ns == 1);
   CHECK(d.finished.timings.first_token_ns == 2);
   CHECK(d.finished.timings.total_ns == 3);
+  CHECK(d.finished.timings.received_at_ns == 4);
 
   CHECK(trip(Cancel{"r5", 6}).epoch == 6);
   CHECK(trip(Drain{1234}).grace_ms == 1234);

@@ -12,6 +12,7 @@
 #include <set>
 #include <thread>
 
+#include "common/base/clock.h"
 #include "common/text/chat_template.h"
 #include "tests/common/serve/events.h"
 #include "tests/common/serve/script_model.h"
@@ -116,6 +117,7 @@ double successor_logprob() {
 
 TEST_CASE("a chat is answered: started, chunks, one finish, and the stop token stays inside") {
   const Served served(answer_script());
+  const int64_t before_ns = monotonic_ns();
   const Reply reply = served.ask(chat());
   REQUIRE(reply.finished.has_value());
   CHECK(reply.started.node_id == "edge-1");
@@ -132,6 +134,9 @@ TEST_CASE("a chat is answered: started, chunks, one finish, and the stop token s
   CHECK(reply.finished->timings.total_ns >= reply.finished->timings.first_token_ns);
   CHECK(reply.finished->timings.first_token_ns >= reply.finished->timings.queued_ns);
   CHECK(reply.finished->timings.queued_ns > 0);
+  CHECK(reply.finished->timings.received_at_ns >= before_ns);
+  CHECK(reply.finished->timings.received_at_ns + reply.finished->timings.total_ns <=
+        monotonic_ns());
 }
 
 namespace {

@@ -58,23 +58,23 @@ TEST_CASE("rates must reach their limit, ratios and times must not pass it") {
   CHECK_FALSE(named(targets, "idle channel, of a core").met());
 }
 
-TEST_CASE("either way of the handoff is bounded by what both take, or by what a spinner saw") {
-  DaemonLine asleep;
-  asleep.pace = DaemonPace::kSparse;
-  asleep.first_step_p50_us = 55;
+TEST_CASE("the daemon is held to each way of the handoff by itself, asleep and busy") {
   DaemonLine blocking;
   blocking.pace = DaemonPace::kBlocking;
-  blocking.handoff_p50_us = 70;
+  blocking.first_step_p50_us = 55;
+  blocking.token_back_p50_us = 70;
   DaemonLine busy;
   busy.pace = DaemonPace::kBusy;
   busy.first_step_p50_us = 6;
-  auto targets = ipc_targets({}, {asleep, blocking, busy}, 0.0005);
+  busy.token_back_p50_us = 2;
+  const auto targets =
+      ipc_targets({line(IpcTest::kSparse, 64, "eventfd", false, 50)}, {blocking, busy}, 0.0005);
   CHECK(named(targets, "daemon asleep: submit to first step").measured == 55);
-  CHECK(named(targets, "token to a sleeping client, at most").measured == 70);
-  CHECK_FALSE(named(targets, "token to a sleeping client, at most").met());
+  CHECK(named(targets, "daemon asleep: submit to first step").met());
+  CHECK(named(targets, "daemon asleep: submit to first step").floor == 25);
+  CHECK(named(targets, "token to a sleeping client").measured == 70);
+  CHECK_FALSE(named(targets, "token to a sleeping client").met());
+  CHECK(named(targets, "daemon busy: submit to first step").measured == 6);
   CHECK_FALSE(named(targets, "daemon busy: submit to first step").met());
   CHECK(named(targets, "idle daemon with a session, of a core").met());
-  blocking.handoff_p50_us = 50;
-  targets = ipc_targets({}, {asleep, blocking}, std::nullopt);
-  CHECK(named(targets, "daemon asleep: submit to first step").measured == 50);
 }
