@@ -34,6 +34,8 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"common/model", {"common/base", "kernels", "kernels/quant"}},
     {"common/text", {"common/base", "common/model"}},
     {"common/image", {"common/base"}},
+    {"common/json", {"common/base"}},
+    {"common/auth", {"common/base", "common/json"}},
     {"common/http", {"common/base", "common/message", "common/metrics", "common/image"}},
     {"common/pool", {"common/base", "common/message", "common/net", "common/log", "common/config"}},
     {"common/engine",
@@ -70,7 +72,7 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^pcre2\\.h$"), {"common/text"}},
     {std::regex("^boost/interprocess/.*"), {"common/ipc", "edge/client"}},
     {std::regex("^boost/(beast|asio|json).*"),
-     {"common/http", "common/text", "tools"}},  // text: tool definitions as templates print them
+     {"common/json", "common/auth", "common/http", "common/text", "tools"}},  // text: tool definitions as templates print them
     {std::regex("^(png|jpeglib)\\.h$"), {"common/image"}},
     {std::regex("^CLI/.*"), {"tools"}},
     {std::regex("^immintrin\\.h$"), {"kernels/cpu/vec_avx", "kernels/cpu/peak_avx"}},
