@@ -56,11 +56,7 @@ class Node : public CloudNode {
         metrics_->gauge("updraft_pool_routers_connected", "Routers this node is connected to.");
     metrics_->on_scrape([this, &connected] { connected.set(links_->connected_count()); });
 
-    HttpServerConfig http;
-    http.bind_address = config_.http_bind;
-    http.port = config_.http_port;
-    http.api_keys_sha256 = config_.api_keys_sha256;
-    auto server = HttpServer::start(http, *health_, *metrics_, [](const AccessRecord&) {});
+    auto server = HttpServer::start(config_.http, *health_, *metrics_, [](const AccessRecord&) {});
     if (!server) return server.error();
     server_ = std::move(*server);
     links_->set_state(NodeState::kReady);

@@ -21,10 +21,7 @@ struct CloudConfig {
   std::string node_id;                  // [node] id; empty: "cloud-" + host name
   LocalModelConfig model;               // [model]
   PoolSection pool = PoolSection(100);  // [pool]
-  std::string http_bind = "127.0.0.1";  // [http] metrics and health only
-  uint16_t http_port = 0;
-  std::vector<std::string>
-      api_keys_sha256;  // [http] api_keys_file; needed when bind is not loopback
+  HttpServerConfig http;                // [http] metrics and health only
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };

@@ -29,10 +29,6 @@ void read_node_section(TomlFile& file, const std::string& role, std::string& nod
 // [model]; path is required.
 void read_model_section(TomlFile& file, LocalModelConfig& model);
 void read_pool_section(TomlFile& file, PoolSection& pool);
-// [http] bind, port, and the digests in api_keys_file (an address that other machines reach needs
-// one).
-void read_listen_section(TomlFile& file, std::string& bind_address, uint16_t& port,
-                         std::vector<std::string>& api_keys_sha256);
 // [drain] grace_ms
 void read_drain_section(TomlFile& file, int32_t& grace_ms);
 // [log] level, format, file
