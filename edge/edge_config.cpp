@@ -57,6 +57,7 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   Result<TomlFile> file = TomlFile::open(path);
   if (!file) return file.error();
   EdgeConfig config;
+  config.file = path;
   config.model.slots = 4;
   config.model.queue_max = 64;
   read_node_section(*file, "edge", config.node_id);
@@ -68,6 +69,7 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();
+  config.settings = file->settings();
   return config;
 }
 

@@ -28,7 +28,16 @@ void log_access(const AccessRecord& r) {
                     {"completion_tokens", r.completion_tokens},
                     {"node", r.node},
                     {"tier", r.tier},
-                    {"model", r.model}});
+                    {"model", r.model},
+                    {"decision", r.decision},
+                    {"tenant", r.tenant},
+                    {"user", r.user},
+                    {"role", r.role},
+                    {"trace", r.trace},
+                    {"stream", r.stream},
+                    {"replayed", r.replayed},
+                    {"bytes", r.body_bytes},
+                    {"remote", r.remote}});
 }
 
 class Daemon : public EdgeDaemon {
@@ -71,6 +80,12 @@ class Daemon : public EdgeDaemon {
   uint16_t http_port() const override { return http_->port(); }
   std::string socket_path() const override { return config_.socket_path; }
   bool connected() const override { return links_->connected_count() > 0; }
+  Result<std::vector<std::string>> reload() override {
+    if (config_.file.empty()) return fail("the configuration did not come from a file");
+    const auto fresh = load_edge_config(config_.file);
+    if (!fresh) return fresh.error();
+    return reload_http(*http_, fresh->http, config_.settings, fresh->settings, config_.file);
+  }
 
   // First the doors close for new requests, then what runs may end, of local clients and of the
   // router, within one grace.

@@ -9,6 +9,7 @@ Result<CloudConfig> load_cloud_config(const std::string& path) {
   Result<TomlFile> file = TomlFile::open(path);
   if (!file) return file.error();
   CloudConfig config;
+  config.file = path;
   read_node_section(*file, "cloud", config.node_id);
   read_model_section(*file, config.model);
   read_pool_section(*file, config.pool);
@@ -19,6 +20,7 @@ Result<CloudConfig> load_cloud_config(const std::string& path) {
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();
+  config.settings = file->settings();
   return config;
 }
 

@@ -69,6 +69,12 @@ class Node : public CloudNode {
 
   bool connected() const override { return links_->connected_count() > 0; }
   uint16_t http_port() const override { return server_->port(); }
+  Result<std::vector<std::string>> reload() override {
+    if (config_.file.empty()) return fail("the configuration did not come from a file");
+    const auto fresh = load_cloud_config(config_.file);
+    if (!fresh) return fresh.error();
+    return reload_http(*server_, fresh->http, config_.settings, fresh->settings, config_.file);
+  }
 
   // New work is refused from here on; the links say goodbye when what runs has ended; the listener
   // goes last, so that a drain can be watched.

@@ -19,6 +19,23 @@ void get_log(TomlFile& file, LogConfig& log) {
   log.format = format == "json" ? LogFormat::kJson : LogFormat::kText;
 }
 
+void get_admin(TomlFile& file, RouterConfig& config) {
+  config.admin = config.http;
+  config.admin.bind_address = "127.0.0.1";
+  config.has_admin = file.has("admin.port");
+  file.get("admin.port", config.admin.port, 0, 65535);
+  file.get("admin.bind", config.admin.bind_address);
+  file.get_path("admin.audit_file", config.audit_file);
+  if (!config.has_admin) return;
+  if (config.audit_file.empty())
+    file.refuse("admin.audit_file", "is missing: the file that says what administrators did");
+  if (config.http.auth == nullptr || !config.http.auth->has_admin()) {
+    file.refuse("admin.port",
+                "needs a key with the role admin in [http] api_keys_file (updraft keys api FILE "
+                "--role admin) or jwt_keys_file");
+  }
+}
+
 void need(TomlFile& file, const char* key, const std::string& value, const char* what) {
   if (value.empty()) file.refuse(key, std::string("is missing: ") + what);
 }
@@ -34,7 +51,9 @@ Result<RouterConfig> load_router_config(const std::string& path) {
   file.get("router.id", config.router_id);
   const bool named = !config.router_id.empty() && config.router_id.size() <= 64;
   if (!named) file.refuse("router.id", "must have 1 to 64 characters");
+  config.file = path;
   read_http_section(file, config.http);
+  get_admin(file, config);
   file.get("pool.listen", config.pool_endpoint);
   file.get_path("pool.key", config.key_file);
   file.get_path("pool.nodes", config.allowed_keys_folder);
@@ -47,6 +66,7 @@ Result<RouterConfig> load_router_config(const std::string& path) {
   get_log(file, config.log);
   config.log.component = config.router_id;
   if (Result<void> finished = file.finish(); !finished) return finished.error();
+  config.settings = file.settings();
   return config;
 }
 

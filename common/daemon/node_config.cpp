@@ -7,6 +7,7 @@
 #include <climits>
 
 #include "common/base/bytes.h"
+#include "common/http/http_config.h"
 #include "common/message/node_status.h"
 
 namespace updraft {
@@ -73,6 +74,14 @@ void read_pool_section(TomlFile& file, PoolSection& pool) {
     file.refuse("pool.router_key", "is missing: the file of the routers' public key");
   if (pool.key_file.empty())
     file.refuse("pool.key", "is missing: the file of this node's key (updraft keys new)");
+}
+
+Result<std::vector<std::string>> reload_http(HttpServer& server, const HttpServerConfig& fresh,
+                                             const Settings& before, const Settings& after,
+                                             const std::string& file) {
+  if (auto done = server.reconfigure(fresh); !done) return done.error();
+  log_info("configuration reloaded", {{"file", file}});
+  return needs_restart(before, after);
 }
 
 void read_drain_section(TomlFile& file, int32_t& grace_ms) {

@@ -34,6 +34,12 @@ void read_drain_section(TomlFile& file, int32_t& grace_ms);
 // [log] level, format, file
 void read_log_section(TomlFile& file, const std::string& component, LogConfig& log);
 
+// A node's reload: what [http] says in `fresh` is in force at `server` from now on, if it can be.
+// Returns the names of other settings that differ from `before`; logs what was done.
+Result<std::vector<std::string>> reload_http(HttpServer& server, const HttpServerConfig& fresh,
+                                             const Settings& before, const Settings& after,
+                                             const std::string& file);
+
 // "edge-" + host name in lower case, other characters as '-'.
 std::string default_node_id(const std::string& role);
 

@@ -95,4 +95,12 @@ void read_http_section(TomlFile& file, HttpServerConfig& http) {
   read_idempotency(file, http.idempotency);
 }
 
+std::vector<std::string> needs_restart(const Settings& before, const Settings& after) {
+  std::vector<std::string> names = changed_settings(before, after);
+  std::erase_if(names, [](const std::string& name) {
+    return name.starts_with("http.") && name != "http.bind" && name != "http.port";
+  });
+  return names;
+}
+
 }  // namespace updraft
