@@ -8,6 +8,8 @@
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/daemon/machine_metrics.h"
+#include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
@@ -48,11 +50,15 @@ class Daemon : public EdgeDaemon {
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
+    export_machine_metrics(*metrics_);
+    const std::vector<ModelInfo> models = model_->models();
+    measured_ = std::make_unique<MeasuredService>(
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kEdge, *model_, config_.model.aliases);
     // Work of the router's goes to the model itself: it was placed already.
     auto links =
-        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
+        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
 
@@ -179,6 +185,7 @@ class Daemon : public EdgeDaemon {
   // Order of destruction, from the bottom: the doors, the links (what rose ends through the
   // service), the model (what runs ends through the service), the service.
   std::unique_ptr<EdgeService> service_;
+  std::unique_ptr<MeasuredService> measured_;  // its sinks run until the model has gone
   std::unique_ptr<LocalModel> model_;
   std::unique_ptr<PoolLinks> links_;
   std::unique_ptr<HttpServer> http_;

@@ -7,6 +7,8 @@
 #include <mutex>
 
 #include "common/base/clock.h"
+#include "common/daemon/machine_metrics.h"
+#include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
@@ -40,15 +42,19 @@ class HealthService : public InferenceService {
 class Node : public CloudNode {
  public:
   Node(const CloudConfig& config, std::unique_ptr<LocalModel> model)
-      : config_(config), model_(std::move(model)), metrics_(Metrics::create()) {}
+      : config_(config), metrics_(Metrics::create()), model_(std::move(model)) {}
   ~Node() override { stop(); }
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
+    export_machine_metrics(*metrics_);
+    const std::vector<ModelInfo> models = model_->models();
+    measured_ = std::make_unique<MeasuredService>(
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
     auto links =
-        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
+        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
     health_ = std::make_unique<HealthService>(*model_, *links_);
@@ -98,8 +104,9 @@ class Node : public CloudNode {
   const CloudConfig config_;
   // Order of destruction, from the bottom: the listener, what it asks, the links, then the model
   // they hold.
-  std::unique_ptr<LocalModel> model_;
   std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<MeasuredService> measured_;  // its sinks run until the model has gone
+  std::unique_ptr<LocalModel> model_;
   std::unique_ptr<PoolLinks> links_;
   std::unique_ptr<HealthService> health_;
   std::unique_ptr<HttpServer> server_;
