@@ -249,6 +249,7 @@ TEST_CASE("a reload takes over keys, names what needs a restart, and a bad file 
   CHECK(report.at("needs_restart") == json::array({"log.level", "queue.max"}));
   CHECK(pool.ask("GET", "/v1/models", "d", "", false).status == 401);
   CHECK(pool.ask("GET", "/v1/models", "d2", "", false).status == 200);
+  CHECK(pool.ask("GET", "/admin/keys", "a").body.find("user-d2") != std::string::npos);
   const auto stays = [&](const std::string& says) {
     const HttpResponse refused = pool.ask("POST", "/admin/reload", "a");
     CHECK(refused.status == 409);
