@@ -177,7 +177,7 @@ TEST_CASE(
            "GET /livez HTTP/1.1\r\n\r\n" + inner,
            "GET /livez\r\n\r\n" + inner,
            "GET /livez HTTP/1.1\r\nHost: localhost\r\nX\r\n\r\n" + inner,
-           std::string("GET /livez HTTP/1.1\r\nHost: local\0host\r\n\r\n", 43) + inner,
+           std::string("GET /livez HTTP/1.1\r\nHost: local\0host\r\n\r\n", 41) + inner,
            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + inner}) {
     const std::string answer = answer_to(f.server->port(), bytes);
     CAPTURE(bytes);
