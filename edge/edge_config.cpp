@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "common/daemon/node_config.h"
+#include "common/http/http_config.h"
 #include "edge/edge_daemon.h"
 
 namespace updraft {
@@ -56,19 +57,19 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   Result<TomlFile> file = TomlFile::open(path);
   if (!file) return file.error();
   EdgeConfig config;
+  config.file = path;
   config.model.slots = 4;
   config.model.queue_max = 64;
   read_node_section(*file, "edge", config.node_id);
   read_model_section(*file, config.model);
   read_pool_section(*file, config.pool);
   config.http.port = 8081;
-  read_listen_section(*file, config.http.bind_address, config.http.port,
-                      config.http.api_keys_sha256);
-  file->get("http.allowed_hosts", config.http.allowed_hosts);
+  read_http_section(*file, config.http);
   read_local_section(*file, config);
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();
+  config.settings = file->settings();
   return config;
 }
 

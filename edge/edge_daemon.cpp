@@ -8,6 +8,8 @@
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/daemon/machine_metrics.h"
+#include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
@@ -28,7 +30,16 @@ void log_access(const AccessRecord& r) {
                     {"completion_tokens", r.completion_tokens},
                     {"node", r.node},
                     {"tier", r.tier},
-                    {"model", r.model}});
+                    {"model", r.model},
+                    {"decision", r.decision},
+                    {"tenant", r.tenant},
+                    {"user", r.user},
+                    {"role", r.role},
+                    {"trace", r.trace},
+                    {"stream", r.stream},
+                    {"replayed", r.replayed},
+                    {"bytes", r.body_bytes},
+                    {"remote", r.remote}});
 }
 
 class Daemon : public EdgeDaemon {
@@ -39,11 +50,15 @@ class Daemon : public EdgeDaemon {
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
+    export_machine_metrics(*metrics_);
+    const std::vector<ModelInfo> models = model_->models();
+    measured_ = std::make_unique<MeasuredService>(
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kEdge, *model_, config_.model.aliases);
     // Work of the router's goes to the model itself: it was placed already.
     auto links =
-        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
+        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
 
@@ -71,6 +86,12 @@ class Daemon : public EdgeDaemon {
   uint16_t http_port() const override { return http_->port(); }
   std::string socket_path() const override { return config_.socket_path; }
   bool connected() const override { return links_->connected_count() > 0; }
+  Result<std::vector<std::string>> reload() override {
+    if (config_.file.empty()) return fail("the configuration did not come from a file");
+    const auto fresh = load_edge_config(config_.file);
+    if (!fresh) return fresh.error();
+    return reload_http(*http_, fresh->http, config_.settings, fresh->settings, config_.file);
+  }
 
   // First the doors close for new requests, then what runs may end, of local clients and of the
   // router, within one grace.
@@ -164,6 +185,7 @@ class Daemon : public EdgeDaemon {
   // Order of destruction, from the bottom: the doors, the links (what rose ends through the
   // service), the model (what runs ends through the service), the service.
   std::unique_ptr<EdgeService> service_;
+  std::unique_ptr<MeasuredService> measured_;  // its sinks run until the model has gone
   std::unique_ptr<LocalModel> model_;
   std::unique_ptr<PoolLinks> links_;
   std::unique_ptr<HttpServer> http_;

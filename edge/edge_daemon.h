@@ -18,6 +18,8 @@
 namespace updraft {
 
 struct EdgeConfig {
+  std::string file;                     // where all this was read; empty: no reload
+  Settings settings;                    // as they were read, to tell what a reload cannot change
   std::string node_id;                  // [node] id; empty: "edge-" + host name
   LocalModelConfig model;               // [model]
   PoolSection pool = PoolSection(250);  // [pool]; no routers: a gateway of its own
@@ -47,6 +49,10 @@ class EdgeDaemon {
   virtual uint16_t http_port() const = 0;
   virtual std::string socket_path() const = 0;
   virtual bool connected() const = 0;  // welcomed by the router
+  // Any thread. Reads the configuration's file again and takes over keys, certificates, hosts and
+  // limits of [http]. Returns the names of other settings that differ and need a restart; a file
+  // that is refused changes nothing.
+  virtual Result<std::vector<std::string>> reload() = 0;
   virtual void stop() = 0;
 };
 

@@ -27,6 +27,7 @@ int run_cloud(const DaemonFlags& flags) {
         {"http_port", std::to_string(daemon->http_port())}};
   };
   life.stop = [&] { daemon->stop(); };
+  life.reload = [&] { return daemon->reload(); };
   return run_daemon(flags, life);
 }
 

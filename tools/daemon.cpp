@@ -28,6 +28,14 @@ sigset_t stop_signals() {
   return set;
 }
 
+int wait_for_signal() {
+  const sigset_t set = stop_signals();
+  int signal = 0;
+  while (sigwait(&set, &signal) != 0) {
+  }
+  return signal;
+}
+
 // After the first signal a second one must end a daemon that hangs while stopping.
 void restore_interrupt() {
   std::signal(SIGINT, SIG_DFL);
@@ -75,7 +83,17 @@ int run_daemon(const DaemonFlags& flags, const DaemonLife& life) {
     if (const auto written = write_ready_file(flags.ready_file, *facts); !written)
       return complain(written.message());
   }
-  const int signal = wait_for_stop_signal();
+  int signal = wait_for_signal();
+  for (; signal == SIGHUP; signal = wait_for_signal()) {
+    const auto reloaded = life.reload();
+    if (!reloaded) {
+      log_error("configuration not reloaded, the old one stays in force",
+                {{"why", reloaded.message()}});
+    }
+    for (const std::string& name : reloaded ? *reloaded : std::vector<std::string>())
+      log_warn("setting differs and needs a restart", {{"name", name}});
+  }
+  restore_interrupt();
   log_info("stopping", {{"signal", signal}});
   life.stop();
   return 0;
@@ -88,10 +106,7 @@ void block_stop_signals() {
 }
 
 int wait_for_stop_signal() {
-  const sigset_t set = stop_signals();
-  int signal = 0;
-  while (sigwait(&set, &signal) != 0) {
-  }
+  const int signal = wait_for_signal();
   restore_interrupt();
   return signal;
 }

@@ -28,13 +28,16 @@ void add_daemon_flags(CLI::App& command, DaemonFlags& flags, const std::string& 
 
 // The life of a daemon command, the same for all three: settings -> load (reads and checks the
 // configuration) -> start
-// -> ready file -> until a stop signal -> stop. Returns the exit status; every failure is one line
+// -> ready file -> until a stop signal (SIGHUP: reload, and on) -> stop. Returns the exit status; every failure is one line
 // on standard error.
 struct DaemonLife {
   std::function<Result<LogConfig>()> load;
   std::function<Result<std::vector<std::pair<std::string, std::string>>>()>
       start;  // facts for the ready file
   std::function<void()> stop;
+  // SIGHUP: the file is read again, and what can change while the daemon runs changes. Returns the names of what cannot
+  // and differs; an error has changed nothing.
+  std::function<Result<std::vector<std::string>>()> reload;
 };
 int run_daemon(const DaemonFlags& flags, const DaemonLife& life);
 

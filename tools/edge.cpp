@@ -27,6 +27,7 @@ int run_edge(const DaemonFlags& flags) {
         {"http_port", std::to_string(daemon->http_port())}, {"socket", daemon->socket_path()}};
   };
   life.stop = [&] { daemon->stop(); };
+  life.reload = [&] { return daemon->reload(); };
   return run_daemon(flags, life);
 }
 

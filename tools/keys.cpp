@@ -1,13 +1,13 @@
 // updraft keys: CURVE key pairs of routers and nodes, and API keys for clients.
-#include <openssl/evp.h>
-#include <openssl/rand.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <utility>
+#include <vector>
 
+#include "common/auth/key_file.h"
 #include "common/base/bytes.h"
 #include "common/net/pool_socket.h"
 #include "tools/command.h"
@@ -50,22 +50,31 @@ int list(const std::string& folder) {
 }
 
 // A 256-bit key; only its SHA-256 digest is stored.
-int make_api_key(const std::string& file, const std::string& name) {
-  unsigned char secret[32];
-  if (RAND_bytes(secret, sizeof secret) != 1)
-    return complain("the system's random generator failed");
-  const std::string key = "updraft-" + to_hex(std::as_bytes(std::span(secret)));
-  unsigned char digest[32];
-  unsigned int digest_bytes = 0;
-  if (EVP_Digest(key.data(), key.size(), digest, &digest_bytes, EVP_sha256(), nullptr) != 1) {
-    return complain("SHA-256 failed");
+int make_api_key(const std::string& file, const std::string& name,
+                 const std::vector<std::string>& options) {
+  if (const auto named = check_key_name(name); !named) return complain(named.message());
+  KeyOptions chosen;
+  for (const std::string& option : options) {
+    if (const auto read = read_key_option(option, chosen); !read) return complain(read.message());
   }
+  // A damaged file is found now, not when the daemons read it.
+  if (std::error_code error; fs::exists(file, error)) {
+    if (const auto known = load_api_keys(file); !known) return complain(known.message());
+  }
+  const auto secret = random_bytes(32);
+  if (!secret) return complain(secret.message());
+  const std::string text = "updraft-" + to_hex(as_bytes_view(*secret));
+  ApiKey key;
+  key.digest = sha256(text);
+  key.name = name;
+  if (chosen.role != Role::kNobody) key.role = chosen.role;
+  key.limits = chosen.limits(key.role);
   std::ofstream out(file, std::ios::app);
-  out << "sha256:" << to_hex(std::as_bytes(std::span(digest))) << ' ' << name << '\n';
+  out << api_key_line(key) << '\n';
   if (!out.flush()) return complain(file + ": cannot be written");
   fs::permissions(file, fs::perms::owner_read | fs::perms::owner_write);
-  std::printf("API key for %s (shown once, only its digest is in %s):\n%s\n", name.c_str(),
-              file.c_str(), key.c_str());
+  std::printf("API key of %s, a %s (shown once, only its digest is in %s):\n%s\n", name.c_str(),
+              role_name(key.role), file.c_str(), text.c_str());
   return 0;
 }
 
@@ -73,6 +82,8 @@ struct KeysFlags {
   std::string path, folder;
   std::string node_name;  // empty: the file's
   std::string client_name = "client";
+  std::string role;                  // empty: a developer
+  std::vector<std::string> options;  // "rpm=60"
   bool force = false;
 };
 
@@ -108,8 +119,24 @@ void add_keys(CLI::App& app, int& exit_status) {
       keys->add_subcommand("api", "make an API key for a client and append its digest to FILE");
   api->add_option("file", flags->path, "the file named by [http] api_keys_file")->required();
   api->add_option("--name", flags->client_name, "whose key it is");
-  api->callback(
-      [flags, &exit_status] { exit_status = make_api_key(flags->path, flags->client_name); });
+  api->add_option("--role", flags->role,
+                  "what it may: guest (chat, small quota), developer (all inference; the default) "
+                  "or admin");
+  for (const auto& [flag, what] : {std::pair("rpm", "requests per minute, 0: no limit"),
+                                   std::pair("tpm", "tokens per minute, 0: no limit"),
+                                   std::pair("concurrent", "requests at once, 0: no limit")}) {
+    api->add_option_function<std::string>(
+        std::string("--") + flag,
+        [flags, name = std::string(flag)](const std::string& value) {
+          flags->options.push_back(name + "=" + value);
+        },
+        what);
+  }
+  api->callback([flags, &exit_status] {
+    std::vector<std::string> options = flags->options;
+    if (!flags->role.empty()) options.push_back("role=" + flags->role);
+    exit_status = make_api_key(flags->path, flags->client_name, options);
+  });
 }
 
 }  // namespace updraft

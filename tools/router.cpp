@@ -27,7 +27,14 @@ int run_router(const DaemonFlags& flags) {
     if (!started) return started.error();
     daemon = std::move(started).value();
     return std::vector<std::pair<std::string, std::string>>{
-        {"http_port", std::to_string(daemon->http_port())}, {"pool", daemon->pool_endpoint()}};
+        {"http_port", std::to_string(daemon->http_port())},
+        {"admin_port", std::to_string(daemon->admin_port())},
+        {"pool", daemon->pool_endpoint()}};
+  };
+  life.reload = [&]() -> Result<std::vector<std::string>> {
+    auto report = daemon->reload();
+    if (!report) return report.error();
+    return std::move(report->needs_restart);
   };
   life.stop = [&] { daemon->stop(kStopGraceMs); };
   return run_daemon(flags, life);

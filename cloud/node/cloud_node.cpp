@@ -7,6 +7,8 @@
 #include <mutex>
 
 #include "common/base/clock.h"
+#include "common/daemon/machine_metrics.h"
+#include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
@@ -40,15 +42,19 @@ class HealthService : public InferenceService {
 class Node : public CloudNode {
  public:
   Node(const CloudConfig& config, std::unique_ptr<LocalModel> model)
-      : config_(config), model_(std::move(model)), metrics_(Metrics::create()) {}
+      : config_(config), metrics_(Metrics::create()), model_(std::move(model)) {}
   ~Node() override { stop(); }
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
+    export_machine_metrics(*metrics_);
+    const std::vector<ModelInfo> models = model_->models();
+    measured_ = std::make_unique<MeasuredService>(
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
     auto links =
-        PoolLinks::start(config_.pool, hello, *model_, [this] { return BeatFiller(*model_); });
+        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
     health_ = std::make_unique<HealthService>(*model_, *links_);
@@ -56,11 +62,7 @@ class Node : public CloudNode {
         metrics_->gauge("updraft_pool_routers_connected", "Routers this node is connected to.");
     metrics_->on_scrape([this, &connected] { connected.set(links_->connected_count()); });
 
-    HttpServerConfig http;
-    http.bind_address = config_.http_bind;
-    http.port = config_.http_port;
-    http.api_keys_sha256 = config_.api_keys_sha256;
-    auto server = HttpServer::start(http, *health_, *metrics_, [](const AccessRecord&) {});
+    auto server = HttpServer::start(config_.http, *health_, *metrics_, [](const AccessRecord&) {});
     if (!server) return server.error();
     server_ = std::move(*server);
     links_->set_state(NodeState::kReady);
@@ -73,6 +75,12 @@ class Node : public CloudNode {
 
   bool connected() const override { return links_->connected_count() > 0; }
   uint16_t http_port() const override { return server_->port(); }
+  Result<std::vector<std::string>> reload() override {
+    if (config_.file.empty()) return fail("the configuration did not come from a file");
+    const auto fresh = load_cloud_config(config_.file);
+    if (!fresh) return fresh.error();
+    return reload_http(*server_, fresh->http, config_.settings, fresh->settings, config_.file);
+  }
 
   // New work is refused from here on; the links say goodbye when what runs has ended; the listener
   // goes last, so that a drain can be watched.
@@ -96,8 +104,9 @@ class Node : public CloudNode {
   const CloudConfig config_;
   // Order of destruction, from the bottom: the listener, what it asks, the links, then the model
   // they hold.
-  std::unique_ptr<LocalModel> model_;
   std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<MeasuredService> measured_;  // its sinks run until the model has gone
+  std::unique_ptr<LocalModel> model_;
   std::unique_ptr<PoolLinks> links_;
   std::unique_ptr<HealthService> health_;
   std::unique_ptr<HttpServer> server_;

@@ -18,13 +18,12 @@ namespace updraft {
 
 // configs/cloud.toml, section by section; defaults here, validated by load_cloud_config().
 struct CloudConfig {
+  std::string file;                     // where all this was read; empty: no reload
+  Settings settings;                    // as they were read, to tell what a reload cannot change
   std::string node_id;                  // [node] id; empty: "cloud-" + host name
   LocalModelConfig model;               // [model]
   PoolSection pool = PoolSection(100);  // [pool]
-  std::string http_bind = "127.0.0.1";  // [http] metrics and health only
-  uint16_t http_port = 0;
-  std::vector<std::string>
-      api_keys_sha256;  // [http] api_keys_file; needed when bind is not loopback
+  HttpServerConfig http;                // [http] metrics and health only
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };
@@ -41,6 +40,10 @@ class CloudNode {
                                                   std::unique_ptr<LocalModel> model);
   virtual bool connected() const = 0;  // welcomed by at least one router
   virtual uint16_t http_port() const = 0;
+  // Any thread. Reads the configuration's file again and takes over keys, certificates, hosts and
+  // limits of [http]. Returns the names of other settings that differ and need a restart; a file
+  // that is refused changes nothing.
+  virtual Result<std::vector<std::string>> reload() = 0;
   // Drains and stops; returns when everything has ended or grace is over.
   virtual void stop() = 0;
 };

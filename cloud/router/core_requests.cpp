@@ -214,6 +214,7 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.assignment_seq = registry_.assign(node, stream.assigned_slots, stream.assigned_kv_tokens,
                                            stream.wish.prompt_tokens, now_ns);
   streams_.attach(stream, node);
+  stream.probe = breakers_.dispatched(node, stream.wish.model, now_ns);
   stream.node_boot_epoch = target.hello.boot_epoch;
   stream.tier_served = tier;
   stream.state = Stream::State::kDispatched;
@@ -223,7 +224,7 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.reason = reason;
   ++stats_.dispatched[static_cast<size_t>(tier)][static_cast<size_t>(reason)];
   sessions_.served(stream.wish.session, registry_.ref(node), tier, keeps_in_cloud(reason), now_ns);
-  Submit submit{stream.request, stream.epoch, stream.assignment_seq};
+  Submit submit{stream.request, stream.epoch, stream.assignment_seq, stream.assigned_slots};
   if (stream.wish.deadline_ns > 0) {
     submit.request.hints.deadline_ms =
         std::max<int64_t>(1, (stream.wish.deadline_ns - now_ns) / kNsPerMs);
@@ -236,22 +237,26 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
 void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
   const NodeLoad& load = registry_.load(node);
   if (queue_.empty() || !load.takes_work() || load.freshness > Freshness::kSuspect) return;
-  for (auto it = queue_.begin(); it != queue_.end() && load.free_slots() > 0;) {
+  for (auto it = queue_.begin(); it != queue_.end() && load.free_slots(now_ns) > 0;) {
     Stream& stream = streams_.at(it->slot);
     ++it;  // dispatching takes the entry out
     if (stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns)
       continue;  // its timer ends it
     const Serving* serving = registry_.find_serving(stream.wish.model, node);
     if (serving == nullptr || !placer_.capable(stream.wish, *serving)) continue;
-    if (!placer_.has_room(stream.wish, node))
+    if (!placer_.admits(stream.wish, node, now_ns)) continue;
+    if (!placer_.has_room(stream.wish, node, now_ns))
       return;  // room is kept for it, else a big one waits for ever
     queue_.erase(stream.queue_key);
     dispatch(stream, node, now_ns, out);
   }
 }
 
-void RouterCore::leave_node(Stream& stream, bool give_back) {
+void RouterCore::leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome,
+                            int64_t now_ns) {
   if (stream.node == kNoNode) return;
+  breakers_.score(stream.node, stream.wish.model, outcome, std::exchange(stream.probe, false),
+                  now_ns);
   registry_.release(stream.node, stream.assignment_seq, stream.assigned_slots,
                     stream.assigned_kv_tokens, give_back);
   streams_.detach(stream);
@@ -262,13 +267,13 @@ void RouterCore::cancel_on_node(const Stream& stream, Actions& out) {
   out.push_back(Send{registry_.node(stream.node).peer, Cancel{stream.request.id, stream.epoch}});
 }
 
-void RouterCore::lose(Stream& stream, const std::string& why, Loss loss, int64_t now_ns,
-                      Actions& out) {
+void RouterCore::lose(Stream& stream, const std::string& why, Loss loss,
+                      BreakerTable::Outcome outcome, int64_t now_ns, Actions& out) {
   const NodeIndex node = stream.node;
   const std::string node_id = registry_.node(node).hello.node_id;
   if (loss != Loss::kGone)
     stream.wish.excluded.push_back({registry_.ref(node), stream.node_boot_epoch});
-  leave_node(stream, loss == Loss::kAnswered);
+  leave_node(stream, loss == Loss::kAnswered, outcome, now_ns);
   if (stream.tokens_sent || stream.retries >= config_.retries_max) {
     const std::string when = stream.tokens_sent ? " while it was answering"
                                                 : " before the first token, after " +
@@ -331,19 +336,21 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
     service_s_ += 0.1 * (seconds - service_s_);
   }
   if (node == kNoNode) queue_.erase(stream.queue_key);
-  leave_node(stream, finished_there);
+  leave_node(stream, finished_there,
+             finished_there ? BreakerTable::Outcome::kSuccess : BreakerTable::Outcome::kNeutral,
+             now_ns);
   deliver(stream, std::move(event), out);
   streams_.erase(stream);
   if (finished_there) serve_queue(node, now_ns, out);
 }
 
 // Nobody is left to answer: the node from which it rose is gone or has restarted.
-void RouterCore::end_unanswered(Stream& stream, Actions& out) {
+void RouterCore::end_unanswered(Stream& stream, int64_t now_ns, Actions& out) {
   ++stats_.ended[static_cast<size_t>(stream.tier_served)]
                 [1 + static_cast<size_t>(ErrorCode::kCancelled)];
   if (stream.node == kNoNode) queue_.erase(stream.queue_key);
   cancel_on_node(stream, out);
-  leave_node(stream, false);
+  leave_node(stream, false, BreakerTable::Outcome::kNeutral, now_ns);
   streams_.erase(stream);
 }
 

@@ -7,9 +7,11 @@
 #include <mutex>
 #include <utility>
 
+#include "cloud/router/admin.h"
 #include "cloud/router/allow_list_watch.h"
 #include "cloud/router/relay.h"
 #include "common/base/clock.h"
+#include "common/http/http_config.h"
 #include "common/log/log.h"
 
 namespace updraft {
@@ -27,7 +29,13 @@ void log_access(const AccessRecord& record) {
                        {"model", record.model},
                        {"node", record.node},
                        {"tier", record.tier},
+                       {"decision", record.decision},
                        {"tenant", record.tenant},
+                       {"user", record.user},
+                       {"role", record.role},
+                       {"trace", record.trace},
+                       {"stream", record.stream},
+                       {"replayed", record.replayed},
                        {"prompt_tokens", record.prompt_tokens},
                        {"completion_tokens", record.completion_tokens},
                        {"bytes", record.body_bytes},
@@ -42,11 +50,13 @@ uint64_t epoch_of_this_start() {
          static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
-class RouterImpl : public Router {
+class RouterImpl : public Router, private AdminTarget {
  public:
   ~RouterImpl() override { stop(0); }
 
   Result<void> open(const RouterConfig& config) {
+    config_ = config;
+    keys_ = config.http.auth;
     Result<CurveKeys> keys = load_curve_keys(config.key_file);
     if (!keys) return keys.error();
     Result<std::vector<AllowedKey>> allowed = load_allowed_keys(config.allowed_keys_folder);
@@ -69,6 +79,7 @@ class RouterImpl : public Router {
     if (!http) return http.error();
     http_ = std::move(http).value();
     http_port_ = http_->port();
+    if (auto opened = open_admin(); !opened) return opened.error();
     watch_ = std::make_unique<AllowListWatch>(
         config.allowed_keys_folder, kAllowListIntervalMs,
         [this](const std::vector<AllowedKey>& keys_now) { relay_->set_allowed(keys_now); });
@@ -76,6 +87,30 @@ class RouterImpl : public Router {
   }
 
   uint16_t http_port() const override { return http_port_; }
+  uint16_t admin_port() const override { return admin_ == nullptr ? 0 : admin_->port(); }
+
+  Result<ReloadReport> reload() override {
+    const std::lock_guard lock(reload_mutex_);
+    if (config_.file.empty()) return fail("the configuration did not come from a file");
+    const Result<RouterConfig> fresh = load_router_config(config_.file);
+    if (!fresh) return fresh.error();
+    if (admin_ != nullptr) {
+      // Whoever asked for this must be able to ask again.
+      if (fresh->http.auth == nullptr || !fresh->http.auth->has_admin())
+        return fail(config_.file + ": no key with the role admin would be left");
+      HttpServerConfig admin = fresh->http;
+      admin.bind_address = config_.admin.bind_address;
+      admin.port = config_.admin.port;
+      if (auto done = admin_->reconfigure(admin); !done) return done.error();
+    }
+    if (auto done = http_->reconfigure(fresh->http); !done) return done.error();
+    keys_ = fresh->http.auth;
+    ReloadReport report{needs_restart(config_.settings, fresh->settings)};
+    std::string names;
+    for (const std::string& name : report.needs_restart) names += (names.empty() ? "" : " ") + name;
+    log_info("configuration reloaded", {{"file", config_.file}, {"needs_restart", names}});
+    return report;
+  }
   std::string pool_endpoint() const override { return relay_->endpoint(); }
 
   std::vector<NodeView> nodes() const override {
@@ -95,15 +130,54 @@ class RouterImpl : public Router {
     watch_.reset();
     if (relay_ != nullptr) relay_->stop_taking();
     if (http_ != nullptr) http_->stop(grace_ms);
+    if (admin_ != nullptr) admin_->stop(0);
     if (relay_ != nullptr) relay_->stop();
   }
 
  private:
+  Result<void> open_admin() {
+    if (!config_.has_admin) return {};
+    auto audit = AuditLog::open(config_.audit_file);
+    if (!audit) return audit.error();
+    audit_ = std::move(*audit);
+    auto admin = HttpServer::start(config_.admin, admin_routes(*this, *audit_), *admin_metrics_,
+                                   [this](const AccessRecord& record) {
+                                     audit_refusal(*audit_, record);
+                                     log_access(record);
+                                   });
+    if (!admin) return admin.error("admin");
+    admin_ = std::move(*admin);
+    return {};
+  }
+
+  bool drain_node(const std::string& node_id, int32_t grace_ms) override {
+    return relay_->drain_node(node_id, grace_ms);
+  }
+  bool undrain_node(const std::string& node_id) override { return relay_->undrain_node(node_id); }
+  std::vector<AdminBreaker> breakers() const override {
+    std::vector<AdminBreaker> out;
+    for (RouterCore::BreakerView& view : relay_->breakers()) {
+      out.push_back({std::move(view.node_id), std::move(view.model), view.state, view.faults,
+                     view.requests, view.retry_ms});
+    }
+    return out;
+  }
+  std::shared_ptr<const Authenticator> keys() const override {
+    const std::lock_guard lock(reload_mutex_);
+    return keys_;
+  }
+
   // Destroyed from the last to the first: the server uses the relay's service, both use the
   // metrics.
   std::unique_ptr<Metrics> metrics_ = Metrics::create();
+  std::unique_ptr<Metrics> admin_metrics_ = Metrics::create();  // its own: not those of requests
+  RouterConfig config_;                                         // as started
+  mutable std::mutex reload_mutex_;
+  std::shared_ptr<const Authenticator> keys_;  // guarded by reload_mutex_
+  std::unique_ptr<AuditLog> audit_;
   std::unique_ptr<Relay> relay_;
   std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<HttpServer> admin_;  // asks all of the above
   std::unique_ptr<AllowListWatch> watch_;
   uint16_t http_port_ = 0;
   std::mutex stop_mutex_;

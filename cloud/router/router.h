@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/base/result.h"
+#include "common/config/toml_file.h"
 #include "common/http/server.h"
 #include "common/log/log.h"
 
@@ -15,7 +16,12 @@ namespace updraft {
 
 struct RouterConfig {
   std::string router_id = "router";
-  HttpServerConfig http;                  // [http] bind, port, api_keys (file with digests or names), limits
+  std::string file;                       // where all this was read; empty: no reload
+  Settings settings;                      // as they were read, to tell what a reload cannot change
+  HttpServerConfig http;                  // [http] bind, port, keys, TLS, limits
+  bool has_admin = false;                 // [admin] port is given: the administrators' own listener
+  HttpServerConfig admin;                 // [admin] bind, port; keys, TLS and limits are those of [http]
+  std::string audit_file;                 // [admin] audit_file, what administrators did
   std::string pool_endpoint = "tcp://127.0.0.1:7070";  // [pool] listen
   std::string key_file;                   // [pool] key
   std::string allowed_keys_folder;        // [pool] nodes; re-read every few seconds, so nodes are added without a restart
@@ -26,11 +32,20 @@ struct RouterConfig {
 };
 Result<RouterConfig> load_router_config(const std::string& path);
 
+// What came of a reload: names of settings that differ from what runs and that a start alone can change.
+struct ReloadReport {
+  std::vector<std::string> needs_restart;
+};
+
 class Router {
  public:
   virtual ~Router() = default;
   static Result<std::unique_ptr<Router>> start(const RouterConfig& config);
   virtual uint16_t http_port() const = 0;
+  virtual uint16_t admin_port() const = 0;  // 0: there is no such listener
+  // Any thread. Reads the configuration's file again and takes over keys, certificates, hosts and the limits of
+  // [http] for what comes from now on. A file that is refused, or files it names, changes nothing.
+  virtual Result<ReloadReport> reload() = 0;
   virtual std::string pool_endpoint() const = 0;
   // Nodes known and FRESH, for `updraft up` and tests: id, tier, model ids.
   struct NodeView {

@@ -70,7 +70,9 @@ RouterMetrics::RouterMetrics(Metrics& metrics)
     : metrics_(metrics),
       queue_depth_(metrics.gauge("updraft_router_queue_depth", "requests waiting for a node")),
       running_(metrics.gauge("updraft_router_requests_running",
-                             "requests sent to a node and not ended")) {
+                             "requests sent to a node and not ended")),
+      breakers_open_(metrics.gauge("updraft_router_breakers_open",
+                                   "nodes' models that get no work because they failed")) {
   add_tables();
   for (const Plain& plain : kPlain) {
     Counter& counter = metrics_.counter(plain.name, plain.help);
@@ -142,6 +144,7 @@ void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
   }
   queue_depth_.set(static_cast<double>(core.queued()));
   running_.set(static_cast<double>(core.dispatched()));
+  breakers_open_.set(static_cast<double>(core.breakers_open()));
 }
 
 }  // namespace updraft

@@ -58,6 +58,7 @@ struct Stream {
   uint64_t assignment_seq = 0;
   int32_t assigned_slots = 0;
   int64_t assigned_kv_tokens = 0;
+  bool probe = false;  // its node is on trial with it (breaker.h)
 
   Reason reason = Reason::kFitsEdge;  // why it went to its last node
   bool started = false;               // the requester has had a Started

@@ -399,6 +399,33 @@ Result<void> TomlFile::finish() {
   return {};
 }
 
+Settings TomlFile::settings() const {
+  Settings out;
+  for (const std::string& key : state_->asked) {
+    if (const auto given = find_override(key)) {
+      out[key] = given->value;
+    } else if (const toml::node* node = state_->table.at_path(key).node()) {
+      std::ostringstream text;
+      node->visit([&](const auto& value) { text << value; });
+      out[key] = text.str();
+    }
+  }
+  return out;
+}
+
+std::vector<std::string> changed_settings(const Settings& before, const Settings& after) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : before) {
+    const auto now = after.find(name);
+    if (now == after.end() || now->second != value) names.push_back(name);
+  }
+  for (const auto& [name, value] : after) {
+    if (before.count(name) == 0) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 Result<void> add_config_override(const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,12 @@
 #include "common/base/result.h"
 
 namespace updraft {
+
+// Every setting that a file or an override gives, "section.key" and its value as text: to compare
+// two readings of a configuration.
+using Settings = std::map<std::string, std::string>;
+// The names of those that are in one alone or have another value in each.
+std::vector<std::string> changed_settings(const Settings& before, const Settings& after);
 
 class TomlFile {
  public:
@@ -50,6 +57,8 @@ class TomlFile {
   // key as a hint).
   Result<void> finish();
   const std::string& name() const;
+  // What was asked for so far and given.
+  Settings settings() const;
 
  private:
   struct State;

@@ -7,7 +7,7 @@
 #include <climits>
 
 #include "common/base/bytes.h"
-#include "common/config/api_keys.h"
+#include "common/http/http_config.h"
 #include "common/message/node_status.h"
 
 namespace updraft {
@@ -76,20 +76,12 @@ void read_pool_section(TomlFile& file, PoolSection& pool) {
     file.refuse("pool.key", "is missing: the file of this node's key (updraft keys new)");
 }
 
-void read_listen_section(TomlFile& file, std::string& bind_address, uint16_t& port,
-                         std::vector<std::string>& api_keys_sha256) {
-  file.get("http.bind", bind_address);
-  if (bind_address.empty())
-    file.refuse("http.bind", "is empty: an address such as \"127.0.0.1\" is wanted");
-  file.get("http.port", port, 0, 65535);
-  std::string keys_file;
-  file.get_path("http.api_keys_file", keys_file);
-  if (keys_file.empty()) return;
-  auto digests = load_api_key_digests(keys_file);
-  if (digests && digests->empty())
-    file.refuse("http.api_keys_file", "= " + keys_file + " holds no key");
-  if (!digests) file.refuse("http.api_keys_file", digests.message());
-  if (digests) api_keys_sha256 = std::move(*digests);
+Result<std::vector<std::string>> reload_http(HttpServer& server, const HttpServerConfig& fresh,
+                                             const Settings& before, const Settings& after,
+                                             const std::string& file) {
+  if (auto done = server.reconfigure(fresh); !done) return done.error();
+  log_info("configuration reloaded", {{"file", file}});
+  return needs_restart(before, after);
 }
 
 void read_drain_section(TomlFile& file, int32_t& grace_ms) {

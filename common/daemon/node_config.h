@@ -29,14 +29,16 @@ void read_node_section(TomlFile& file, const std::string& role, std::string& nod
 // [model]; path is required.
 void read_model_section(TomlFile& file, LocalModelConfig& model);
 void read_pool_section(TomlFile& file, PoolSection& pool);
-// [http] bind, port, and the digests in api_keys_file (an address that other machines reach needs
-// one).
-void read_listen_section(TomlFile& file, std::string& bind_address, uint16_t& port,
-                         std::vector<std::string>& api_keys_sha256);
 // [drain] grace_ms
 void read_drain_section(TomlFile& file, int32_t& grace_ms);
 // [log] level, format, file
 void read_log_section(TomlFile& file, const std::string& component, LogConfig& log);
+
+// A node's reload: what [http] says in `fresh` is in force at `server` from now on, if it can be.
+// Returns the names of other settings that differ from `before`; logs what was done.
+Result<std::vector<std::string>> reload_http(HttpServer& server, const HttpServerConfig& fresh,
+                                             const Settings& before, const Settings& after,
+                                             const std::string& file);
 
 // "edge-" + host name in lower case, other characters as '-'.
 std::string default_node_id(const std::string& role);

@@ -41,6 +41,7 @@ Connection::Connection(ServerState& server, asio::ip::tcp::socket socket)
   error_code ignored;
   const auto peer = socket_.remote_endpoint(ignored);
   remote_ = peer.address().to_string(ignored) + ":" + std::to_string(peer.port());
+  if (server_.tls != nullptr) tls_ = std::make_unique<TlsSession>(server_.tls);
   socket_.non_blocking(true, ignored);
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   // A client whose machine vanished while its answer was being made.
@@ -55,7 +56,10 @@ Connection::Connection(ServerState& server, asio::ip::tcp::socket socket)
 Connection::~Connection() = default;
 
 void Connection::start() {
-  set_deadline(server_.config.limits.idle_timeout_ms);
+  // A handshake is part of the first request: a slow one cannot hold a slot for longer.
+  const HttpLimits& limits = server_.config.limits;
+  set_deadline(tls_ != nullptr ? std::min(limits.idle_timeout_ms, limits.request_read_timeout_ms)
+                               : limits.idle_timeout_ms);
   arm_read();
 }
 
@@ -105,11 +109,46 @@ void Connection::on_readable() {
       close();
       return;
     }
+  } else if (tls_ != nullptr) {
+    if (!read_tls({server_.scratch.data(), read_bytes})) return;
   } else {
     in_.append(server_.scratch.data(), read_bytes);
     on_bytes();
   }
   arm_read();
+}
+
+// False: the connection has come to its end.
+bool Connection::read_tls(std::string_view from_wire) {
+  const bool is_first = !tls_->established() && wire_.empty();
+  if (is_first && from_wire[0] >= 'A' && from_wire[0] <= 'Z') {
+    // Plain HTTP: no handshake begins so. Said in the only way that this client understands.
+    tls_.reset();
+    begin_exchange();
+    close_after_ = true;
+    respond_error(400, "this port speaks HTTPS, not plain HTTP", "invalid_request_error", "");
+    return state_ != State::kClosed;
+  }
+  const size_t before_bytes = in_.size();
+  const TlsSession::State tls_state = tls_->receive(from_wire, in_, wire_);
+  if (tls_state == TlsSession::State::kBroken) {
+    server_.metrics
+        .counter("updraft_http_tls_failures_total",
+                 "Connections ended by a failed handshake or damaged bytes.")
+        .add();
+    error_code ignored;
+    socket_.write_some(asio::buffer(wire_), ignored);  // the alert that says why, if it goes
+    on_peer_gone();
+    return false;
+  }
+  flush();
+  if (state_ == State::kClosed) return false;
+  if (in_.size() > before_bytes) on_bytes();
+  if (tls_state == TlsSession::State::kEnded && state_ != State::kClosed) {
+    peer_ended_ = true;
+    on_peer_gone();
+  }
+  return state_ != State::kClosed;
 }
 
 void Connection::on_bytes() {
@@ -203,11 +242,11 @@ void Connection::next_request() {
 }
 
 void Connection::flush() {
-  if (write_pending_ || out_.empty() || state_ == State::kClosed) return;
-  while (out_sent_ < out_.size()) {
+  if (write_pending_ || state_ == State::kClosed) return;
+  if (out_.empty() && wire_.empty()) return;
+  while (out_sent_ < out_.size() || !wire_.empty()) {
     error_code ec;
-    out_sent_ +=
-        socket_.write_some(asio::buffer(out_.data() + out_sent_, out_.size() - out_sent_), ec);
+    out_sent_ += write_some(ec);
     if (ec == asio::error::would_block) {
       // What is sent goes once it is worth the move, so that a slow reader of a long stream costs
       // no more than its cap.
@@ -228,6 +267,28 @@ void Connection::flush() {
   out_sent_ = 0;
   last_sent_ns_ = monotonic_ns();
   on_flushed();
+}
+
+// One step of sending; returns how much of out_ needs no more care.
+size_t Connection::write_some(error_code& ec) {
+  const std::string_view plain = std::string_view(out_).substr(out_sent_);
+  if (tls_ == nullptr) return socket_.write_some(asio::buffer(plain.data(), plain.size()), ec);
+  size_t taken = 0;
+  if (wire_.empty()) {
+    taken = tls_->send(plain, wire_);
+    if (taken == 0) {  // an answer before the handshake: there is nobody to read it
+      ec = asio::error::not_connected;
+      return 0;
+    }
+  }
+  const size_t sent_bytes = socket_.write_some(asio::buffer(wire_), ec);
+  if (sent_bytes == wire_.size()) {
+    wire_.clear();
+    give_back(wire_);
+  } else {
+    wire_.erase(0, sent_bytes);
+  }
+  return taken;
 }
 
 void Connection::arm_write() {
@@ -263,6 +324,11 @@ void Connection::on_flushed() {
 // away from the client; so the rest of what it sends is read and thrown away for a moment.
 void Connection::linger() {
   error_code ignored;
+  if (tls_ != nullptr) {
+    tls_->end(wire_);
+    socket_.write_some(asio::buffer(wire_), ignored);  // a few bytes into an empty buffer
+    wire_.clear();
+  }
   socket_.shutdown(asio::socket_base::shutdown_send, ignored);
   if (peer_ended_) {
     close();
@@ -303,7 +369,7 @@ void Connection::abort() {
     error.code = ErrorCode::kOverloaded;
     error.message = "the server is going down";
     error.retry_after_ms = 1000;
-    server_.service.cancel(answer_->id);
+    server_.service->cancel(answer_->id);
     on_event(error);
     flush();
   }

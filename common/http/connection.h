@@ -20,6 +20,7 @@
 #include "common/http/openai_response.h"
 #include "common/http/request_reader.h"
 #include "common/http/server_state.h"
+#include "common/http/tls.h"
 
 namespace updraft {
 
@@ -39,17 +40,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   enum class State { kIdle, kHead, kBody, kAnswering, kLingering, kClosed };
-  struct Route;
   struct Answer;  // of a request to the inference service
 
   // --- connection.cpp: bytes and time ---
   void arm_read();
   void on_readable();
+  bool read_tls(std::string_view from_wire);
   void on_bytes();
   void on_peer_gone();
   void next_request();
   void read_request();
   void flush();
+  size_t write_some(boost::system::error_code& ec);
   void arm_write();
   void on_flushed();
   void linger();
@@ -61,21 +63,30 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void account_body();
 
   // --- exchange.cpp: one request and its answer ---
-  static const Route* find_route(std::string_view path);
   void begin_exchange();
   void on_head();
   void on_body();
   void on_fault();
   bool check_host_header();
-  void answer_get(const Route& route);
+  bool choose_route();
+  bool authorize();
+  bool check_content();
+  void answer_function(const RouteFunction& function);
   void answer_inference(Request::Kind kind);
+  bool answered_before(const std::string& key, const std::string& digest);
+  void replay(const StoredAnswer& stored);
+  std::optional<RateLimits::Ticket> within_limits(const Request& request);
+  void submit(OpenAiCall call);
   void on_events(std::vector<Event> events);
   void on_event(const Started& started);
   void on_event(const TokenChunk& chunk);
   void on_event(const Finished& finished);
   void on_event(const RequestError& error);
   void begin_stream();
+  std::string stream_head(const std::string& more_headers);
+  void send_pending();
   void stream(std::string_view events);
+  void keep(StoredAnswer stored);
   void end_stream();
   void leave_answer(bool cancel);
   void respond(int status, std::string_view content_type, std::string_view body,
@@ -96,10 +107,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool refused_ = false;
   bool read_pending_ = false;
   bool write_pending_ = false;
-  bool peer_ended_ = false;   // no more bytes will come
-  bool close_after_ = false;  // no further request on this connection
-  std::string in_;            // received, not consumed
-  std::string out_;           // to send, from out_sent_
+  bool peer_ended_ = false;          // no more bytes will come
+  bool close_after_ = false;         // no further request on this connection
+  std::string in_;                   // received, not consumed
+  std::unique_ptr<TlsSession> tls_;  // null: plain
+  std::string wire_;                 // of TLS: to send before anything else
+  std::string out_;                  // to send, from out_sent_
   size_t out_sent_ = 0;
   size_t lingered_bytes_ = 0;
   int64_t deadline_ns_ = 0;  // 0: none
@@ -110,7 +123,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::unique_ptr<RequestReader> reader_;
   size_t accounted_bytes_ = 0;  // of this request's body in server_.body_bytes
   int64_t arrived_ns_ = 0;
-  const Route* route_ = nullptr;
+  std::optional<RouteMatch> route_;
+  Principal who_;
   std::string request_id_;  // what x-request-id answers
   bool exchange_open_ = false;
   bool answered_ = false;  // the whole answer is in out_

@@ -20,15 +20,13 @@ struct Connection::Answer {
   bool streaming = false;  // the head of a streamed answer is sent
   bool ended = false;      // the service's end event came
   int64_t ttft_ms = -1;
-  std::string pending;  // events of one batch, sent as one chunk
-};
-
-struct Connection::Route {
-  std::string_view path;
-  const char* label;  // in metrics and the access log
-  bool is_post;
-  bool needs_key;
-  bool is_prefix;
+  bool complete = false;      // with Finished
+  RateLimits::Ticket ticket;  // of the key's limits, settled at the end
+  int64_t prompt_tokens_assumed = 0;
+  int64_t tokens_seen = 0;
+  std::string idempotency_key;  // empty: none, or its answer is kept already
+  std::string kept;             // of a stream, for whoever asks again with that key
+  std::string pending;          // events of one batch, sent as one chunk
 };
 
 }  // namespace updraft

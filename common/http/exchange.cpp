@@ -1,12 +1,13 @@
 // One request and its answer on a connection: checks in the order in which they cost, routing, the
 // way from events to response bytes.
 #include <algorithm>
-#include <array>
+#include <limits>
 #include <utility>
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
 #include "common/http/connection_answer.h"
+#include "common/http/trace_context.h"
 
 namespace updraft {
 
@@ -16,7 +17,6 @@ using std::string_view;
 namespace {
 
 constexpr const char* kJson = "application/json";
-constexpr const char* kPlain = "text/plain; charset=utf-8";
 
 const char* reason_phrase(int status) {
   switch (status) {
@@ -34,12 +34,16 @@ const char* reason_phrase(int status) {
       return "Method Not Allowed";
     case 408:
       return "Request Timeout";
+    case 409:
+      return "Conflict";
     case 413:
       return "Content Too Large";
     case 415:
       return "Unsupported Media Type";
     case 417:
       return "Expectation Failed";
+    case 422:
+      return "Unprocessable Content";
     case 429:
       return "Too Many Requests";
     case 431:
@@ -88,27 +92,35 @@ string percent_decoded(string_view text) {
   return out;
 }
 
-}  // namespace
+constexpr string_view kLastChunk = "0\r\n\r\n";
 
-const Connection::Route* Connection::find_route(string_view path) {
-  static constexpr std::array<Route, 8> kRoutes = {{
-      {"/v1/chat/completions", "/v1/chat/completions", true, true, false},
-      {"/v1/completions", "/v1/completions", true, true, false},
-      {"/v1/models", "/v1/models", false, true, false},
-      {"/v1/models/", "/v1/models/{id}", false, true, true},
-      {"/livez", "/livez", false, false, false},
-      {"/readyz", "/readyz", false, false, false},
-      {"/health", "/health", false, false, false},
-      {"/metrics", "/metrics", false, true, false},
-  }};
-  for (const Route& route : kRoutes) {
-    if (route.is_prefix ? path.starts_with(route.path) && path.size() > route.path.size()
-                        : path == route.path) {
-      return &route;
-    }
+// All that makes a request what it is: two with one digest are one request sent twice.
+string digest_of(const HttpRequestHead& head, const RequestHeaders& headers, string_view body) {
+  string text;
+  for (const string_view part : {string_view(head.path), headers.tier, headers.residency,
+                                 headers.priority, headers.session, headers.deadline_ms, body}) {
+    text += std::to_string(part.size()) + ':';
+    text += part;
   }
-  return nullptr;
+  return sha256_hex(text);
 }
+
+// Tokens that a request will use, before anybody has counted: four bytes of text a token, and what
+// its answers may have.
+int64_t estimated_prompt_tokens(const Request& request) {
+  constexpr int64_t kBytesPerToken = 4;
+  int64_t tokens = prompt_text_bytes(request) / kBytesPerToken;
+  for (const auto& ids : request.prompt_ids) tokens += static_cast<int64_t>(ids.size());
+  return tokens;
+}
+int64_t estimated_answer_tokens(const Request& request) {
+  constexpr int64_t kUnlimitedAnswerTokens = 256;
+  const int64_t each =
+      request.sampling.max_tokens ? *request.sampling.max_tokens : kUnlimitedAnswerTokens;
+  return each * total_choices(request);
+}
+
+}  // namespace
 
 // --- taking a request
 // ----------------------------------------------------------------------------------------------
@@ -117,7 +129,8 @@ void Connection::begin_exchange() {
   arrived_ns_ = monotonic_ns();
   exchange_open_ = true;
   answered_ = false;
-  route_ = nullptr;
+  route_.reset();
+  who_ = Principal();
   request_id_ = new_request_id();
   record_ = AccessRecord();
   record_.remote = remote_;
@@ -161,54 +174,8 @@ void Connection::on_head() {
   const bool keep_alive = head.keep_alive && !server_.draining && !close_after_;
   close_after_ = head.has_body || !keep_alive;
 
-  if (!check_host_header()) return;
-  route_ = find_route(head.path);
-  if (route_ == nullptr) {
-    respond_error(404, "there is no " + record_.method + " " + record_.path + " here",
-                  "invalid_request_error", "not_found");
-    return;
-  }
-  const bool method_ok =
-      route_->is_post ? head.method == "POST" : head.method == "GET" || head.method == "HEAD";
-  if (!method_ok) {
-    const char* allow = route_->is_post ? "POST" : "GET, HEAD";
-    respond_error(405, record_.path + " takes " + allow + ", not " + record_.method,
-                  "invalid_request_error", "method_not_allowed",
-                  "Allow: " + string(allow) + "\r\n");
-    return;
-  }
-  if (route_->needs_key) {
-    const auto tenant = server_.keys.tenant_of(head.field("authorization"));
-    if (!tenant) {
-      const bool missing = head.field("authorization").empty();
-      respond_error(401,
-                    missing ? "an API key is needed: Authorization: Bearer <key>"
-                            : "this API key is not known here",
-                    "invalid_request_error", "invalid_api_key", "WWW-Authenticate: Bearer\r\n");
-      return;
-    }
-    record_.tenant = *tenant;
-  }
-  if (!route_->is_post && head.has_body) {
-    respond_error(400, record_.path + " takes no body", "invalid_request_error", "");
-    return;
-  }
-  if (route_->is_post && !is_json_content_type(head.field("content-type"))) {
-    respond_error(415,
-                  "Content-Type must be application/json, got '" +
-                      printable(head.field("content-type")) + "'",
-                  "invalid_request_error", "unsupported_media_type");
-    return;
-  }
-  if (!head.field("content-encoding").empty() &&
-      ascii_lower(head.field("content-encoding")) != "identity") {
-    respond_error(415,
-                  "Content-Encoding is not supported, got '" +
-                      printable(head.field("content-encoding")) + "'",
-                  "invalid_request_error", "unsupported_media_type");
-    return;
-  }
-  if (server_.draining && route_->is_post) {
+  if (!check_host_header() || !choose_route() || !authorize() || !check_content()) return;
+  if (server_.draining && std::holds_alternative<Request::Kind>(route_->route->answer)) {
     respond_error(503, "the server is going down", "server_error", "overloaded", retry_after(1000));
     return;
   }
@@ -219,43 +186,94 @@ void Connection::on_head() {
   }
 }
 
-void Connection::on_body() {
-  if (!route_->is_post) {
-    answer_get(*route_);
-    return;
+bool Connection::choose_route() {
+  const HttpRequestHead& head = reader_->head();
+  RouteMatch match = find_route(server_.routes, head.method, head.path);
+  if (match.route != nullptr) {
+    route_ = std::move(match);
+    return true;
   }
-  answer_inference(route_->path == "/v1/chat/completions" ? Request::Kind::kChat
-                                                          : Request::Kind::kCompletion);
+  if (match.allowed.empty()) {
+    respond_error(404, "there is no " + record_.method + " " + record_.path + " here",
+                  "invalid_request_error", "not_found");
+  } else {
+    respond_error(405, record_.path + " takes " + match.allowed + ", not " + record_.method,
+                  "invalid_request_error", "method_not_allowed",
+                  "Allow: " + match.allowed + "\r\n");
+  }
+  return false;
 }
 
-void Connection::answer_get(const Route& route) {
-  if (route.path == "/livez") {
-    respond(200, kPlain, "ok\n");
-  } else if (route.path == "/readyz" || route.path == "/health") {
-    string why_not = "going down";
-    if (!server_.draining && server_.service.ready(&why_not)) {
-      respond(200, kPlain, "ok\n");
-    } else {
-      respond(503, kPlain, printable(why_not, 200) + "\n", retry_after(1000));
-    }
-  } else if (route.path == "/metrics") {
-    respond(200, "text/plain; version=0.0.4; charset=utf-8", server_.metrics.text());
-  } else if (route.path == "/v1/models") {
-    respond(200, kJson, models_json(server_.service.models()));
+// Who asks, and whether the route is for such.
+bool Connection::authorize() {
+  const HttpRoute& route = *route_->route;
+  if (route.least == Role::kNobody) return true;
+  const auto& auth = server_.config.auth;
+  if (auth == nullptr || auth->empty()) {
+    who_.role = Role::kDeveloper;  // whoever reaches a loopback address
   } else {
-    const string id = percent_decoded(string_view(reader_->head().path).substr(route.path.size()));
-    for (const ModelInfo& model : server_.service.models()) {
-      if (model.id == id) {
-        respond(200, kJson, model_json(model));
-        return;
-      }
+    auto known = auth->authenticate(reader_->head().field("authorization"), unix_seconds());
+    if (const auto* unknown = std::get_if<Unauthenticated>(&known)) {
+      respond_error(401, unknown->message, "invalid_request_error", "invalid_api_key",
+                    "WWW-Authenticate: Bearer\r\n");
+      return false;
     }
-    RequestError error;
-    error.code = ErrorCode::kModelNotFound;
-    error.message = "the model '" + printable(id) + "' is not served here";
-    error.param = "model";
-    respond_error(error);
+    who_ = std::move(std::get<Principal>(known));
+    record_.tenant = who_.tenant;
+    record_.user = printable(who_.name, 100);
+    record_.role = role_name(who_.role);
   }
+  if (who_.role >= route.least) return true;
+  respond_error(403,
+                route.method + " " + route.path + " needs the role " + role_name(route.least) +
+                    ", this key has " + role_name(who_.role),
+                "permission_error", "insufficient_role");
+  return false;
+}
+
+// What kind of body comes, if any.
+bool Connection::check_content() {
+  const HttpRequestHead& head = reader_->head();
+  const bool is_post = head.method == "POST";
+  if (!is_post && head.has_body) {
+    respond_error(400, record_.path + " takes no body", "invalid_request_error", "");
+    return false;
+  }
+  const bool is_inference = std::holds_alternative<Request::Kind>(route_->route->answer);
+  if (is_post && (is_inference || head.has_body) &&
+      !is_json_content_type(head.field("content-type"))) {
+    respond_error(415,
+                  "Content-Type must be application/json, got '" +
+                      printable(head.field("content-type")) + "'",
+                  "invalid_request_error", "unsupported_media_type");
+    return false;
+  }
+  if (!head.field("content-encoding").empty() &&
+      ascii_lower(head.field("content-encoding")) != "identity") {
+    respond_error(415,
+                  "Content-Encoding is not supported, got '" +
+                      printable(head.field("content-encoding")) + "'",
+                  "invalid_request_error", "unsupported_media_type");
+    return false;
+  }
+  return true;
+}
+
+void Connection::on_body() {
+  if (const auto* kind = std::get_if<Request::Kind>(&route_->route->answer)) {
+    answer_inference(*kind);
+  } else {
+    answer_function(std::get<RouteFunction>(route_->route->answer));
+  }
+}
+
+void Connection::answer_function(const RouteFunction& function) {
+  const string argument = percent_decoded(route_->argument);
+  const string body = reader_->take_body();
+  account_body();
+  record_.body_bytes = static_cast<int64_t>(body.size());
+  RouteReply reply = function({who_, remote_, argument, body});
+  respond(reply.status, reply.content_type, reply.body, std::move(reply.headers));
 }
 
 void Connection::answer_inference(Request::Kind kind) {
@@ -271,6 +289,9 @@ void Connection::answer_inference(Request::Kind kind) {
   account_body();
   record_.body_bytes = static_cast<int64_t>(body.size());
   auto parsed = read_openai_call(kind, body, headers);
+  // A copy: once an answer is out, the request's head is gone.
+  const string key(head.field("idempotency-key"));
+  const string digest = key.empty() ? "" : digest_of(head, headers, body);
   string().swap(body);
   if (auto* error = std::get_if<RequestError>(&parsed)) {
     respond_error(*error);
@@ -281,10 +302,90 @@ void Connection::answer_inference(Request::Kind kind) {
   call.request.tenant = record_.tenant;
   record_.model = call.request.model;
   record_.inference_id = call.request.id;
+  record_.trace = call.request.trace;
+  record_.stream = call.stream;
+  if (who_.role == Role::kGuest && call.request.hints.priority < Priority::kDefault) {
+    respond_error(403, "a guest's x-updraft-priority is default or bulk", "permission_error",
+                  "insufficient_role");
+    return;
+  }
+  if (!key.empty() && answered_before(key, digest)) return;
+  std::optional<RateLimits::Ticket> ticket = within_limits(call.request);
+  if (!ticket) {
+    if (!key.empty()) server_.answers.abandon(record_.tenant, key);
+    return;
+  }
+  answer_ = std::make_unique<Answer>();
+  answer_->ticket = std::move(*ticket);
+  answer_->prompt_tokens_assumed = estimated_prompt_tokens(call.request);
+  answer_->idempotency_key = key;
+  submit(std::move(call));
+}
 
+// The answer to a request that was sent before under the same Idempotency-Key; false: it is the
+// first, and this connection owes the store an answer.
+bool Connection::answered_before(const string& key, const string& digest) {
+  if (!is_idempotency_key(key)) {
+    respond_error(400,
+                  "Idempotency-Key must be 1 to 255 visible ASCII characters, got '" +
+                      printable(key, 40) + "'",
+                  "invalid_request_error", "");
+    return true;
+  }
+  const auto begun = server_.answers.begin(record_.tenant, key, digest, monotonic_ns());
+  switch (begun.verdict) {
+    case IdempotencyStore::Verdict::kRun:
+      return false;
+    case IdempotencyStore::Verdict::kInFlight:
+      respond_error(409, "a request with this Idempotency-Key is being answered",
+                    "invalid_request_error", "idempotency_key_in_use", retry_after(1000));
+      return true;
+    case IdempotencyStore::Verdict::kOtherRequest:
+      respond_error(422, "this Idempotency-Key was used for another request",
+                    "invalid_request_error", "idempotency_key_reused");
+      return true;
+    case IdempotencyStore::Verdict::kStored:
+      replay(*begun.stored);
+      return true;
+  }
+  return true;
+}
+
+void Connection::replay(const StoredAnswer& stored) {
+  record_.replayed = true;
+  const string headers = stored.headers + "Idempotent-Replayed: true\r\n";
+  if (!stored.is_stream) {
+    respond(stored.status, kJson, stored.body, headers);
+    return;
+  }
+  state_ = State::kAnswering;
+  record_.status = stored.status;
+  out_ += stream_head(headers);
+  stream(stored.body);
+  if (!reader_->head().http_1_0) out_ += kLastChunk;
+  answered_ = true;
+  flush();
+}
+
+// Room within the key's limits, or a 429 that says when there will be some.
+std::optional<RateLimits::Ticket> Connection::within_limits(const Request& request) {
+  auto admitted = server_.rates.admit(
+      who_.tenant, who_.limits, estimated_prompt_tokens(request) + estimated_answer_tokens(request),
+      monotonic_ns());
+  if (auto* ticket = std::get_if<RateLimits::Ticket>(&admitted)) return std::move(*ticket);
+  const auto& refusal = std::get<RateLimits::Refusal>(admitted);
+  server_.count_limited(refusal.what);
+  respond_error(error_of(
+      ErrorCode::kRateLimited,
+      "this key has reached its limit of " + std::to_string(refusal.limit) + " " + refusal.what,
+      static_cast<int32_t>(
+          std::min<int64_t>(refusal.retry_after_ms, std::numeric_limits<int32_t>::max()))));
+  return std::nullopt;
+}
+
+void Connection::submit(OpenAiCall call) {
   state_ = State::kAnswering;
   set_deadline(0);
-  answer_ = std::make_unique<Answer>();
   answer_->id = call.request.id;
   const AnswerHead answer_head(call, unix_seconds());
   if (call.stream) {
@@ -296,8 +397,8 @@ void Connection::answer_inference(Request::Kind kind) {
       server_.io, [weak = weak_from_this()](std::vector<Event> events) {
         if (const auto self = weak.lock()) self->on_events(std::move(events));
       });
-  server_.service.submit(std::move(call.request),
-                         [inbox = answer_->inbox](Event event) { inbox->push(std::move(event)); });
+  server_.service->submit(std::move(call.request),
+                          [inbox = answer_->inbox](Event event) { inbox->push(std::move(event)); });
 }
 
 // --- from events to the answer
@@ -308,7 +409,7 @@ void Connection::on_events(std::vector<Event> events) {
     if (answer_ == nullptr || state_ != State::kAnswering) return;
     std::visit([this](const auto& alternative) { on_event(alternative); }, event);
   }
-  if (answer_ != nullptr && !answer_->pending.empty()) stream(std::exchange(answer_->pending, {}));
+  if (answer_ != nullptr) send_pending();
   // A reader slower than the model: its answer ends, its siblings never notice.
   if (answer_ != nullptr &&
       out_.size() - out_sent_ > server_.config.limits.stream_buffer_bytes_max &&
@@ -318,7 +419,7 @@ void Connection::on_events(std::vector<Event> events) {
     error.message = "the stream is read too slowly; more than " +
                     std::to_string(server_.config.limits.stream_buffer_bytes_max) +
                     " bytes wait to be sent";
-    server_.service.cancel(answer_->id);
+    server_.service->cancel(answer_->id);
     on_event(error);
     record_.status = 499;
   }
@@ -330,6 +431,7 @@ void Connection::on_event(const Started& started) {
   answer_->placed = true;
   record_.node = started.node_id;
   record_.tier = tier_name(started.tier);
+  record_.decision = printable(started.decision, 200);
   if (answer_->whole) {
     answer_->whole->started(started);
     return;
@@ -339,6 +441,7 @@ void Connection::on_event(const Started& started) {
 }
 
 void Connection::on_event(const TokenChunk& chunk) {
+  answer_->tokens_seen += static_cast<int64_t>(chunk.ids.size());
   if (answer_->ttft_ms < 0 && (!chunk.ids.empty() || !chunk.text.empty())) {
     answer_->ttft_ms = ms_since(arrived_ns_);
     record_.ttft_ms = answer_->ttft_ms;
@@ -356,10 +459,13 @@ void Connection::on_event(const Finished& finished) {
   answer_->ended = true;
   record_.prompt_tokens = finished.usage.prompt_tokens;
   record_.completion_tokens = finished.usage.completion_tokens;
+  answer_->complete = true;
   const ServedInfo served = served_info(finished);
   if (answer_->whole) {
     const string body = answer_->whole->body(finished, served);
-    respond(200, kJson, body, served_headers());
+    const string headers = served_headers();
+    if (!answer_->idempotency_key.empty()) keep({200, headers, body, false});
+    respond(200, kJson, body, headers);
     return;
   }
   begin_stream();
@@ -385,6 +491,10 @@ void Connection::begin_stream() {
   answer_->streaming = true;
   record_.status = 200;
   server_.stream_opened();
+  out_ += stream_head(served_headers());
+}
+
+string Connection::stream_head(const string& more_headers) {
   string headers =
       "Content-Type: text/event-stream; charset=utf-8\r\nCache-Control: "
       "no-cache\r\nX-Accel-Buffering: no\r\n";
@@ -394,7 +504,24 @@ void Connection::begin_stream() {
   } else {
     headers += "Transfer-Encoding: chunked\r\n";
   }
-  out_ += head_text(200, headers + served_headers());
+  return head_text(200, headers + more_headers);
+}
+
+// What has become ready since the last batch, as one chunk.
+void Connection::send_pending() {
+  if (answer_->pending.empty()) return;
+  const string events = std::exchange(answer_->pending, {});
+  // One byte beyond the limit is enough to know that it is not worth keeping.
+  if (!answer_->idempotency_key.empty() &&
+      answer_->kept.size() <= server_.answers.limits().answer_bytes_max)
+    answer_->kept += events;
+  stream(events);
+}
+
+// Whoever asks again with this answer's key gets it from now on.
+void Connection::keep(StoredAnswer stored) {
+  server_.answers.finish(record_.tenant, std::exchange(answer_->idempotency_key, {}),
+                         std::move(stored), monotonic_ns());
 }
 
 // One batch of events as one chunk.
@@ -411,8 +538,10 @@ void Connection::stream(string_view events) {
 }
 
 void Connection::end_stream() {
-  if (!answer_->pending.empty()) stream(std::exchange(answer_->pending, {}));
-  if (!reader_->head().http_1_0) out_ += "0\r\n\r\n";
+  send_pending();
+  if (answer_->complete && !answer_->idempotency_key.empty())
+    keep({200, served_headers(), std::move(answer_->kept), true});
+  if (!reader_->head().http_1_0) out_ += kLastChunk;
   answered_ = true;
   leave_answer(false);
 }
@@ -422,7 +551,13 @@ void Connection::leave_answer(bool cancel) {
   if (answer_ == nullptr) return;
   answer_->inbox->close();
   if (answer_->streaming) server_.stream_closed();
-  if (cancel && !answer_->ended) server_.service.cancel(answer_->id);
+  if (cancel && !answer_->ended) server_.service->cancel(answer_->id);
+  if (!answer_->idempotency_key.empty())
+    server_.answers.abandon(record_.tenant, answer_->idempotency_key);
+  const int64_t counted = record_.prompt_tokens + record_.completion_tokens;
+  const int64_t assumed =
+      answer_->placed ? answer_->prompt_tokens_assumed + answer_->tokens_seen : 0;
+  server_.rates.settle(answer_->ticket, answer_->complete ? counted : assumed, monotonic_ns());
   answer_.reset();
 }
 
@@ -451,6 +586,7 @@ string Connection::head_text(int status, string extra_headers) {
                "\r\nDate: " + server_.date() + "\r\nServer: " + server_.config.server_name +
                "\r\nx-request-id: " + request_id_ + "\r\nX-Content-Type-Options: nosniff\r\n" +
                extra_headers;
+  if (!record_.trace.empty()) out += "traceparent: " + record_.trace + "\r\n";
   if (close_after_) {
     out += "Connection: close\r\n";
   } else if (reader_ != nullptr && reader_->head().http_1_0) {
@@ -492,7 +628,7 @@ void Connection::finish_exchange(int status) {
   record_.status = status;
   record_.request_id = request_id_;
   record_.duration_ms = ms_since(arrived_ns_);
-  server_.count_request(route_ == nullptr ? "other" : route_->label, status,
+  server_.count_request(route_ ? route_->route->path : "other", status,
                         static_cast<double>(monotonic_ns() - arrived_ns_) / kNsPerSecond);
   if (server_.access_log) server_.access_log(record_);
   reader_.reset();

@@ -31,6 +31,7 @@ constexpr std::array kIntegerRanges = {
     IntegerRange{"prompt", 0, kTokenIdMax},  // token ids
     IntegerRange{"logit_bias key", 0, kTokenIdMax},
     IntegerRange{"x-updraft-deadline-ms", 1, 24 * 3600 * 1000},
+    IntegerRange{"grace_ms", 0, 3600 * 1000},  // of a drain
 };
 
 constexpr std::array kRealRanges = {

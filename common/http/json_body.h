@@ -1,21 +1,13 @@
-// Reading JSON from outside: the one strict reader. UTF-8 or refused, at most 64 levels, no key
-// twice, no number that does not fit a double, a bounded number of values; errors say where.
+// A request's body as JSON, or the client's mistake in it.
 #pragma once
 
-#include <boost/json/value.hpp>
-#include <string>
 #include <string_view>
 #include <variant>
 
+#include "common/json/json_reader.h"
 #include "common/message/request_error.h"
 
 namespace updraft {
-
-inline constexpr size_t kJsonDepthMax = 64;
-inline constexpr size_t kJsonKeyBytesMax = 1024;
-inline constexpr size_t kJsonObjectKeysMax = 4096;
-inline constexpr size_t kJsonValuesMax =
-    1'000'000;  // a body of commas costs 24 bytes of memory per byte otherwise
 
 // The document, or kInvalidRequest with the byte offset and, where one is open, the field.
 std::variant<boost::json::value, RequestError> read_json(std::string_view text);

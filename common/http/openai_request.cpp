@@ -12,6 +12,7 @@
 #include "common/http/data_url.h"
 #include "common/http/field_reader.h"
 #include "common/http/json_body.h"
+#include "common/http/trace_context.h"
 
 namespace updraft {
 namespace {
@@ -470,18 +471,6 @@ void read_deadline(string_view text, Hints& hints, Complaint& complaint) {
   hints.deadline_ms = value;
 }
 
-// 00-<32 hex>-<16 hex>-<2 hex>, neither id all zero.
-bool is_traceparent(string_view text) {
-  if (text.size() != 55 || !text.starts_with("00-") || text[35] != '-' || text[52] != '-')
-    return false;
-  for (size_t i = 3; i < text.size(); ++i) {
-    const bool hex = (text[i] >= '0' && text[i] <= '9') || (text[i] >= 'a' && text[i] <= 'f');
-    if (i != 35 && i != 52 && !hex) return false;
-  }
-  return text.substr(3, 32).find_first_not_of('0') != string_view::npos &&
-         text.substr(36, 16).find_first_not_of('0') != string_view::npos;
-}
-
 void read_headers(const RequestHeaders& headers, Request& request, Complaint& complaint) {
   if (!headers.request_id.empty() && !is_request_id(headers.request_id)) {
     complaint.invalid("x-request-id",
@@ -506,7 +495,7 @@ void read_headers(const RequestHeaders& headers, Request& request, Complaint& co
     }
     request.hints.session = headers.session;
   }
-  if (is_traceparent(headers.traceparent)) request.trace = headers.traceparent;
+  request.trace = read_traceparent(headers.traceparent).value_or("");
 }
 
 // --- the whole

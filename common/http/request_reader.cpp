@@ -155,7 +155,7 @@ RequestReader::Progress RequestReader::read_body(std::string& in) {
 }
 
 size_t RequestReader::body_bytes() const {
-  return parser_ == nullptr ? 0 : parser_->beast.get().body().size();
+  return parser_ == nullptr ? 0 : parser_->beast.get().body().capacity();
 }
 
 std::string RequestReader::take_body() { return std::move(parser_->beast.get().body()); }

@@ -43,6 +43,7 @@ class RequestReader {
 
   const HttpRequestHead& head() const { return head_; }
   const HttpFault& fault() const { return fault_; }
+  // Memory that the body takes now: a string that grows holds more than it says.
   size_t body_bytes() const;
   std::string take_body();
 

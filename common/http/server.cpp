@@ -12,6 +12,7 @@
 
 #include "common/base/clock.h"
 #include "common/http/connection.h"
+#include "common/http/openai_routes.h"
 #include "common/http/server_state.h"
 
 namespace updraft {
@@ -28,12 +29,16 @@ constexpr int kAcceptPauseMs = 100;  // out of descriptors
 
 class AsioHttpServer final : public HttpServer {
  public:
-  AsioHttpServer(const HttpServerConfig& config, KeyRing keys, InferenceService& service,
-                 Metrics& metrics, std::function<void(const AccessRecord&)> access_log)
-      : state_(config, std::move(keys), service, metrics, std::move(access_log)),
+  // routes: empty for those of an inference endpoint.
+  AsioHttpServer(const HttpServerConfig& config, InferenceService* service,
+                 std::vector<HttpRoute> routes, Metrics& metrics,
+                 std::function<void(const AccessRecord&)> access_log)
+      : state_(config, service, metrics, std::move(access_log)),
         acceptor_(state_.io),
         accept_pause_(state_.io),
-        grace_(state_.io) {}
+        grace_(state_.io) {
+    state_.routes = routes.empty() ? openai_routes(state_) : std::move(routes);
+  }
 
   ~AsioHttpServer() override { stop(0); }
 
@@ -41,12 +46,10 @@ class AsioHttpServer final : public HttpServer {
     auto address = bind_address();
     if (!address) return address.error();
     const std::string where = state_.config.bind_address + ":" + std::to_string(state_.config.port);
-    if (state_.keys.empty() && !address->is_loopback()) {
-      return fail("http: refusing to listen on " + where +
-                  " without API keys: that address can be reached from other machines; set "
-                  "api_keys_sha256 or bind to "
-                  "127.0.0.1");
-    }
+    if (auto allowed = check_reach(state_.config, *address); !allowed) return allowed.error();
+    auto tls = load_tls(state_.config);
+    if (!tls) return tls.error();
+    state_.tls = std::move(*tls);
     const asio::ip::tcp::endpoint endpoint(*address, state_.config.port);
     error_code ec;
     acceptor_.open(endpoint.protocol(), ec);
@@ -57,7 +60,8 @@ class AsioHttpServer final : public HttpServer {
     if (!ec) acceptor_.listen(asio::socket_base::max_listen_connections, ec);
     if (ec) return fail("http: cannot listen on " + where + ": " + ec.message());
     port_ = acceptor_.local_endpoint(ec).port();
-    allow_hosts(*address);
+    address_ = *address;
+    state_.allowed_hosts = hosts_of(state_.config);
     return {};
   }
 
@@ -67,6 +71,22 @@ class AsioHttpServer final : public HttpServer {
   }
 
   uint16_t port() const override { return port_; }
+
+  Result<void> reconfigure(const HttpServerConfig& config) override {
+    if (auto allowed = check_reach(config, address_); !allowed) return allowed.error();
+    auto tls = load_tls(config);
+    if (!tls) return tls.error();
+    asio::post(state_.io, [this, fresh = config, tls = std::move(*tls)]() mutable {
+      fresh.bind_address = state_.config.bind_address;
+      fresh.port = state_.config.port;
+      fresh.server_name = state_.config.server_name;
+      state_.config = std::move(fresh);
+      state_.tls = std::move(tls);
+      state_.allowed_hosts = hosts_of(state_.config);
+      state_.answers.set_limits(state_.config.idempotency, monotonic_ns());
+    });
+    return {};
+  }
 
   void stop(int grace_ms) override {
     const std::lock_guard lock(stop_mutex_);
@@ -88,13 +108,37 @@ class AsioHttpServer final : public HttpServer {
     return address;
   }
 
-  void allow_hosts(const asio::ip::address& address) {
-    auto& hosts = state_.allowed_hosts;
-    hosts = state_.config.allowed_hosts;
-    hosts.insert(hosts.end(), {"localhost", "127.0.0.1", "[::1]"});
-    if (!address.is_unspecified()) {
-      hosts.push_back(address.is_v6() ? "[" + address.to_string() + "]" : address.to_string());
+  // May a server so configured be reached from other machines, if it is?
+  static Result<void> check_reach(const HttpServerConfig& config,
+                                  const asio::ip::address& address) {
+    if (address.is_loopback()) return {};
+    const std::string where = config.bind_address + ":" + std::to_string(config.port);
+    if (config.auth == nullptr || config.auth->empty()) {
+      return fail("http: refusing to listen on " + where +
+                  " without API keys: that address can be reached from other machines; set "
+                  "http.api_keys_file or bind to 127.0.0.1");
     }
+    if (config.tls_cert_file.empty() && !config.behind_tls_proxy) {
+      return fail("http: refusing to listen on " + where +
+                  " without TLS: keys and prompts would cross the network in the clear; set "
+                  "http.tls_cert and http.tls_key, or http.tls_proxy = true when a proxy that "
+                  "speaks TLS stands in front");
+    }
+    return {};
+  }
+
+  static Result<std::shared_ptr<const TlsContext>> load_tls(const HttpServerConfig& config) {
+    if (config.tls_cert_file.empty()) return std::shared_ptr<const TlsContext>();
+    return TlsContext::load(config.tls_cert_file, config.tls_key_file);
+  }
+
+  std::vector<std::string> hosts_of(const HttpServerConfig& config) const {
+    std::vector<std::string> hosts = config.allowed_hosts;
+    hosts.insert(hosts.end(), {"localhost", "127.0.0.1", "[::1]"});
+    if (!address_.is_unspecified()) {
+      hosts.push_back(address_.is_v6() ? "[" + address_.to_string() + "]" : address_.to_string());
+    }
+    return hosts;
   }
 
   void accept() {
@@ -116,7 +160,9 @@ class AsioHttpServer final : public HttpServer {
   void take(asio::ip::tcp::socket socket) {
     const size_t served = state_.connections.size() - state_.refused_connections;
     const bool full = served >= static_cast<size_t>(state_.config.limits.connections_max);
-    if (full && state_.refused_connections >= kRefusedConnectionsMax) return;
+    // Who speaks TLS cannot be told why before the handshake, which is work.
+    if (full && (state_.tls != nullptr || state_.refused_connections >= kRefusedConnectionsMax))
+      return;
     auto connection = std::make_shared<Connection>(state_, std::move(socket));
     state_.add(connection, full);
     if (full) {
@@ -162,22 +208,38 @@ class AsioHttpServer final : public HttpServer {
   asio::steady_timer accept_pause_;
   asio::steady_timer grace_;
   uint16_t port_ = 0;
-  std::mutex stop_mutex_;  // guards thread_
+  asio::ip::address address_;  // as bound
+  std::mutex stop_mutex_;      // guards thread_
   std::thread thread_;
 };
+
+Result<std::unique_ptr<HttpServer>> launch(std::unique_ptr<AsioHttpServer> server) {
+  if (auto listening = server->listen(); !listening) return listening.error();
+  server->run();
+  return std::unique_ptr<HttpServer>(std::move(server));
+}
 
 }  // namespace
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(
     const HttpServerConfig& config, InferenceService& service, Metrics& metrics,
     std::function<void(const AccessRecord&)> access_log) {
-  auto keys = KeyRing::parse(config.api_keys_sha256);
-  if (!keys) return keys.error("http");
-  auto server = std::make_unique<AsioHttpServer>(config, std::move(*keys), service, metrics,
-                                                 std::move(access_log));
-  if (auto listening = server->listen(); !listening) return listening.error();
-  server->run();
-  return std::unique_ptr<HttpServer>(std::move(server));
+  return launch(std::make_unique<AsioHttpServer>(config, &service, std::vector<HttpRoute>(),
+                                                 metrics, std::move(access_log)));
+}
+
+Result<std::unique_ptr<HttpServer>> HttpServer::start(
+    const HttpServerConfig& config, std::vector<HttpRoute> routes, Metrics& metrics,
+    std::function<void(const AccessRecord&)> access_log) {
+  if (config.auth == nullptr || config.auth->empty())
+    return fail("http: a listener of this kind serves nobody without keys");
+  for (const HttpRoute& route : routes) {
+    UPDRAFT_CHECK(std::holds_alternative<RouteFunction>(route.answer),
+                  "a server without a service has no inference to offer");
+  }
+  routes.push_back(liveness_route());
+  return launch(std::make_unique<AsioHttpServer>(config, nullptr, std::move(routes), metrics,
+                                                 std::move(access_log)));
 }
 
 }  // namespace updraft

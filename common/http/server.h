@@ -11,7 +11,10 @@
 #include <string>
 #include <vector>
 
+#include "common/auth/authenticator.h"
 #include "common/base/result.h"
+#include "common/http/idempotency.h"
+#include "common/http/routes.h"
 #include "common/message/service.h"
 #include "common/metrics/metrics.h"
 
@@ -35,12 +38,14 @@ struct HttpLimits {
 
 struct HttpServerConfig {
   std::string bind_address = "127.0.0.1";
-  uint16_t port = 0;  // 0: any free one
-  std::vector<std::string>
-      api_keys_sha256;                     // hex digests; empty: no authentication (loopback only)
-  std::vector<std::string> allowed_hosts;  // Host header names accepted besides localhost,
-                                           // 127.0.0.1, [::1] and bind_address
+  uint16_t port = 0;                          // 0: any free one
+  std::shared_ptr<const Authenticator> auth;  // null: whoever reaches the address is a developer
+  std::vector<std::string> allowed_hosts;     // Host header names accepted besides localhost,
+                                              // 127.0.0.1, [::1] and bind_address
+  std::string tls_cert_file, tls_key_file;    // PEM; empty: plain HTTP
+  bool behind_tls_proxy = false;              // plain HTTP on another address than loopback's
   HttpLimits limits;
+  IdempotencyLimits idempotency;
   std::string server_name = "updraft";
 };
 
@@ -49,7 +54,12 @@ struct AccessRecord {
   std::string request_id;    // as answered in x-request-id
   std::string inference_id;  // Request::id, by which services log; empty when none was submitted
   std::string method, path, remote, model, node, tier, tenant;
-  int status = 0;
+  std::string user, role;  // the key's name or the token's subject, and what it may
+  std::string decision;    // why it was placed there
+  std::string trace;       // W3C traceparent, empty: none came
+  bool stream = false;
+  bool replayed = false;  // answered by what was stored under its Idempotency-Key
+  int status = 0;         // 499: the client left
   int64_t duration_ms = 0;
   int64_t body_bytes = 0;
   int64_t prompt_tokens = 0, completion_tokens = 0;
@@ -60,14 +70,22 @@ class HttpServer {
  public:
   virtual ~HttpServer() = default;  // stops; open streams end with an error event
 
-  // Binds and starts serving /v1/chat/completions, /v1/completions, /v1/models, /v1/models/{id},
-  // /livez, /readyz, /health, /metrics over `service`. Errors: address in use, not allowed, bad
-  // address: one line with address and port.
+  // Binds and starts serving openai_routes() over `service`. Errors: address in use, not allowed,
+  // bad address: one line with address and port; TLS files that cannot be used. Refused: another
+  // address than loopback's without keys, or without TLS (unless behind_tls_proxy).
   static Result<std::unique_ptr<HttpServer>> start(
       const HttpServerConfig& config, InferenceService& service, Metrics& metrics,
       std::function<void(const AccessRecord&)> access_log);
+  // Serves these routes and /livez. Refused besides: no keys at all.
+  static Result<std::unique_ptr<HttpServer>> start(
+      const HttpServerConfig& config, std::vector<HttpRoute> routes, Metrics& metrics,
+      std::function<void(const AccessRecord&)> access_log);
 
   virtual uint16_t port() const = 0;
+  // Any thread. Takes over keys, TLS files (read anew), hosts and limits from `config` for what
+  // comes from now on; what is being answered goes on as it began. Error: nothing has changed.
+  // Bind address and port stay what they were.
+  virtual Result<void> reconfigure(const HttpServerConfig& config) = 0;
   // Any thread but the one access_log runs on. Stops accepting, lets open requests end for at most
   // grace_ms, then closes; returns when all is closed.
   virtual void stop(int grace_ms) = 0;

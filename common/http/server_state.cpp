@@ -18,13 +18,12 @@ const std::vector<double> kTtftSeconds = {0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5
 
 }  // namespace
 
-ServerState::ServerState(HttpServerConfig server_config, KeyRing key_ring,
-                         InferenceService& inference, Metrics& server_metrics,
-                         std::function<void(const AccessRecord&)> log)
+ServerState::ServerState(HttpServerConfig server_config, InferenceService* inference,
+                         Metrics& server_metrics, std::function<void(const AccessRecord&)> log)
     : config(std::move(server_config)),
-      keys(std::move(key_ring)),
       service(inference),
       metrics(server_metrics),
+      answers(config.idempotency),
       access_log(std::move(log)) {}
 
 void ServerState::add(std::shared_ptr<Connection> connection, bool refused) {
@@ -63,6 +62,13 @@ void ServerState::count_request(const std::string& route, int status, double sec
                  "From the end of a request's head to the end of its answer.", kRequestSeconds,
                  {{"route", route}})
       .observe(seconds);
+}
+
+void ServerState::count_limited(const char* what) {
+  metrics
+      .counter("updraft_http_limited_total", "Requests over a limit of their key, by which limit.",
+               {{"limit", what}})
+      .add();
 }
 
 void ServerState::observe_ttft(double seconds) {

@@ -10,21 +10,26 @@
 #include <unordered_map>
 #include <vector>
 
-#include "common/http/auth.h"
+#include "common/auth/rate_limit.h"
 #include "common/http/server.h"
+#include "common/http/tls.h"
 
 namespace updraft {
 
 class Connection;
 
 struct ServerState {
-  ServerState(HttpServerConfig server_config, KeyRing key_ring, InferenceService& inference,
-              Metrics& server_metrics, std::function<void(const AccessRecord&)> log);
+  // inference: null when no route of the server needs it.
+  ServerState(HttpServerConfig server_config, InferenceService* inference, Metrics& server_metrics,
+              std::function<void(const AccessRecord&)> log);
 
-  const HttpServerConfig config;
-  const KeyRing keys;
-  InferenceService& service;
+  HttpServerConfig config;  // replaced by a reload, between two exchanges' steps
+  InferenceService* const service;
   Metrics& metrics;
+  std::vector<HttpRoute> routes;
+  std::shared_ptr<const TlsContext> tls;  // null: plain HTTP
+  RateLimits rates;
+  IdempotencyStore answers;
   const std::function<void(const AccessRecord&)> access_log;  // may be empty
   std::vector<std::string> allowed_hosts;
 
@@ -43,6 +48,7 @@ struct ServerState {
   void stream_opened();
   void stream_closed();
   void count_request(const std::string& route, int status, double seconds);
+  void count_limited(const char* what);
   void observe_ttft(double seconds);
   // The value of the Date header, made once a second.
   const std::string& date();

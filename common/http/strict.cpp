@@ -45,9 +45,10 @@ constexpr string_view kModelNames = "/v1/models/";
 
 // Fields that decide how the request is read or who sent it: two of them would mean that two
 // readers may disagree.
-constexpr std::array<string_view, 10> kSingleFields = {
-    "host",   "content-length", "transfer-encoding", "authorization", "content-type",
-    "expect", "connection",     "content-encoding",  "x-request-id",  "x-updraft-tier"};
+constexpr std::array<string_view, 11> kSingleFields = {
+    "host",         "content-length", "transfer-encoding", "authorization",
+    "content-type", "expect",         "connection",        "content-encoding",
+    "x-request-id", "x-updraft-tier", "idempotency-key"};
 
 struct SeenFields {
   std::array<int, kSingleFields.size()> count{};

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "common/message/chunker.h"
 #include "common/message/pool_message.h"
 #include "common/message/service.h"
+#include "common/pool/grant_ledger.h"
 
 namespace updraft {
 
@@ -30,6 +32,8 @@ struct LinkCoreConfig {
       2 * kMessageBytesMax;  // above it new requests that want to rise are refused
   int32_t answer_timeout_ms =
       60000;  // a risen request without Accepted or Rejected for that long ends
+  // What this node grants, shared with its links to other routers. Null: the link makes its own.
+  std::shared_ptr<GrantLedger> grants;
 };
 
 class LinkCore {
@@ -92,7 +96,10 @@ class LinkCore {
     return welcome_count_;
   }  // changes whenever pool_models() may have
   const std::string& router_id() const { return router_id_; }
-  NodeState state() const { return state_; }
+  // A ready node that its router has drained is draining, towards that router.
+  NodeState state() const {
+    return state_ == NodeState::kReady && drained_by_router_ ? NodeState::kDraining : state_;
+  }
   // Nothing of the router's work is left here, neither running nor unsent.
   bool idle() const { return works_.empty() && outgoing_.empty(); }
   size_t work_count() const { return works_.size(); }
@@ -103,8 +110,12 @@ class LinkCore {
   struct Work {
     uint64_t serial = 0;
     uint32_t epoch = 1;
-    bool accepted = false;  // Accepted was queued
-    bool muted = false;     // cancelled for good: its events go nowhere, only its end is awaited
+    int32_t slots = 1;                   // of the grants that it holds until its end
+    GrantLedger::LinkId grant_link = 0;  // the session it came in
+    int64_t arrived_ns = 0;
+    int64_t started_ns = 0;  // when `started` came
+    bool accepted = false;   // Accepted was queued
+    bool muted = false;      // cancelled for good: its events go nowhere, only its end is awaited
     std::optional<Started> started;  // waits for pump()
     std::vector<TokenChunk> chunks;  // merged while they wait
     std::optional<Event> end;
@@ -124,6 +135,7 @@ class LinkCore {
   void on_submit(Submit&& submit, int64_t now_ns);
   void begin_work(Submit&& submit, int64_t now_ns);
   void on_cancel(const Cancel& cancel);
+  void on_drain(const Drain& drain, int64_t now_ns);
   void on_welcome(Welcome&& welcome, int64_t now_ns);
   void on_accepted(Accepted&& message);
   void on_tokens(Tokens&& message);
@@ -135,6 +147,8 @@ class LinkCore {
   void deliver(Upward& upward, Event event);
   void end_upward(const RequestId& id, Event end);
   void end_session();
+  // Nothing when this router does not ask for grants.
+  std::optional<Credit> fresh_credit();
   void say_hello(int64_t now_ns);
   void beat_soon(int64_t now_ns);
 
@@ -148,12 +162,16 @@ class LinkCore {
   int64_t hello_due_ns_ = 0;
   int64_t beat_due_ns_ = 0;
   uint64_t beat_seq_ = 0;
-  NodeState state_ = NodeState::kLoading;
+  NodeState state_ = NodeState::kLoading;  // as the node itself has it
+  bool drained_by_router_ = false;
   std::string router_id_;
   uint64_t router_epoch_ = 0;
   uint64_t welcome_count_ = 0;
   std::vector<ModelInfo> pool_models_;
   uint64_t last_assignment_seq_ = 0;
+  const std::shared_ptr<GrantLedger> grants_;
+  GrantLedger::LinkId grant_link_ = 0;  // 0: no session, or a router without grants
+  int64_t now_ns_ = 0;                  // of the last call that brought it
 
   uint64_t next_serial_ = 1;
   std::map<RequestId, Work> works_;

@@ -119,7 +119,7 @@ TEST_CASE("the configuration that ships is valid, and a node without routers is 
   const auto config = load_cloud_config(repo_file("configs/cloud.toml"));
   REQUIRE_MESSAGE(config.ok(), config.message());
   CHECK(config->model.slots == 8);
-  CHECK(config->http_port == 8082);
+  CHECK(config->http.port == 8082);
   CHECK(config->pool.beat_interval_ms == 100);
   CHECK(load("[model]\npath = \"m\"\n").message().find("[pool] routers") != std::string::npos);
   CHECK(load("[model]\npath = \"m\"\nslots = 999\n").message().find("slots = 999") !=

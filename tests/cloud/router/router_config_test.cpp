@@ -60,7 +60,9 @@ TEST_CASE("every key of the router's file arrives in the configuration") {
   CHECK(config.router_id == "front");
   CHECK(config.http.bind_address == "127.0.0.2");
   CHECK(config.http.port == 9000);
-  CHECK(config.http.api_keys_sha256 == std::vector<std::string>{kDigest});
+  REQUIRE(config.http.auth != nullptr);
+  REQUIRE(config.http.auth->keys().size() == 1);
+  CHECK(hex_of(config.http.auth->keys()[0].digest) == kDigest);
   CHECK(config.http.allowed_hosts == std::vector<std::string>{"llm.example.com"});
   CHECK(config.http.limits.body_bytes_max == 8 << 20);
   CHECK(config.http.limits.connections_max == 77);
@@ -81,7 +83,7 @@ TEST_CASE("what is left out has a default") {
   REQUIRE_MESSAGE(config.ok(), config.message());
   CHECK(config->http.bind_address == "127.0.0.1");
   CHECK(config->http.port == 8080);
-  CHECK(config->http.api_keys_sha256.empty());
+  CHECK(config->http.auth == nullptr);
   CHECK(config->pool_endpoint == "tcp://127.0.0.1:7070");
   CHECK(config->queue_max == 1024);
 }

@@ -32,9 +32,11 @@ class WireNode {
 
   WireNode(TestRouter& router, CurveKeys keys, const std::string& id, Tier tier,
            int32_t context_tokens)
-      : endpoint_(router.router().pool_endpoint()),
-        router_key_(router.public_key()),
-        keys_(std::move(keys)) {
+      : WireNode(router.router().pool_endpoint(), router.public_key(), std::move(keys), id, tier,
+                 context_tokens) {}
+  WireNode(std::string endpoint, std::string router_key, CurveKeys keys, const std::string& id,
+           Tier tier, int32_t context_tokens)
+      : endpoint_(std::move(endpoint)), router_key_(std::move(router_key)), keys_(std::move(keys)) {
     hello_.node_id = id;
     hello_.boot_epoch = static_cast<uint64_t>(monotonic_ns());
     hello_.tier = tier;

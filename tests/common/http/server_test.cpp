@@ -8,7 +8,6 @@
 #include <boost/json/value.hpp>
 #include <mutex>
 
-#include "common/http/auth.h"
 #include "common/http/client.h"
 #include "tests/common/http/fake_service.h"
 #include "tests/common/http/raw_socket.h"
@@ -70,6 +69,13 @@ struct Fixture {
     return all;
   }
 };
+
+// The developers' keys with these texts.
+std::shared_ptr<const Authenticator> keys_of(std::initializer_list<const char*> texts) {
+  std::vector<ApiKey> keys;
+  for (const char* text : texts) keys.push_back({sha256(text), text, Role::kDeveloper, {}});
+  return std::make_shared<const Authenticator>(std::move(keys), JwtPolicy());
+}
 
 std::string text_of(const json::value& value) { return std::string(value.as_string()); }
 
@@ -282,7 +288,7 @@ TEST_CASE("a stream's head is sent as soon as the request has a place") {
 
 TEST_CASE("keys: missing or wrong is 401, right is let in, health needs none") {
   Fixture f;
-  f.config.api_keys_sha256 = {sha256_hex("sesame"), sha256_hex("other")};
+  f.config.auth = keys_of({"sesame", "other"});
   f.start();
   const HttpResponse missing = f.post("/v1/chat/completions", kChatBody);
   CHECK(missing.status == 401);
@@ -304,19 +310,20 @@ TEST_CASE("keys: missing or wrong is 401, right is let in, health needs none") {
   CHECK(f.service.request_count() == 1);
 }
 
-TEST_CASE("a server that others can reach wants keys") {
+TEST_CASE("a server that others can reach wants keys and TLS, or the word that a proxy does it") {
   Fixture f;
   f.config.bind_address = "0.0.0.0";
   auto refused = HttpServer::start(f.config, f.service, *f.metrics, {});
   REQUIRE_FALSE(refused.ok());
   CHECK(refused.message().find("without API keys") != std::string::npos);
-  f.config.api_keys_sha256 = {sha256_hex("sesame")};
+  f.config.auth = keys_of({"sesame"});
+  auto clear = HttpServer::start(f.config, f.service, *f.metrics, {});
+  REQUIRE_FALSE(clear.ok());
+  CHECK(clear.message().find("without TLS") != std::string::npos);
+  f.config.behind_tls_proxy = true;
   CHECK(HttpServer::start(f.config, f.service, *f.metrics, {}).ok());
-  f.config.api_keys_sha256 = {"sesame"};
-  auto malformed = HttpServer::start(f.config, f.service, *f.metrics, {});
-  REQUIRE_FALSE(malformed.ok());
-  CHECK(malformed.message().find("api_keys_sha256[0]") != std::string::npos);
-  CHECK(malformed.message().find("sesame") == std::string::npos);
+  f.config.auth = std::make_shared<const Authenticator>();
+  CHECK_FALSE(HttpServer::start(f.config, f.service, *f.metrics, {}).ok());
 }
 
 TEST_CASE("an address in use is an error that names it") {

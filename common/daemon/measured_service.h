@@ -1,0 +1,34 @@
+// An InferenceService that measures another one: time to first token and between tokens, under the
+// names that the ecosystem scrapes (vLLM's), and a log line per answer that carries its trace.
+//
+// Threads: any, as for the service inside; sinks run on that service's thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/message/service.h"
+#include "common/metrics/metrics.h"
+
+namespace updraft {
+
+class MeasuredService : public InferenceService {
+ public:
+  // `inner` and `metrics` outlive this and every request handed in.
+  MeasuredService(InferenceService& inner, Metrics& metrics, const std::string& model_name);
+
+  void submit(Request request, EventSink sink) override;
+  void expect() override { inner_.expect(); }
+  void cancel(const RequestId& id) override { inner_.cancel(id); }
+  void pause(const RequestId& id) override { inner_.pause(id); }
+  void resume(const RequestId& id) override { inner_.resume(id); }
+  std::vector<ModelInfo> models() const override { return inner_.models(); }
+  bool ready(std::string* why_not) const override { return inner_.ready(why_not); }
+
+ private:
+  InferenceService& inner_;
+  Histogram& first_token_;
+  Histogram& between_tokens_;
+};
+
+}  // namespace updraft
