@@ -194,7 +194,10 @@ class RouterCore {
   void arm(Stream& stream);
   int64_t due_ns(const Stream& stream) const;
   void expire(Stream& stream, int64_t now_ns, Actions& out);
+  void leave_queue(Stream& stream);
   int32_t retry_after_ms(const Wish& wish) const;
+  struct Service;
+  Service& service(ModelIndex model);
 
   // --- core.cpp: what nodes say ---
   void handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out);
@@ -242,7 +245,12 @@ class RouterCore {
   uint64_t next_order_ = 1;
   uint32_t last_epoch_ =
       0;  // of all dispatches, so that a request id used again never meets its own past
-  double service_s_ = 2.0;  // moving average from dispatch to the end
+  // Of each model: who waits for it, by class, and how long its requests take.
+  struct Service {
+    std::array<int32_t, 4> waiting{};
+    double seconds = 2.0;  // moving average from dispatch to the end
+  };
+  std::vector<Service> services_;  // [model]
   // Retries of what a node answered with a failure, at most a tenth of the requests: when all nodes
   // fail, trying each request three times would only load them more. Lost nodes do not count, they
   // are not loaded by it.
