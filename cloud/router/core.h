@@ -54,6 +54,7 @@ struct RouterCoreConfig {
   uint64_t router_epoch = 1;  // another value at each start of the router
   int32_t queue_max = 1024;
   int32_t queue_timeout_ms = 30'000;
+  float price_weight = 0.0F;  // seconds that a unit of a node's price is worth in placement
   int32_t edge_reserve_slots = 0;
   int32_t answer_tokens_assumed = 256;    // of a request without max_tokens
   int32_t streams_max = 65'536;           // live requests, waiting ones included
@@ -95,6 +96,12 @@ struct RouterStats {
 class RouterCore {
  public:
   RouterCore(RouterCoreConfig config, int64_t now_ns);
+
+  // Called for each dispatch, before its Send, with what placement saw (decision.h). Costs a few
+  // microseconds each.
+  using DecisionHook =
+      std::function<void(const RequestId& id, const std::string& node_id, const DecisionRecord&)>;
+  void set_decision_hook(DecisionHook hook);
 
   // A client's request; its events come as Deliver{client}, exactly one of them an end.
   void submit(Request request, ClientId client, int64_t now_ns, Actions& out);
@@ -173,7 +180,9 @@ class RouterCore {
   void place(Stream& stream, int64_t now_ns, Actions& out);
   bool must_wait_behind_others(const Stream& stream, NodeIndex node) const;
   void enqueue(Stream& stream, int64_t now_ns, Actions& out);
-  void dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out);
+  // placement: what chose the node; null when the node pulled it out of the queue.
+  void dispatch(Stream& stream, NodeIndex node, const Placement* placement, int64_t now_ns,
+                Actions& out);
   void serve_queue(NodeIndex node, int64_t now_ns, Actions& out);
   // `outcome` is what this end says of the node.
   void leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome, int64_t now_ns);
@@ -231,7 +240,9 @@ class RouterCore {
   const int64_t start_ns_;
   Registry registry_;
   BreakerTable breakers_;
+  AffinityIndex affinity_;
   Placer placer_;
+  DecisionHook decided_;
   SessionTable sessions_;
   WaitQueue queue_;
   StreamTable streams_;

@@ -7,6 +7,7 @@
 #include "cloud/router/core.h"
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/message/prefix_chain.h"
 #include "common/message/request_check.h"
 
 namespace updraft {
@@ -134,6 +135,8 @@ void RouterCore::take_in(Request request, const Requester& requester, NodeIndex 
   wish.priority = hints.priority;
   wish.deadline_ns = hints.deadline_ms > 0 ? now_ns + hints.deadline_ms * kNsPerMs : 0;
   if (!hints.session.empty()) wish.session = stream.request.tenant + '\0' + hints.session;
+  wish.payload_bytes = bytes;
+  if (!affinity_.empty()) wish.chain = prefix_chain(stream.request);
   stream.client = requester.client;
   stream.origin_epoch = requester.epoch;
   if (origin != kNoNode) streams_.set_origin(stream, registry_.ref(origin));
@@ -153,7 +156,7 @@ void RouterCore::place(Stream& stream, int64_t now_ns, Actions& out) {
   switch (placement.kind) {
     case Placement::Kind::kNode:
       if (!must_wait_behind_others(stream, placement.node)) {
-        dispatch(stream, placement.node, now_ns, out);
+        dispatch(stream, placement.node, &placement, now_ns, out);
         return;
       }
       break;
@@ -210,13 +213,27 @@ RouterCore::Service& RouterCore::service(ModelIndex model) {
   return services_[model];
 }
 
-void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out) {
+void RouterCore::set_decision_hook(DecisionHook hook) {
+  decided_ = std::move(hook);
+  placer_.keep_records();
+}
+
+void RouterCore::dispatch(Stream& stream, NodeIndex node, const Placement* placement,
+                          int64_t now_ns, Actions& out) {
   const Registry::Node& target = registry_.node(node);
   const Tier tier = registry_.load(node).tier;
+  const Reason reason = placer_.reason(stream.wish, node);
+  if (decided_) {
+    DecisionRecord record = placement == nullptr ? placer_.record_pulled(stream.wish, node)
+                                                 : placer_.record(stream.wish, tier);
+    record.reason = reason_label(reason);
+    decided_(stream.request.id, target.hello.node_id, record);
+  }
   stream.assigned_slots = placer_.slots_needed(stream.wish, node);
   stream.assigned_kv_tokens = placer_.kv_needed(stream.wish, node);
+  const int64_t cached_tokens = placement == nullptr ? 0 : placement->cached_tokens;
   stream.assignment_seq = registry_.assign(node, stream.assigned_slots, stream.assigned_kv_tokens,
-                                           stream.wish.prompt_tokens, now_ns);
+                                           stream.wish.prompt_tokens - cached_tokens, now_ns);
   streams_.attach(stream, node);
   stream.probe = breakers_.dispatched(node, stream.wish.model, now_ns);
   stream.node_boot_epoch = target.hello.boot_epoch;
@@ -224,7 +241,6 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.state = Stream::State::kDispatched;
   stream.dispatched_ns = now_ns;
   stream.epoch = ++last_epoch_;
-  const Reason reason = placer_.reason(stream.wish, node);
   stream.reason = reason;
   ++stats_.dispatched[static_cast<size_t>(tier)][static_cast<size_t>(reason)];
   sessions_.served(stream.wish.session, registry_.ref(node), tier, keeps_in_cloud(reason), now_ns);
@@ -259,7 +275,7 @@ void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
     walk.take();
     stream.waiting = false;
     --service(stream.wish.model).waiting[static_cast<size_t>(stream.wish.priority)];
-    dispatch(stream, node, now_ns, out);
+    dispatch(stream, node, nullptr, now_ns, out);
   }
 }
 
