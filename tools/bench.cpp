@@ -207,6 +207,7 @@ void add_bench(CLI::App& app, int& exit_status) {
                     "seconds instead of minutes: checks that every line works; makes a model "
                     "without -m");
   add_bench_ipc(*command, exit_status);
+  add_bench_placement(*command, exit_status);
   command->callback([flags, command, &exit_status] {
     if (command->get_subcommands().empty()) exit_status = bench(*flags);
   });
