@@ -21,7 +21,7 @@ constexpr double kBytesPerTokenMost = 16.0;
 
 // So many usable nodes are enough to choose from: the best of them is among the best of all. A
 // larger pool is looked at in stretches that begin anywhere.
-constexpr size_t kEnoughCandidates = 512;
+constexpr size_t kEnoughCandidates = 256;
 
 constexpr int32_t kNoNodeRetryMs = 2000;
 

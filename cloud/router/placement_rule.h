@@ -3,6 +3,7 @@
 // to what a log line recorded.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/message/request.h"
@@ -31,9 +32,34 @@ struct NodeTerms {
   float price_s = 0.0F;             // its price, weighed: seconds that it may be slower
 };
 
+// Rates of a node that has measured none yet: a small gateway, a modest GPU.
+inline constexpr double kEdgePrefillTokensPerS = 60.0;
+inline constexpr double kEdgeDecodeTokensPerS = 8.0;
+inline constexpr double kCloudPrefillTokensPerS = 2000.0;
+inline constexpr double kCloudDecodeTokensPerS = 30.0;
+
+// A silent node costs this much more than its figures say.
+inline constexpr double kSilentFactor = 1.5;
+inline constexpr double kSilentPenaltyS = 0.25;
+
 // Seconds until the answer would be complete there, the price added:
 // (wait + uncached prompt / prefill + answer / decode + rtt + payload / uplink) + price.
-double completion_s(const RequestTerms& request, const NodeTerms& node);
+inline double completion_s(const RequestTerms& request, const NodeTerms& node) {
+  const bool edge = node.tier == Tier::kEdge;
+  const double prefill = node.prefill_tokens_per_s > 0
+                             ? node.prefill_tokens_per_s
+                             : (edge ? kEdgePrefillTokensPerS : kCloudPrefillTokensPerS);
+  const double decode = node.decode_tokens_per_s > 0
+                            ? node.decode_tokens_per_s
+                            : (edge ? kEdgeDecodeTokensPerS : kCloudDecodeTokensPerS);
+  const int64_t uncached = std::max<int64_t>(0, request.prompt_tokens - node.cached_tokens);
+  double seconds = static_cast<double>(node.tokens_ahead + uncached) / prefill +
+                   static_cast<double>(request.answer_tokens) / decode + node.rtt_s;
+  if (node.uplink_bytes_per_s > 0)
+    seconds += static_cast<double>(request.payload_bytes) / node.uplink_bytes_per_s;
+  if (node.silent) seconds = seconds * kSilentFactor + kSilentPenaltyS;
+  return seconds + node.price_s;
+}
 
 // A node's cache counts only while it is not much busier than the idlest candidate: at most 64
 // requests more, and at most half as many again (from a few on). Else the node that once held a
