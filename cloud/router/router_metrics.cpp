@@ -25,7 +25,7 @@ struct Plain {
   const char* help;
   uint64_t (*count)(const RouterCore& core);
 };
-constexpr std::array<Plain, 11> kPlain = {{
+constexpr std::array<Plain, 12> kPlain = {{
     {"updraft_router_submitted_total", "requests taken in, from clients and from edges",
      [](const RouterCore& core) { return core.stats().submitted; }},
     {"updraft_router_retried_total",
@@ -49,6 +49,8 @@ constexpr std::array<Plain, 11> kPlain = {{
      [](const RouterCore& core) { return core.stats().orphans; }},
     {"updraft_router_beats_refused_total", "beats with figures that cannot be",
      [](const RouterCore& core) { return core.registry().beats_refused(); }},
+    {"updraft_router_grants_refused_total", "grants of nodes, with figures that cannot be",
+     [](const RouterCore& core) { return core.registry().credits_refused(); }},
     {"updraft_router_hellos_refused_total", "nodes that were not let into the pool",
      [](const RouterCore& core) { return core.registry().hellos_refused(); }},
 }};
@@ -68,7 +70,12 @@ RouterMetrics::RouterMetrics(Metrics& metrics)
     : metrics_(metrics),
       queue_depth_(metrics.gauge("updraft_router_queue_depth", "requests waiting for a node")),
       running_(metrics.gauge("updraft_router_requests_running",
-                             "requests sent to a node and not ended")) {
+                             "requests sent to a node and not ended")),
+      breakers_open_(metrics.gauge("updraft_router_breakers_open",
+                                   "nodes left alone for a while, per model, for failing")),
+      evictions_frozen_(metrics.gauge(
+          "updraft_router_evictions_frozen",
+          "1 while many silent nodes are not given up, this router's own link being suspected")) {
   add_tables();
   for (const Plain& plain : kPlain) {
     Counter& counter = metrics_.counter(plain.name, plain.help);
@@ -140,6 +147,8 @@ void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
   }
   queue_depth_.set(static_cast<double>(core.queued()));
   running_.set(static_cast<double>(core.dispatched()));
+  breakers_open_.set(static_cast<double>(core.breakers_open()));
+  evictions_frozen_.set(core.registry().frozen() ? 1.0 : 0.0);
 }
 
 }  // namespace updraft

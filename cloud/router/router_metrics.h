@@ -39,6 +39,8 @@ class RouterMetrics {
   std::vector<Follower> plain_;       // in the order of update()
   Gauge& queue_depth_;
   Gauge& running_;
+  Gauge& breakers_open_;
+  Gauge& evictions_frozen_;
 };
 
 // "ok" for 0, else the error code's name for 1 + ErrorCode.
