@@ -208,6 +208,7 @@ void add_bench(CLI::App& app, int& exit_status) {
                     "without -m");
   add_bench_ipc(*command, exit_status);
   add_bench_router(*command, exit_status);
+  add_bench_placement(*command, exit_status);
   command->callback([flags, command, &exit_status] {
     if (command->get_subcommands().empty()) exit_status = bench(*flags);
   });

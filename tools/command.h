@@ -20,10 +20,12 @@ void add_run(CLI::App& app, int& exit_status);
 void add_bench(CLI::App& app, int& exit_status);
 void add_bench_ipc(CLI::App& bench, int& exit_status);  // the word `ipc` after bench
 void add_bench_router(CLI::App& bench, int& exit_status);  // the word `router` after bench
+void add_bench_placement(CLI::App& bench, int& exit_status);
 void add_make_model(CLI::App& app, int& exit_status);
 void add_quantize(CLI::App& app, int& exit_status);
 void add_quality(CLI::App& app, int& exit_status);
 void add_keys(CLI::App& app, int& exit_status);
+void add_explain(CLI::App& app, int& exit_status);
 
 // "updraft: <message>" on standard error; returns 1, the exit status.
 int complain(const std::string& message);

@@ -75,8 +75,9 @@ RouterCore::RouterCore(RouterCoreConfig config, int64_t now_ns)
       start_ns_(now_ns),
       registry_(config_.registry),
       breakers_(config_.breaker, registry_, config_.seed ^ kBreakerSeed),
-      placer_({config_.edge_reserve_slots, config_.answer_tokens_assumed, config_.seed}, registry_,
-              &breakers_),
+      placer_({config_.edge_reserve_slots, config_.answer_tokens_assumed, config_.seed,
+               config_.price_weight},
+              registry_, &breakers_, &affinity_),
       sessions_(config_.sessions_max, config_.session_idle_ms_max),
       queue_(static_cast<size_t>(config_.queue_max)),
       streams_(static_cast<size_t>(config_.streams_max)) {}
@@ -134,6 +135,7 @@ void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, A
     case Registry::BeatOutcome::kTaken:
       break;
   }
+  if (beat.prefixes) affinity_.apply(node, *beat.prefixes);
   const bool idle = beat.running == 0 && beat.waiting == 0;
   if (idle && !streams_.on_node(node).empty())
     find_orphans(node, beat.last_assignment_seq, now_ns, out);
@@ -183,6 +185,7 @@ bool RouterCore::undrain_node(const std::string& node_id, Actions& out) {
 }
 
 void RouterCore::lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out) {
+  affinity_.drop(node);
   drop_risen(node, now_ns, out);
   for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
     Stream* stream = streams_.at(slot, generation);
@@ -262,10 +265,14 @@ void RouterCore::start(Stream& stream, int32_t prompt_tokens, Actions& out) {
   stream.started = true;
 }
 
-void RouterCore::handle(const PeerInfo& from, Accepted&& accepted, int64_t, Actions& out) {
+void RouterCore::handle(const PeerInfo& from, Accepted&& accepted, int64_t now_ns, Actions& out) {
   Stream* stream = owned(from, accepted.id, accepted.epoch);
-  if (stream != nullptr && stream->state == Stream::State::kDispatched)
-    start(*stream, accepted.prompt_tokens, out);
+  if (stream == nullptr || stream->state != Stream::State::kDispatched) return;
+  if (accepted.held_us > 0) {
+    const int64_t way_ns = now_ns - stream->dispatched_ns - accepted.held_us * int64_t{1000};
+    registry_.measured_way(stream->node, static_cast<double>(way_ns) / 1e9, stream->payload_bytes);
+  }
+  start(*stream, accepted.prompt_tokens, out);
 }
 
 // The grant that comes with an end holds whether or not the request is still known here.

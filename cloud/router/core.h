@@ -54,6 +54,7 @@ struct RouterCoreConfig {
   uint64_t router_epoch = 1;  // another value at each start of the router
   int32_t queue_max = 1024;
   int32_t queue_timeout_ms = 30'000;
+  float price_weight = 0.0F;  // seconds that a unit of a node's price is worth in placement
   int32_t edge_reserve_slots = 0;
   int32_t answer_tokens_assumed = 256;    // of a request without max_tokens
   int32_t streams_max = 65'536;           // live requests, waiting ones included
@@ -95,6 +96,12 @@ struct RouterStats {
 class RouterCore {
  public:
   RouterCore(RouterCoreConfig config, int64_t now_ns);
+
+  // Called for each dispatch, before its Send, with what placement saw (decision.h). Costs a few
+  // microseconds each.
+  using DecisionHook =
+      std::function<void(const RequestId& id, const std::string& node_id, const DecisionRecord&)>;
+  void set_decision_hook(DecisionHook hook);
 
   // A client's request; its events come as Deliver{client}, exactly one of them an end.
   void submit(Request request, ClientId client, int64_t now_ns, Actions& out);
@@ -173,7 +180,9 @@ class RouterCore {
   void place(Stream& stream, int64_t now_ns, Actions& out);
   bool must_wait_behind_others(const Stream& stream, NodeIndex node) const;
   void enqueue(Stream& stream, int64_t now_ns, Actions& out);
-  void dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out);
+  // placement: what chose the node; null when the node pulled it out of the queue.
+  void dispatch(Stream& stream, NodeIndex node, const Placement* placement, int64_t now_ns,
+                Actions& out);
   void serve_queue(NodeIndex node, int64_t now_ns, Actions& out);
   // `outcome` is what this end says of the node.
   void leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome, int64_t now_ns);
@@ -194,7 +203,10 @@ class RouterCore {
   void arm(Stream& stream);
   int64_t due_ns(const Stream& stream) const;
   void expire(Stream& stream, int64_t now_ns, Actions& out);
+  void leave_queue(Stream& stream);
   int32_t retry_after_ms(const Wish& wish) const;
+  struct Service;
+  Service& service(ModelIndex model);
 
   // --- core.cpp: what nodes say ---
   void handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out);
@@ -228,7 +240,9 @@ class RouterCore {
   const int64_t start_ns_;
   Registry registry_;
   BreakerTable breakers_;
+  AffinityIndex affinity_;
   Placer placer_;
+  DecisionHook decided_;
   SessionTable sessions_;
   WaitQueue queue_;
   StreamTable streams_;
@@ -242,7 +256,12 @@ class RouterCore {
   uint64_t next_order_ = 1;
   uint32_t last_epoch_ =
       0;  // of all dispatches, so that a request id used again never meets its own past
-  double service_s_ = 2.0;  // moving average from dispatch to the end
+  // Of each model: who waits for it, by class, and how long its requests take.
+  struct Service {
+    std::array<int32_t, 4> waiting{};
+    double seconds = 2.0;  // moving average from dispatch to the end
+  };
+  std::vector<Service> services_;  // [model]
   // Retries of what a node answered with a failure, at most a tenth of the requests: when all nodes
   // fail, trying each request three times would only load them more. Lost nodes do not count, they
   // are not loaded by it.

@@ -19,19 +19,9 @@ constexpr int64_t kTokensPerImage = 1024;
 // No tokenizer in use packs more text than this into a token on average; longer prompts cannot fit.
 constexpr double kBytesPerTokenMost = 16.0;
 
-// Rates of a node that has measured none yet: a small gateway, a modest GPU.
-constexpr double kEdgePrefillTokensPerS = 60.0;
-constexpr double kEdgeDecodeTokensPerS = 8.0;
-constexpr double kCloudPrefillTokensPerS = 2000.0;
-constexpr double kCloudDecodeTokensPerS = 30.0;
-
-// A silent node costs this much more than its figures say.
-constexpr double kSuspectFactor = 1.5;
-constexpr double kSuspectPenaltyS = 0.25;
-// Candidates this close to the best count as equal; a session's own node may be this much worse.
-constexpr double kEqualFactor = 1.1;
-constexpr double kAffinityFactor = 1.5;
-constexpr double kAffinitySlackS = 0.1;
+// So many usable nodes are enough to choose from: the best of them is among the best of all. A
+// larger pool is looked at in stretches that begin anywhere.
+constexpr size_t kEnoughCandidates = 256;
 
 constexpr int32_t kNoNodeRetryMs = 2000;
 
@@ -201,22 +191,6 @@ void SessionTable::served(const std::string& session, NodeRef node, Tier tier, b
 
 // --- who may, who can, who has room ---
 
-struct Placer::Survey {
-  bool any_of_tier = false;  // alive, of a tier that the request allows
-  bool any_with_images = false;
-  bool any_taking_work = false;
-  bool any_fresh = false;     // taking work, neither stale nor with a grant that has run out
-  bool any_cloud = false;     // taking work
-  bool only_excluded = true;  // nothing was passed over but for this request's own failures there
-  bool edge_serves = false;
-  int64_t limit_tokens = 0;  // widest among those taking work
-  int64_t limit_tokens_cloud = 0;
-  int64_t limit_tokens_edge = 0;
-  int64_t limit_tokens_idle = 0;  // widest among those that are loading or draining
-  int64_t limit_tokens_any = 0;   // widest of all of the tier, those that have refused it included
-  int64_t slots_total = 0;
-};
-
 int64_t Placer::limit_tokens(const Serving& serving) const {
   const int64_t kv_tokens_total = registry_.load(serving.node).kv_tokens_total;
   return kv_tokens_total > 0 ? std::min<int64_t>(serving.context_tokens, kv_tokens_total)
@@ -243,6 +217,41 @@ bool Placer::failed_there(const Wish& wish, NodeIndex node) const {
 }
 
 Placer::Survey Placer::survey(const Wish& wish, int64_t now_ns) const {
+  // An edge that a request rose from is no cloud node anyway.
+  const bool plain = !wish.estimate.images && !wish.local_only && wish.excluded.empty() &&
+                     wish.refused_limit_tokens == 0 &&
+                     (wish.origin.index == kNoNode || wish.tier == Tier::kCloud);
+  Survey survey;
+  if (plain) {
+    if (known_.size() <= wish.model) known_.resize(wish.model + 1);
+    Known& known = known_[wish.model][static_cast<size_t>(wish.tier)];
+    if (known.version != registry_.shape_version() + 1) {
+      known.survey = count_nodes(wish);
+      known.version = registry_.shape_version() + 1;
+    }
+    survey = known.survey;
+  } else {
+    survey = count_nodes(wish);
+  }
+  survey.any_fresh = any_fresh(wish, now_ns);
+  return survey;
+}
+
+// The first one decides; silent ones are few.
+bool Placer::any_fresh(const Wish& wish, int64_t now_ns) const {
+  for (const Serving& serving : registry_.serving(wish.model)) {
+    const NodeLoad& load = registry_.load(serving.node);
+    if (load.freshness == Freshness::kStale || load.lapsed(now_ns)) continue;
+    if (!allowed(wish, serving) || (wish.estimate.images && !serving.images)) continue;
+    if (!load.takes_work() || load.slots_total <= reserve(serving.node)) continue;
+    if (failed_there(wish, serving.node) || limit_tokens(serving) <= wish.refused_limit_tokens)
+      continue;
+    return true;
+  }
+  return false;
+}
+
+Placer::Survey Placer::count_nodes(const Wish& wish) const {
   Survey survey;
   for (const Serving& serving : registry_.serving(wish.model)) {
     const NodeLoad& load = registry_.load(serving.node);
@@ -261,7 +270,6 @@ Placer::Survey Placer::survey(const Wish& wish, int64_t now_ns) const {
       continue;
     }
     survey.any_taking_work = true;
-    survey.any_fresh |= load.freshness != Freshness::kStale && !load.lapsed(now_ns);
     survey.limit_tokens = std::max(survey.limit_tokens, limit);
     survey.slots_total += load.slots_total;
     if (load.tier == Tier::kCloud) {
@@ -363,21 +371,21 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
   placement.kind = Placement::Kind::kWait;
   // A stale node is better than none, and worse than any other; so is one whose grant has run out,
   // which bounces the request should its room be promised elsewhere.
+  find_cached(wish);
   for (const bool stale : {false, true}) {
     if (stale && seen.any_fresh) break;
-    if (wish.tier_now != Tier::kCloud)
-      placement.node = choose(wish, Tier::kEdge, session, stale, now_ns);
-    const bool late =
-        placement.node != kNoNode && wish.deadline_ns > 0 &&
-        static_cast<double>(wish.deadline_ns - now_ns) < completion_s(wish, placement.node) * 1e9;
-    if ((placement.node == kNoNode || late) && wish.tier_now != Tier::kEdge && !wish.local_only) {
+    Candidate chosen;
+    if (wish.tier_now != Tier::kCloud) chosen = choose(wish, Tier::kEdge, session, stale, now_ns);
+    const bool late = chosen.node != kNoNode && wish.deadline_ns > 0 &&
+                      static_cast<double>(wish.deadline_ns - now_ns) < chosen.completion_s * 1e9;
+    if ((chosen.node == kNoNode || late) && wish.tier_now != Tier::kEdge && !wish.local_only) {
       wish.deadline_excludes_edge = late;
-      const NodeIndex cloud = choose(wish, Tier::kCloud, session, stale, now_ns);
-      if (cloud != kNoNode &&
-          (!late || completion_s(wish, cloud) < completion_s(wish, placement.node))) {
-        placement.node = cloud;
-      }
+      const Candidate cloud = choose(wish, Tier::kCloud, session, stale, now_ns);
+      if (cloud.node != kNoNode && (!late || cloud.completion_s < chosen.completion_s))
+        chosen = cloud;
     }
+    placement.node = chosen.node;
+    placement.cached_tokens = chosen.cached_tokens;
     if (placement.node != kNoNode) {
       placement.kind = Placement::Kind::kNode;
       break;
@@ -386,56 +394,197 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
   return placement;
 }
 
-NodeIndex Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry* session,
-                         bool stale, int64_t now_ns) {
-  candidates_.clear();
-  for (const Serving& serving : registry_.serving(wish.model)) {
-    const NodeLoad& load = registry_.load(serving.node);
-    if (load.tier != tier) continue;
-    if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) continue;
-    const int32_t free_slots = load.free_slots(now_ns, stale);
-    if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) continue;
-    if (!admits(wish, serving.node, now_ns)) continue;
-    candidates_.push_back({serving.node, free_slots, completion_s(wish, serving.node)});
-  }
-  return candidates_.empty() ? kNoNode : best_of_candidates(session);
+// Adds the node to the candidates if it could take the request now.
+void Placer::consider(const Wish& wish, const Serving& serving, bool stale, int64_t now_ns) {
+  const NodeLoad& load = registry_.load(serving.node);
+  if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) return;
+  const int32_t free_slots = load.free_slots(now_ns, stale);
+  if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) return;
+  if (!admits(wish, serving.node, now_ns)) return;
+  candidates_.push_back({serving.node, free_slots, load.requests(), 0, 0.0});
 }
 
-NodeIndex Placer::best_of_candidates(const SessionTable::Entry* session) {
-  double best_s = std::numeric_limits<double>::max();
-  for (const Candidate& candidate : candidates_) best_s = std::min(best_s, candidate.completion_s);
-  if (session != nullptr && registry_.same(session->node)) {
-    for (const Candidate& candidate : candidates_) {
-      if (candidate.node != session->node.index) continue;
-      if (candidate.completion_s <= best_s * kAffinityFactor + kAffinitySlackS)
-        return candidate.node;
+Placer::Candidate Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry* session,
+                                 bool stale, int64_t now_ns) {
+  candidates_.clear();
+  const std::vector<Serving>& serving = registry_.serving(wish.model);
+  const size_t count = serving.size();
+  const size_t begin = count > kEnoughCandidates ? next_random() % count : 0;
+  size_t looked_at = 0;
+  for (; looked_at < count && candidates_.size() < kEnoughCandidates; ++looked_at) {
+    const size_t at = begin + looked_at < count ? begin + looked_at : begin + looked_at - count;
+    if (serving[at].tier == tier) consider(wish, serving[at], stale, now_ns);
+  }
+  if (looked_at < count) {
+    // Those that have a reason of their own to be looked at.
+    const auto also = [&](NodeIndex node) {
+      const Serving* entry = registry_.find_serving(wish.model, node);
+      if (entry == nullptr || entry->tier != tier) return;
+      const auto at = static_cast<size_t>(entry - serving.data());
+      const size_t distance = at >= begin ? at - begin : at + count - begin;
+      if (distance >= looked_at) consider(wish, *entry, stale, now_ns);
+    };
+    const bool known = session != nullptr && registry_.same(session->node);
+    if (known) also(session->node.index);
+    if (any_cached_) {
+      for (const AffinityIndex::Match& match : affinity_->matches()) {
+        if (!known || match.node != session->node.index) also(match.node);
+      }
     }
   }
-  // Two random ones among the equally good, the emptier of them: several routers that see the same
-  // beats do not all pick the same node.
-  std::erase_if(candidates_,
-                [&](const Candidate& c) { return c.completion_s > best_s * kEqualFactor; });
-  const Candidate& a = candidates_[next_random() % candidates_.size()];
-  const Candidate& b = candidates_[next_random() % candidates_.size()];
-  return b.free_slots > a.free_slots ? b.node : a.node;
+  if (candidates_.empty()) return {};
+  estimate_completion(wish);
+  return best_of_candidates(tier, session);
+}
+
+// Who holds a part of this prompt, and how many of its tokens.
+void Placer::find_cached(const Wish& wish) {
+  ++places_;
+  any_cached_ = false;
+  if (affinity_ == nullptr || affinity_->empty() || wish.chain.empty()) return;
+  const double bytes_per_token = registry_.bytes_per_token(wish.model);
+  for (const AffinityIndex::Match& match : affinity_->match(wish.chain)) {
+    any_cached_ = true;
+    if (cached_.size() <= match.node) cached_.resize(match.node + 1);
+    const auto tokens = static_cast<int64_t>(static_cast<double>(match.bytes) / bytes_per_token);
+    cached_[match.node] = {places_, std::clamp<int64_t>(tokens, 0, wish.prompt_tokens)};
+  }
+}
+
+int64_t Placer::cached_tokens(NodeIndex node) const {
+  return node < cached_.size() && cached_[node].place == places_ ? cached_[node].tokens : 0;
+}
+
+void Placer::estimate_completion(const Wish& wish) {
+  const RequestTerms request = terms(wish);
+  int32_t requests_min = 0;
+  if (any_cached_) {
+    requests_min = std::min_element(candidates_.begin(), candidates_.end(),
+                                    [](const Candidate& a, const Candidate& b) {
+                                      return a.requests < b.requests;
+                                    })
+                       ->requests;
+  }
+  for (Candidate& candidate : candidates_) {
+    if (any_cached_ && cache_counts(candidate.requests, requests_min))
+      candidate.cached_tokens = cached_tokens(candidate.node);
+    candidate.completion_s = updraft::completion_s(
+        request, terms(candidate.node, candidate.free_slots, candidate.cached_tokens));
+  }
+}
+
+RequestTerms Placer::terms(const Wish& wish) const {
+  return {
+      wish.prompt_tokens,
+      wish.estimate.wanted_tokens > 0 ? wish.estimate.wanted_tokens : config_.answer_tokens_assumed,
+      wish.payload_bytes};
+}
+
+NodeTerms Placer::terms(NodeIndex node, int32_t free_slots, int64_t cached_tokens) const {
+  const NodeLoad& load = registry_.load(node);
+  NodeTerms terms;
+  terms.tier = load.tier;
+  terms.silent = load.freshness != Freshness::kFresh;
+  terms.free_slots = free_slots;
+  terms.requests = load.requests();
+  terms.tokens_ahead = load.prefill_tokens_queued + load.assigned_prefill_tokens;
+  terms.cached_tokens = cached_tokens;
+  terms.prefill_tokens_per_s = load.prefill_tokens_per_s;
+  terms.decode_tokens_per_s = load.decode_tokens_per_s;
+  terms.rtt_s = load.rtt_s;
+  terms.uplink_bytes_per_s = load.uplink_bytes_per_s;
+  terms.price_s = config_.price_weight * load.price;
+  return terms;
 }
 
 double Placer::completion_s(const Wish& wish, NodeIndex node) const {
-  const NodeLoad& load = registry_.load(node);
-  const bool edge = load.tier == Tier::kEdge;
-  const double prefill = load.prefill_tokens_per_s > 0
-                             ? load.prefill_tokens_per_s
-                             : (edge ? kEdgePrefillTokensPerS : kCloudPrefillTokensPerS);
-  const double decode = load.decode_tokens_per_s > 0
-                            ? load.decode_tokens_per_s
-                            : (edge ? kEdgeDecodeTokensPerS : kCloudDecodeTokensPerS);
-  const auto ahead = static_cast<double>(load.prefill_tokens_queued + load.assigned_prefill_tokens);
-  const double answer =
-      wish.estimate.wanted_tokens > 0 ? wish.estimate.wanted_tokens : config_.answer_tokens_assumed;
-  const double seconds =
-      (ahead + static_cast<double>(wish.prompt_tokens)) / prefill + answer / decode;
-  return load.freshness == Freshness::kFresh ? seconds
-                                             : seconds * kSuspectFactor + kSuspectPenaltyS;
+  return updraft::completion_s(terms(wish), terms(node, 0, 0));
+}
+
+Placer::Candidate Placer::best_of_candidates(Tier tier, const SessionTable::Entry* session) {
+  double best_s = std::numeric_limits<double>::max();
+  for (const Candidate& candidate : candidates_) best_s = std::min(best_s, candidate.completion_s);
+  size_t own = candidates_.size();
+  if (session != nullptr && registry_.same(session->node)) {
+    for (size_t i = 0; i < candidates_.size() && own == candidates_.size(); ++i) {
+      if (candidates_[i].node == session->node.index) own = i;
+    }
+  }
+  const size_t* session_at = own < candidates_.size() ? &own : nullptr;
+  if (session_at != nullptr && session_keeps(candidates_[own].completion_s, best_s)) {
+    if (recording_) keep(tier, own, session_at, nullptr, nullptr);
+    return candidates_[own];
+  }
+  equal_.clear();
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (equally_good(candidates_[i].completion_s, best_s)) equal_.push_back(i);
+  }
+  const size_t first = equal_[next_random() % equal_.size()];
+  const size_t second = equal_[next_random() % equal_.size()];
+  const size_t chosen =
+      second_is_emptier(candidates_[first].free_slots, candidates_[second].free_slots) ? second
+                                                                                       : first;
+  if (recording_) keep(tier, chosen, session_at, &first, &second);
+  return candidates_[chosen];
+}
+
+// --- records ---
+
+void Placer::keep(Tier tier, size_t chosen, const size_t* session, const size_t* first,
+                  const size_t* second) {
+  Kept& kept = kept_[static_cast<size_t>(tier)];
+  kept = Kept{};
+  kept.candidate_count = static_cast<int64_t>(candidates_.size());
+  kept.equal_count = first != nullptr ? static_cast<int32_t>(equal_.size()) : 0;
+  const size_t room = std::min(candidates_.size(), DecisionRecord::kCandidatesMax);
+  std::vector<size_t> listed;
+  const auto list = [&](const size_t* index) {
+    if (index == nullptr) return -1;
+    const auto at = std::find(listed.begin(), listed.end(), *index);
+    if (at == listed.end()) listed.push_back(*index);
+    return static_cast<int32_t>(std::find(listed.begin(), listed.end(), *index) - listed.begin());
+  };
+  kept.chosen = list(&chosen);
+  kept.session = list(session);
+  kept.first_drawn = list(first);
+  kept.second_drawn = list(second);
+  std::vector<size_t> order(candidates_.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(room), order.end(),
+                    [&](size_t a, size_t b) {
+                      return candidates_[a].completion_s < candidates_[b].completion_s;
+                    });
+  for (size_t i = 0; i < room && listed.size() < std::max<size_t>(room, 5); ++i) list(&order[i]);
+  for (const size_t index : listed) kept.candidates.push_back(candidates_[index]);
+}
+
+DecisionRecord Placer::record(const Wish& wish, Tier tier) const {
+  const Kept& kept = kept_[static_cast<size_t>(tier)];
+  DecisionRecord record;
+  record.model = registry_.model_id(wish.model);
+  record.request = terms(wish);
+  record.candidate_count = kept.candidate_count;
+  record.equal_count = kept.equal_count;
+  record.session = kept.session;
+  record.first_drawn = kept.first_drawn;
+  record.second_drawn = kept.second_drawn;
+  record.chosen = kept.chosen;
+  for (const Candidate& candidate : kept.candidates) {
+    record.candidates.push_back(
+        {registry_.node(candidate.node).hello.node_id,
+         terms(candidate.node, candidate.free_slots, candidate.cached_tokens)});
+  }
+  return record;
+}
+
+DecisionRecord Placer::record_pulled(const Wish& wish, NodeIndex node) const {
+  DecisionRecord record;
+  record.model = registry_.model_id(wish.model);
+  record.request = terms(wish);
+  record.candidate_count = record.equal_count = 1;
+  record.candidates.push_back({registry_.node(node).hello.node_id, terms(node, 0, 0)});
+  record.chosen = 0;
+  return record;
 }
 
 uint64_t Placer::next_random() {  // splitmix64

@@ -9,6 +9,7 @@
 // Owner: the thread that drives RouterCore.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <list>
 #include <string>
@@ -16,7 +17,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cloud/router/affinity.h"
 #include "cloud/router/breaker.h"
+#include "cloud/router/decision.h"
+#include "cloud/router/placement_rule.h"
 #include "cloud/router/registry.h"
 #include "common/message/request.h"
 #include "common/message/request_error.h"
@@ -75,9 +79,11 @@ struct Wish {
   Tier tier = Tier::kAny;  // hint
   bool local_only = false;
   Priority priority = Priority::kDefault;
-  int64_t deadline_ns = 0;  // 0: none
-  NodeRef origin;           // the edge node it rose from: never sent back
-  std::string session;      // tenant and session; empty: none
+  int64_t deadline_ns = 0;      // 0: none
+  NodeRef origin;               // the edge node it rose from: never sent back
+  std::string session;          // tenant and session; empty: none
+  std::vector<uint64_t> chain;  // of its prompt (prefix_chain.h); empty: nobody reports any
+  int64_t payload_bytes = 0;
   std::vector<Exclusion> excluded;
   int64_t counted_tokens = 0;        // need as a node counted it; 0: not yet
   int32_t refused_limit_tokens = 0;  // nodes with no more than this have refused it as too long
@@ -98,7 +104,8 @@ struct Placement {
   enum class Kind : uint8_t { kNode, kWait, kNever };
   Kind kind = Kind::kNever;
   NodeIndex node = kNoNode;
-  RequestError error;  // kNever
+  int64_t cached_tokens = 0;  // of the prompt, that the node need not compute; kNode
+  RequestError error;         // kNever
 };
 
 // Where each session was last served; least recently used ones are forgotten.
@@ -131,10 +138,23 @@ class Placer {
     int32_t edge_reserve_slots = 0;       // of each edge node, kept for its own clients
     int32_t answer_tokens_assumed = 256;  // of an open-ended answer
     uint64_t seed = 1;                    // of the tie-break
+    float price_weight = 0.0F;            // seconds that a unit of a node's price is worth
   };
-  // breakers: null for none.
-  Placer(Config config, const Registry& registry, const BreakerTable* breakers = nullptr)
-      : config_(config), registry_(registry), breakers_(breakers), random_(config.seed) {}
+  // breakers, affinity: null for none.
+  Placer(Config config, const Registry& registry, const BreakerTable* breakers = nullptr,
+         AffinityIndex* affinity = nullptr)
+      : config_(config),
+        registry_(registry),
+        breakers_(breakers),
+        affinity_(affinity),
+        random_(config.seed) {}
+
+  // From now on each place() keeps what record() tells.
+  void keep_records() { recording_ = true; }
+  // Why the last place() chose a node of this tier.
+  DecisionRecord record(const Wish& wish, Tier tier) const;
+  // Of a request that its node pulled out of the queue: there was no choice.
+  DecisionRecord record_pulled(const Wish& wish, NodeIndex node) const;
 
   Placement place(Wish& wish, const SessionTable::Entry* session, int64_t now_ns);
   // Could this node ever take it, as the last place() of the wish saw it; capacity aside.
@@ -154,7 +174,22 @@ class Placer {
   double completion_s(const Wish& wish, NodeIndex node) const;
 
  private:
-  struct Survey;
+  // What nodes could serve at all.
+  struct Survey {
+    bool any_of_tier = false;  // alive, of a tier that the request allows
+    bool any_with_images = false;
+    bool any_taking_work = false;
+    bool any_fresh = false;     // taking work, neither stale nor with a grant that has run out
+    bool any_cloud = false;     // taking work
+    bool only_excluded = true;  // nothing was passed over but for this request's own failures there
+    bool edge_serves = false;
+    int64_t limit_tokens = 0;  // widest among those taking work
+    int64_t limit_tokens_cloud = 0;
+    int64_t limit_tokens_edge = 0;
+    int64_t limit_tokens_idle = 0;  // widest among those that are loading or draining
+    int64_t limit_tokens_any = 0;  // widest of all of the tier, those that have refused it included
+    int64_t slots_total = 0;
+  };
   Survey survey(const Wish& wish, int64_t now_ns) const;
   bool fits(const Wish& wish, NodeIndex node, int32_t free_slots) const;
   bool allowed(const Wish& wish, const Serving& serving) const;
@@ -163,9 +198,24 @@ class Placer {
   int32_t reserve(NodeIndex node) const;
   bool all_ejected(const Wish& wish, int64_t now_ns) const;
   bool failed_there(const Wish& wish, NodeIndex node) const;
-  NodeIndex choose(const Wish& wish, Tier tier, const SessionTable::Entry* session, bool stale,
+  struct Candidate {
+    NodeIndex node = kNoNode;
+    int32_t free_slots = 0;
+    int32_t requests = 0;
+    int64_t cached_tokens = 0;
+    double completion_s = 0.0;
+  };
+  Survey count_nodes(const Wish& wish) const;
+  bool any_fresh(const Wish& wish, int64_t now_ns) const;
+  Candidate choose(const Wish& wish, Tier tier, const SessionTable::Entry* session, bool stale,
                    int64_t now_ns);
-  NodeIndex best_of_candidates(const SessionTable::Entry* session);
+  void consider(const Wish& wish, const Serving& serving, bool stale, int64_t now_ns);
+  void find_cached(const Wish& wish);
+  int64_t cached_tokens(NodeIndex node) const;
+  void estimate_completion(const Wish& wish);
+  Candidate best_of_candidates(Tier tier, const SessionTable::Entry* session);
+  RequestTerms terms(const Wish& wish) const;
+  NodeTerms terms(NodeIndex node, int32_t free_slots, int64_t cached_tokens) const;
   RequestError never(const Wish& wish, const Survey& survey, int64_t now_ns) const;
   RequestError too_long(const Wish& wish, int64_t limit_tokens) const;
   uint64_t next_random();
@@ -173,13 +223,38 @@ class Placer {
   const Config config_;
   const Registry& registry_;
   const BreakerTable* breakers_;
+  AffinityIndex* affinity_;
   uint64_t random_;
-  struct Candidate {
-    NodeIndex node = kNoNode;
-    int32_t free_slots = 0;
-    double completion_s = 0.0;
+  // Scratch of place(), kept for its memory.
+  std::vector<Candidate> candidates_;
+  std::vector<size_t> equal_;  // indexes into candidates_
+  struct Cached {
+    uint64_t place = 0;  // the place() that wrote it
+    int64_t tokens = 0;
   };
-  std::vector<Candidate> candidates_;  // scratch of choose(), kept for its memory
+  std::vector<Cached> cached_;  // [node]
+  uint64_t places_ = 0;
+  bool any_cached_ = false;
+  // What nodes could serve at all, by the wish's tier; of wishes that exclude nobody.
+  struct Known {
+    uint64_t version = 0;  // of the registry's shape, plus one; 0: nothing known
+    Survey survey;
+  };
+  mutable std::vector<std::array<Known, 3>> known_;  // [model][tier]
+
+  bool recording_ = false;
+  struct Kept {
+    std::vector<Candidate> candidates;  // those that are recorded
+    int64_t candidate_count = 0;
+    int32_t equal_count = 0;
+    int32_t session = -1;  // indexes into candidates
+    int32_t first_drawn = -1;
+    int32_t second_drawn = -1;
+    int32_t chosen = -1;
+  };
+  void keep(Tier tier, size_t chosen, const size_t* session, const size_t* first,
+            const size_t* second);
+  std::array<Kept, 3> kept_;  // [tier]
 };
 
 }  // namespace updraft

@@ -253,6 +253,7 @@ void Registry::take_hello(NodeIndex index, const PeerId& peer, NodeHello hello, 
   forget_credit(index);  // each hello begins the node's count anew
   NodeLoad& load = loads_[index];
   load.tier = node.hello.tier;
+  load.price = node.hello.price;
   load.last_heard_ns = now_ns;
   serve(index);
 }
@@ -329,6 +330,10 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   load.last_beat_ns = load.last_heard_ns = now_ns;
   load.interval_ms = std::max(10, beat.interval_ms);
   load.lease_ms = std::min(limits_.lease_ms_max, std::max(beat.lease_ttl_ms, 2 * load.interval_ms));
+  if (load.state != beat.state || load.slots_total != beat.slots_total ||
+      load.kv_tokens_total != beat.kv_tokens_total) {
+    ++shape_version_;
+  }
   load.state = beat.state;
   load.slots_total = beat.slots_total;
   load.slots_free = std::max(0, beat.slots_free - beat.waiting);
@@ -360,6 +365,7 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   if (beat.state == NodeState::kDraining && !node.resuming) set_draining(index);
   if (beat.state == NodeState::kReady && node.resuming) {
     node.resuming = load.draining = false;
+    ++shape_version_;
     note(NodeChange::Kind::kReady, index);
   }
   if (took_work != load.takes_work()) ++models_version_;
@@ -428,6 +434,7 @@ void Registry::report_model_rates(const Node& node, const NodeBeat& beat) {
 void Registry::set_freshness(NodeIndex index, Freshness freshness, int64_t now_ns) {
   NodeLoad& load = loads_[index];
   if (load.freshness == freshness) return;
+  if (freshness == Freshness::kDead || load.freshness == Freshness::kDead) ++shape_version_;
   load.freshness = freshness;
   const int64_t silent_ns = now_ns - load.last_heard_ns;
   switch (freshness) {
@@ -538,7 +545,30 @@ void Registry::set_draining(NodeIndex index) {
   if (load.draining) return;
   if (load.takes_work()) ++models_version_;
   load.draining = true;
+  ++shape_version_;
   note(NodeChange::Kind::kDraining, index);
+}
+
+// --- the way to a node ---
+
+// Small requests show how long the way is, large ones how wide.
+void Registry::measured_way(NodeIndex index, double seconds, int64_t payload_bytes) {
+  constexpr int64_t kSmallBytes = 16 * 1024;
+  constexpr int64_t kLargeBytes = 256 * 1024;
+  constexpr double kRttMostS = 5.0;
+  NodeLoad& load = loads_[index];
+  if (seconds < 0.0) return;
+  if (payload_bytes <= kSmallBytes) {
+    const auto sample = static_cast<float>(std::min(seconds, kRttMostS));
+    // A queue on the way makes it longer now and then, nothing makes it shorter.
+    const float part = load.rtt_s == 0.0F ? 1.0F : (sample < load.rtt_s ? 0.5F : 0.1F);
+    load.rtt_s += part * (sample - load.rtt_s);
+  } else if (payload_bytes >= kLargeBytes) {
+    const double alone_s = std::max(1e-4, seconds - static_cast<double>(load.rtt_s));
+    const auto sample = static_cast<float>(static_cast<double>(payload_bytes) / alone_s);
+    const float part = load.uplink_bytes_per_s == 0.0F ? 1.0F : 0.3F;
+    load.uplink_bytes_per_s += part * (sample - load.uplink_bytes_per_s);
+  }
 }
 
 // --- the ledger ---
@@ -629,9 +659,10 @@ void Registry::serve(NodeIndex index) {
     Model& model = models_[model_index];
     model.info = info;
     node.served.push_back({model_index, static_cast<uint32_t>(model.serving.size())});
-    model.serving.push_back({index, info.context_tokens, info.images});
+    model.serving.push_back({index, info.context_tokens, info.images, node.hello.tier});
   }
   ++models_version_;
+  ++shape_version_;
 }
 
 void Registry::unserve(NodeIndex index) {
@@ -648,6 +679,7 @@ void Registry::unserve(NodeIndex index) {
   }
   node.served.clear();
   ++models_version_;
+  ++shape_version_;
 }
 
 std::vector<ModelInfo> Registry::pool_models() const {

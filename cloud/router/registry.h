@@ -72,6 +72,9 @@ struct NodeLoad {
   int32_t live_slots = 0;             // all assignments of this router that have not ended
   float prefill_tokens_per_s = 0.0F;  // 0: unknown
   float decode_tokens_per_s = 0.0F;
+  float rtt_s = 0.0F;               // to the node and back, as measured with its answers
+  float uplink_bytes_per_s = 0.0F;  // towards it; 0: not measured
+  float price = 0.0F;
   Tier tier = Tier::kAny;
   NodeState state = NodeState::kLoading;
   Freshness freshness = Freshness::kDead;  // as of the last sweep or beat
@@ -80,6 +83,8 @@ struct NodeLoad {
   bool used = false;                // the slot holds a node
   bool grants = false;  // it gives credit; without, its free slots are taken for granted
 
+  // Sequences there, those on their way included.
+  int32_t requests() const { return running + waiting + assigned_slots; }
   // Takes new work as far as its state goes.
   bool takes_work() const {
     return used && state == NodeState::kReady && !draining && freshness != Freshness::kDead;
@@ -113,6 +118,7 @@ struct Serving {
   NodeIndex node = kNoNode;
   int32_t context_tokens = 0;
   bool images = false;
+  Tier tier = Tier::kAny;  // the node's
 };
 
 struct NodeChange {
@@ -228,6 +234,8 @@ class Registry {
   // This process stood still for so long: the nodes' silence is not theirs.
   void forgive(int64_t pause_ns);
 
+  // A request and the answer to it spent so long on the way.
+  void measured_way(NodeIndex node, double seconds, int64_t payload_bytes);
   // Takes capacity from a node; returns the assignment's sequence number.
   uint64_t assign(NodeIndex node, int32_t slots, int64_t kv_tokens, int64_t prefill_tokens,
                   int64_t now_ns);
@@ -260,6 +268,9 @@ class Registry {
 
   // Models that at least one live node which takes work serves; the widest context of each.
   std::vector<ModelInfo> pool_models() const;
+  // Grows when what nodes could serve at all may have changed: who is there and takes work, and how
+  // wide each is. Not with their load.
+  uint64_t shape_version() const { return shape_version_; }
   // Grows when pool_models() may have changed.
   uint64_t models_version() const { return models_version_; }
 
@@ -322,6 +333,7 @@ class Registry {
   std::vector<NodeChange> changes_;
   uint64_t models_version_ = 0;
   uint64_t beats_taken_ = 0;
+  uint64_t shape_version_ = 0;
   uint64_t beats_refused_ = 0;
   uint64_t beats_old_ = 0;
   uint64_t hellos_refused_ = 0;

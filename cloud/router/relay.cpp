@@ -111,6 +111,10 @@ class RelayImpl : public Relay {
     listener_ = std::move(listener).value();
     endpoint_ = listener_->endpoint();
     core_.set_allowed_names(names_of(config_.allowed));
+    core_.set_decision_hook(
+        [](const RequestId& id, const std::string& node_id, const DecisionRecord& record) {
+          log_info("placed", {{"id", id}, {"node", node_id}, {"decision", to_text(record)}});
+        });
     thread_ = std::thread([this] { run(); });
     return {};
   }

@@ -25,7 +25,7 @@ struct Plain {
   const char* help;
   uint64_t (*count)(const RouterCore& core);
 };
-constexpr std::array<Plain, 12> kPlain = {{
+constexpr std::array<Plain, 13> kPlain = {{
     {"updraft_router_submitted_total", "requests taken in, from clients and from edges",
      [](const RouterCore& core) { return core.stats().submitted; }},
     {"updraft_router_retried_total",
@@ -51,6 +51,8 @@ constexpr std::array<Plain, 12> kPlain = {{
      [](const RouterCore& core) { return core.registry().beats_taken(); }},
     {"updraft_router_beats_refused_total", "beats with figures that cannot be",
      [](const RouterCore& core) { return core.registry().beats_refused(); }},
+    {"updraft_router_grants_refused_total", "grants of nodes, with figures that cannot be",
+     [](const RouterCore& core) { return core.registry().credits_refused(); }},
     {"updraft_router_hellos_refused_total", "nodes that were not let into the pool",
      [](const RouterCore& core) { return core.registry().hellos_refused(); }},
 }};
@@ -72,7 +74,10 @@ RouterMetrics::RouterMetrics(Metrics& metrics)
       running_(metrics.gauge("updraft_router_requests_running",
                              "requests sent to a node and not ended")),
       breakers_open_(metrics.gauge("updraft_router_breakers_open",
-                                   "nodes' models that get no work because they failed")) {
+                                   "nodes left alone for a while, per model, for failing")),
+      evictions_frozen_(metrics.gauge(
+          "updraft_router_evictions_frozen",
+          "1 while many silent nodes are not given up, this router's own link being suspected")) {
   add_tables();
   for (const Plain& plain : kPlain) {
     Counter& counter = metrics_.counter(plain.name, plain.help);
@@ -145,6 +150,7 @@ void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
   queue_depth_.set(static_cast<double>(core.queued()));
   running_.set(static_cast<double>(core.dispatched()));
   breakers_open_.set(static_cast<double>(core.breakers_open()));
+  evictions_frozen_.set(core.registry().frozen() ? 1.0 : 0.0);
 }
 
 }  // namespace updraft

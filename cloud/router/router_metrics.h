@@ -40,6 +40,7 @@ class RouterMetrics {
   Gauge& queue_depth_;
   Gauge& running_;
   Gauge& breakers_open_;
+  Gauge& evictions_frozen_;
 };
 
 // "ok" for 0, else the error code's name for 1 + ErrorCode.

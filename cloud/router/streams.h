@@ -48,6 +48,7 @@ struct Stream {
   int64_t dispatched_ns = 0;
   int64_t timer_ns = 0;  // when its earliest timer is due; 0: none
   WaitQueue::Key queue_key;
+  bool waiting = false;  // it is in the queue
   State state = State::kQueued;
 
   NodeIndex node = kNoNode;  // while dispatched or running

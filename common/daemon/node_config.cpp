@@ -64,6 +64,7 @@ void read_pool_section(TomlFile& file, PoolSection& pool) {
   file.get_path("pool.key", pool.key_file);
   file.get("pool.beat_ms", pool.beat_interval_ms, 10, 10'000);
   file.get("pool.lease_ms", pool.lease_ttl_ms, 100, 600'000);
+  file.get("pool.price", pool.price, 0, 1'000'000);
   if (pool.lease_ttl_ms < 2 * pool.beat_interval_ms) {
     file.refuse("pool.lease_ms",
                 "= " + std::to_string(pool.lease_ttl_ms) +

@@ -22,6 +22,7 @@ struct PoolSection {
   std::string key_file;                       // key, this node's key pair
   int32_t beat_interval_ms;                   // beat_ms; 100 in the cloud, 250 at the edge
   int32_t lease_ttl_ms = 2000;                // lease_ms, at least twice beat_ms
+  int32_t price = 0;                          // of a request here, in a unit of the operator's
 };
 
 // [node] id; absent: `role` + "-" + the host's name. Refused: anything but [a-z0-9-]{1,64}.

@@ -60,6 +60,8 @@ Result<std::unique_ptr<PoolLinks>> PoolLinks::start(
   const Result<std::string> router_key = load_public_key(pool.router_key_file);
   if (!router_key) return router_key.error();
   const auto grants = std::make_shared<GrantLedger>(kGrantBeats * pool.beat_interval_ms);
+  NodeHello priced = hello;
+  priced.price = static_cast<float>(pool.price);
   for (const std::string& endpoint : pool.router_endpoints) {
     PoolLinkConfig config;
     config.grants = grants;
@@ -68,7 +70,7 @@ Result<std::unique_ptr<PoolLinks>> PoolLinks::start(
     config.keys = *keys;
     config.beat_interval_ms = pool.beat_interval_ms;
     config.lease_ttl_ms = pool.lease_ttl_ms;
-    auto link = PoolLink::start(config, hello, local, make_filler());
+    auto link = PoolLink::start(config, priced, local, make_filler());
     if (!link) return link.error();
     out->links_.push_back(std::move(*link));
   }

@@ -37,6 +37,9 @@ class SendQueue {
   const std::vector<std::byte>* front();
   void pop();
 
+  // The newest beat has not gone out yet.
+  bool beat_waiting() const { return beat_.has_value(); }
+
   // Encoded bytes waiting; the caller refuses new bulk above its own limit.
   size_t bytes() const { return bytes_; }
   // Small messages waiting; producers of token streams hold back and coalesce while it is large.

@@ -8,6 +8,7 @@
 
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/message/prefix_chain.h"
 #include "common/message/request_check.h"
 
 namespace updraft {
@@ -18,6 +19,9 @@ constexpr int64_t kCoalesceNs = 20 * kNsPerMs;    // changes within this time go
 constexpr size_t kSmallFramesMax = 64;            // then token streams wait and merge
 constexpr size_t kMergedIdsMax = 1024;            // ids of one merged chunk
 constexpr int32_t kRetryAfterMs = 2000;
+// The router is told all prefixes anew so often, should it ever have lost a beat's change.
+constexpr int64_t kPrefixesAnewNs = 30 * kNsPerSecond;
+constexpr float kBytesPerTokenAssumed = 3.0F;
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // Joins what follows on directly; keeps chunks of different choices and past a finish apart.
@@ -157,6 +161,8 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
     welcomed_ = true;
     last_assignment_seq_ = 0;
     if (welcome.credits) grant_link_ = grants_->join(now_ns);
+    prefixes_.restart();
+    prefixes_told_ns_ = now_ns;
     beat_due_ns_ = now_ns;
   }
 }
@@ -203,6 +209,7 @@ void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
   work.serial = next_serial_++;
   work.epoch = submit.epoch;
   work.arrived_ns = now_ns;
+  work.chain = prefix_chain(submit.request);
   work.slots = slots_of(submit);
   work.grant_link = grant_link_;
   effects_.push_back(SubmitLocal{std::move(submit.request), work.serial});
@@ -244,6 +251,8 @@ void LinkCore::on_local_event(const RequestId& id, uint64_t serial, Event event,
   if (!is_end(event)) {
     if (work.muted) return;
     if (auto* chunk = std::get_if<TokenChunk>(&event)) {
+      // With its first token the whole prompt has been computed.
+      prefixes_.note(std::exchange(work.chain, {}));
       append_chunk(work.chunks, std::move(*chunk));
     } else if (auto* started = std::get_if<Started>(&event)) {
       work.started = std::move(*started);
@@ -309,6 +318,19 @@ bool LinkCore::pump_one(const RequestId& id, Work& work) {
   if (error.code == ErrorCode::kOverloaded) error.code = ErrorCode::kRejectedBusy;
   reject(id, work.epoch, std::move(error));
   return true;
+}
+
+// What the engine has let go was the least recently used, as it is here.
+std::optional<PrefixDelta> LinkCore::prefix_delta(const NodeBeat& load, int64_t now_ns) {
+  const float bytes_per_token =
+      load.bytes_per_token > 0 ? load.bytes_per_token : kBytesPerTokenAssumed;
+  const int64_t tokens = load.kv_tokens_total - load.kv_tokens_free + load.kv_tokens_cached;
+  prefixes_.shrink_to(static_cast<int64_t>(static_cast<float>(tokens) * bytes_per_token));
+  if (now_ns - prefixes_told_ns_ >= kPrefixesAnewNs) {
+    prefixes_told_ns_ = now_ns;
+    prefixes_.restart();
+  }
+  return prefixes_.delta(!outgoing_.beat_waiting());
 }
 
 std::optional<Credit> LinkCore::fresh_credit() {
@@ -511,6 +533,7 @@ void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {
                   std::max(load.running + load.waiting, load.slots_total - load.slots_free),
                   load.kv_tokens_free);
   load.credit = fresh_credit();
+  load.prefixes = prefix_delta(load, now_ns);
   outgoing_.set_beat(load);
   beat_due_ns_ = now_ns + config_.beat_interval_ms * kNsPerMs;
 }

@@ -20,6 +20,7 @@
 #include "common/message/pool_message.h"
 #include "common/message/service.h"
 #include "common/pool/grant_ledger.h"
+#include "common/pool/prefix_tracker.h"
 
 namespace updraft {
 
@@ -112,6 +113,7 @@ class LinkCore {
     uint32_t epoch = 1;
     int32_t slots = 1;                   // of the grants that it holds until its end
     GrantLedger::LinkId grant_link = 0;  // the session it came in
+    std::vector<uint64_t> chain;         // of its prompt, until that is in the cache
     int64_t arrived_ns = 0;
     int64_t started_ns = 0;  // when `started` came
     bool accepted = false;   // Accepted was queued
@@ -149,6 +151,7 @@ class LinkCore {
   void end_session();
   // Nothing when this router does not ask for grants.
   std::optional<Credit> fresh_credit();
+  std::optional<PrefixDelta> prefix_delta(const NodeBeat& load, int64_t now_ns);
   void say_hello(int64_t now_ns);
   void beat_soon(int64_t now_ns);
 
@@ -172,6 +175,8 @@ class LinkCore {
   const std::shared_ptr<GrantLedger> grants_;
   GrantLedger::LinkId grant_link_ = 0;  // 0: no session, or a router without grants
   int64_t now_ns_ = 0;                  // of the last call that brought it
+  PrefixTracker prefixes_;
+  int64_t prefixes_told_ns_ = 0;  // when the router was told all of them last
 
   uint64_t next_serial_ = 1;
   std::map<RequestId, Work> works_;

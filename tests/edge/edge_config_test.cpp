@@ -73,6 +73,7 @@ router_key = "/k/router.pub"
 key = "/k/edge"
 beat_ms = 300
 lease_ms = 3000
+price = 7
 [http]
 bind = "::1"
 port = 0
@@ -117,6 +118,7 @@ format = "json"
   CHECK(config->pool.key_file == "/k/edge");
   CHECK(config->pool.beat_interval_ms == 300);
   CHECK(config->pool.lease_ttl_ms == 3000);
+  CHECK(config->pool.price == 7);
   CHECK(config->http.bind_address == "::1");
   CHECK(config->http.port == 0);
   CHECK(config->http.allowed_hosts == std::vector<std::string>{"x.example"});

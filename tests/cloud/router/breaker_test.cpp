@@ -227,6 +227,15 @@ TEST_CASE(
     pool.advance_ms(100);
   }
   CHECK(pool.core.breakers().empty());
+  // Nor are they successes: five faults are all that counts here.
+  for (int i = 0; i < 5; ++i) {
+    pool.submit(PoolFixture::chat("fault" + std::to_string(i), 30));
+    pool.say(node, PoolFixture::failed(node.work.back(), ErrorCode::kInternal));
+    pool.advance_ms(100);
+  }
+  REQUIRE(pool.core.breakers().size() == 1);
+  CHECK(pool.core.breakers()[0].requests == 5);
+  CHECK(std::string(pool.core.breakers()[0].state) == "open");
 }
 
 TEST_CASE("a dead worker costs three requests, not ten (SMG: 10 failures and 3.08 s)") {

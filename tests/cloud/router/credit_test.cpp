@@ -82,6 +82,28 @@ TEST_CASE("a grant that has run out is not used while another node may answer") 
   CHECK(other.work.size() == 1);
 }
 
+TEST_CASE("what waits is not sent against a grant that has run out, even when room comes back") {
+  GrantingPool pool(2);
+  FakeNode& node = pool.node();
+  pool.ask("a");
+  REQUIRE(node.work.size() == 1);
+  // Another node is there and full, so that waiting is better than a node that has gone silent.
+  FakeNode& full = pool.join("cloud-2", Tier::kCloud, 4096, 1);
+  full.beat.slots_free = 0;
+  pool.beat(full);
+  node.beating = false;
+  pool.advance_ms(700);
+  pool.ask("b");
+  REQUIRE(pool.core.queued() == 1);
+  node.grants = false;  // its answer brings no new grant
+  pool.serve(node, Submit(node.work[0]));
+  CHECK(node.work.size() == 1);
+  node.grants = true;
+  node.beating = true;
+  pool.advance_ms(20);
+  CHECK(node.work.size() == 2);
+}
+
 TEST_CASE("staleness does not block a pool of one node (llm-d #2408)") {
   GrantingPool pool(4);
   pool.node().beating = false;

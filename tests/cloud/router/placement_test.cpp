@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "pool_fixture.h"
 
 using namespace updraft;
@@ -461,4 +463,111 @@ TEST_CASE("estimates take the largest prompt for the context and all of them for
   CHECK(estimate.prompt_tokens(3.0F) == 300);
   CHECK(estimate.kv_tokens(3.0F, 256) == 400 + 4 * 10);
   CHECK(estimate.choice_count == 4);
+}
+
+// --- the way and the price ---
+
+namespace {
+
+// Accepted after a while: what the node does not account for was the way.
+void accept_after(PoolFixture& pool, FakeNode& node, int64_t ms, int32_t held_us) {
+  const Submit work = node.work.back();
+  pool.now_ns += ms * kNsPerMs;
+  Accepted accepted = PoolFixture::accepted(work);
+  accepted.held_us = held_us;
+  pool.say(node, accepted);
+}
+
+const NodeLoad& load_of(const PoolFixture& pool, const std::string& id) {
+  return pool.core.registry().load(pool.core.registry().find_id(id));
+}
+
+}  // namespace
+
+TEST_CASE("the way to a node is measured with its answers and counts in placement") {
+  PoolFixture pool;
+  FakeNode& far = pool.join("far", Tier::kCloud, 65536, 8);
+  pool.settle();
+  pool.submit(PoolFixture::chat("a", 30));
+  accept_after(pool, far, 350, 50'000);
+  CHECK(load_of(pool, "far").rtt_s == doctest::Approx(0.3).epsilon(0.01));
+  pool.submit(PoolFixture::chat("b", 120'000));  // neither small nor large
+  accept_after(pool, far, 900, 1000);
+  CHECK(load_of(pool, "far").rtt_s == doctest::Approx(0.3).epsilon(0.01));
+  Request large = PoolFixture::chat("c", 30);
+  ContentPart image;
+  image.kind = ContentPart::Kind::kImage;
+  image.mime = "image/png";
+  image.bytes = std::string(1'000'000, 'x');
+  large.messages[0].parts.push_back(image);
+  far.hello.models[0].images = true;
+  pool.say(far, far.hello);
+  pool.beat(far);
+  pool.submit(std::move(large));
+  accept_after(pool, far, 1300, 1000);
+  CHECK(load_of(pool, "far").uplink_bytes_per_s == doctest::Approx(1'000'030).epsilon(0.02));
+  for (const Submit& work : std::vector<Submit>(far.work)) {
+    pool.say(far, PoolFixture::tokens(work, 0, {1}, true));
+    pool.say(far, PoolFixture::done(work));
+  }
+  FakeNode& near = pool.join("near", Tier::kCloud, 65536, 8);
+  pool.advance_ms(300);
+  // Both idle and equally fast; the way alone tells them apart.
+  for (int i = 0; i < 4; ++i) pool.submit(PoolFixture::chat("d" + std::to_string(i), 30));
+  CHECK(near.work.size() == 4);
+}
+
+TEST_CASE("a node that does not say how long it held a request is not blamed for the way") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 8);
+  pool.settle();
+  pool.submit(PoolFixture::chat("a", 30));
+  accept_after(pool, node, 800, 0);
+  CHECK(load_of(pool, "cloud-1").rtt_s == 0.0F);
+}
+
+TEST_CASE("a dear node is taken when it is faster by more than its price is worth") {
+  RouterCoreConfig config;
+  config.price_weight = 0.5F;
+  PoolFixture pool(config);
+  FakeNode& dear = pool.add("dear", Tier::kCloud, 65536, 8);
+  dear.hello.price = 4.0F;  // two seconds
+  dear.beat.prefill_tokens_per_s = 10'000;
+  pool.say(dear, dear.hello);
+  pool.beat(dear);
+  FakeNode& cheap = pool.join("cheap", Tier::kCloud, 65536, 8);
+  cheap.beat.prefill_tokens_per_s = 1000;
+  pool.settle();
+  pool.submit(PoolFixture::chat("short", 900));
+  CHECK(cheap.work.size() == 1);
+  pool.submit(PoolFixture::chat("long", 30'000));  // ten seconds against one
+  CHECK(dear.work.size() == 1);
+}
+
+TEST_CASE("in a pool too large to look at every node, the session's own is found all the same") {
+  PoolFixture pool;
+  for (int i = 0; i < 1500; ++i) {
+    FakeNode& node = pool.add("n" + std::to_string(i), Tier::kCloud, 4096, 4);
+    node.beat.interval_ms = 10'000;  // few beats: this is not about them
+    node.beat.lease_ttl_ms = 60'000;
+    pool.say(node, node.hello);
+    pool.beat(node);
+  }
+  Request first = PoolFixture::chat("first", 30);
+  first.hints.session = "s";
+  pool.submit(std::move(first));
+  const auto holder = std::find_if(pool.nodes.begin(), pool.nodes.end(),
+                                   [](const auto& entry) { return !entry.second.work.empty(); });
+  REQUIRE(holder != pool.nodes.end());
+  for (int i = 0; i < 3; ++i) {
+    Request next = PoolFixture::chat("next" + std::to_string(i), 30);
+    next.hints.session = "s";
+    pool.submit(std::move(next));
+  }
+  CHECK(holder->second.work.size() == 4);
+  // And the rest spreads.
+  for (int i = 0; i < 300; ++i) pool.submit(PoolFixture::chat("r" + std::to_string(i), 30));
+  size_t used = 0;
+  for (const auto& [id, node] : pool.nodes) used += !node.work.empty();
+  CHECK(used > 200);
 }

@@ -95,6 +95,9 @@ TEST_CASE("ready, models and errors follow the pool") {
     return metrics && metrics->body.find("updraft_router_nodes{state=\"dead\",tier=\"cloud\"} 1") !=
                           std::string::npos;
   }));
+  const std::string metrics = router.client().get("/metrics")->body;
+  CHECK(metrics.find("\nupdraft_router_breakers_open 0") != std::string::npos);
+  CHECK(metrics.find("\nupdraft_router_evictions_frozen 0") != std::string::npos);
 }
 
 TEST_CASE("many clients at once each get their own whole answer") {

@@ -503,3 +503,157 @@ TEST_CASE("an operator's drain tells the node and keeps new work away from it") 
   pool.beat(drained);
   CHECK(!drained.work.empty());
 }
+
+TEST_CASE("a rolling restart of every node fails no request") {
+  PoolFixture pool;
+  for (int i = 0; i < 3; ++i)
+    pool.join("cloud-" + std::to_string(i), Tier::kCloud, 4096, 4).grants = true;
+  pool.settle();
+  std::vector<ClientId> clients;
+  std::map<std::string, size_t> done;  // works answered, per node
+  int id = 0;
+  // Four requests arrive every 100 ms, each takes 300 ms.
+  const auto run_ms = [&](int64_t ms) {
+    for (int64_t t = 0; t < ms; t += 100) {
+      for (int i = 0; i < 3; ++i)
+        clients.push_back(pool.submit(PoolFixture::chat("r" + std::to_string(id++), 30)));
+      for (auto& [name, node] : pool.nodes) {
+        node.beat.running = static_cast<int32_t>(node.work.size() - done[name]);
+        node.beat.slots_free = std::max(0, 4 - node.beat.running);
+      }
+      pool.advance_ms(100);
+      for (auto& [name, node] : pool.nodes) {
+        if (!node.beating) continue;
+        for (size_t i = done[name]; i < node.work.size(); ++i) {
+          const Submit work = node.work[i];
+          pool.serve(node, work);
+          done[name] = i + 1;
+        }
+      }
+    }
+  };
+  run_ms(500);
+  for (int i = 0; i < 3; ++i) {
+    const std::string name = "cloud-" + std::to_string(i);
+    FakeNode& node = pool.nodes.at(name);
+    Actions out;
+    REQUIRE(pool.core.drain_node(name, 1000, out));
+    pool.take(std::move(out));
+    node.beat.state = NodeState::kDraining;
+    run_ms(400);
+    REQUIRE(done[name] == node.work.size());
+    node.beating = false;  // it stops, and is away for longer than its lease
+    run_ms(2500);
+    node.hello.boot_epoch = ++node.beat.boot_epoch;
+    node.peer.peer += "+";
+    node.beat.state = NodeState::kReady;
+    node.beat.running = 0;
+    node.beat.slots_free = 4;
+    node.arrived = 0;
+    node.beating = true;
+    pool.say(node, node.hello);
+    const size_t before = node.work.size();
+    run_ms(500);
+    CHECK(node.work.size() > before);
+  }
+  run_ms(300);
+  pool.advance_ms(200);
+  for (auto& [name, node] : pool.nodes) {
+    for (size_t i = done[name]; i < node.work.size(); ++i) pool.serve(node, Submit(node.work[i]));
+  }
+  for (const ClientId client : clients) REQUIRE(pool.finished(client));
+  CHECK(pool.core.stats().retried == 0);
+}
+
+TEST_CASE(
+    "a stream cut after its first token ends with a typed error, not a hang (Dynamo #13088)") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.join("cloud-2", Tier::kCloud, 4096, 4).beat.prefill_tokens_queued = 1'000'000;
+  pool.settle();
+  const ClientId client = pool.submit(PoolFixture::chat("r", 30));
+  REQUIRE(node.work.size() == 1);
+  pool.say(node, PoolFixture::accepted(node.work[0]));
+  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
+  node.beating = false;
+  pool.advance_ms(3000);
+  CHECK(pool.error(client).code == ErrorCode::kNodeLost);
+}
+
+TEST_CASE("one dead backend does not hold up the others (production-stack #749)") {
+  PoolFixture pool;
+  FakeNode& dead = pool.join("dead", Tier::kCloud, 4096, 64);
+  FakeNode& alive = pool.join("alive", Tier::kCloud, 4096, 64);
+  pool.settle();
+  dead.beating = false;
+  std::vector<ClientId> clients;
+  for (int i = 0; i < 20; ++i)
+    clients.push_back(pool.submit(PoolFixture::chat("r" + std::to_string(i), 30)));
+  pool.advance_ms(2500);
+  while (!alive.work.empty()) {
+    const Submit work = alive.work.back();
+    alive.work.pop_back();
+    pool.serve(alive, work);
+  }
+  for (const ClientId client : clients) CHECK(pool.finished(client));
+}
+
+TEST_CASE(
+    "a client that leaves is cancelled on its node, streaming or not (production-stack #634, "
+    "LiteLLM #37140, Ollama #11889)") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.settle();
+  pool.submit(PoolFixture::chat("prefilling", 30));
+  pool.submit(PoolFixture::chat("running", 30));
+  pool.say(node, PoolFixture::accepted(node.work.at(1)));
+  pool.cancel("prefilling");
+  pool.cancel("running");
+  REQUIRE(node.cancels.size() == 2);
+  CHECK(node.cancels[0].id == "prefilling");
+  CHECK(node.cancels[1].id == "running");
+}
+
+TEST_CASE("a node whose wall clock is wrong is as alive as any (GPUStack #1576)") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  node.beat.sender_mono_ns = int64_t{1} << 60;  // and it runs backwards
+  for (int i = 0; i < 30; ++i) {
+    node.beat.sender_mono_ns -= 3600 * kNsPerSecond;
+    pool.advance_ms(100);
+  }
+  CHECK(std::string(pool.core.nodes()[0].state) == "fresh");
+}
+
+TEST_CASE(
+    "when a request's own tier fails it, the other tier takes it (GPUStack #4459, #4815, llm-d "
+    "#2345)") {
+  PoolFixture pool;
+  FakeNode& edge = pool.join("edge-1", Tier::kEdge, 512, 4);
+  FakeNode& cloud = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.settle();
+  const ClientId client = pool.submit(PoolFixture::chat("r", 30));
+  REQUIRE(edge.work.size() == 1);
+  pool.say(edge, PoolFixture::failed(edge.work[0], ErrorCode::kInternal));
+  REQUIRE(cloud.work.size() == 1);
+  pool.serve(cloud, Submit(cloud.work[0]));
+  CHECK(pool.finished(client));
+}
+
+TEST_CASE(
+    "a model that no node serves is refused by its name (Paddler #60), a failed one tried again "
+    "(#41)") {
+  PoolFixture pool;
+  FakeNode& one = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  FakeNode& two = pool.join("cloud-2", Tier::kCloud, 4096, 4);
+  pool.settle();
+  CHECK(pool.error(pool.submit(PoolFixture::chat("x", 30, "other"))).code ==
+        ErrorCode::kModelNotFound);
+  const ClientId client = pool.submit(PoolFixture::chat("r", 30));
+  FakeNode& first = one.work.empty() ? two : one;
+  FakeNode& second = one.work.empty() ? one : two;
+  pool.say(first, PoolFixture::failed(first.work.at(0), ErrorCode::kInternal));
+  REQUIRE(second.work.size() == 1);
+  pool.serve(second, Submit(second.work[0]));
+  CHECK(pool.finished(client));
+}

@@ -725,3 +725,43 @@ TEST_CASE("a router drains a node and takes it back; the node's own draining sta
   h.hear(Drain{0, true});
   CHECK(h.core.state() == NodeState::kDraining);
 }
+
+TEST_CASE("beats tell which beginnings of prompts the node holds, as its cache fills and empties") {
+  Harness h;
+  h.join();
+  Request long_chat = chat("a");
+  long_chat.messages[0].parts[0].text = std::string(4000, 'x');
+  const auto beat = [&](int64_t kv_tokens_used) {
+    h.sent.clear();
+    NodeBeat load;
+    load.kv_tokens_total = 10'000;
+    load.kv_tokens_free = 10'000 - kv_tokens_used;
+    load.bytes_per_token = 4.0F;
+    h.core.send_beat(load, h.now_ns);
+    h.settle();
+    return h.all<NodeBeat>().at(0).prefixes;
+  };
+  h.hear(Submit{long_chat, 1, 1});
+  CHECK_FALSE(beat(1000));  // not before its prompt is computed
+  h.local(h.submitted[0], Started{});
+  h.local(h.submitted[0], chunk(0, {1}, "A"));
+  auto delta = beat(1100);
+  REQUIRE(delta);
+  CHECK(delta->since == 0);
+  CHECK(delta->added.size() == 7);
+  CHECK_FALSE(beat(1100));
+  delta = beat(300);  // the engine gave most of it away
+  REQUIRE(delta);
+  CHECK(delta->dropped.size() == 5);
+  h.core.on_disconnected(h.now_ns);
+  h.core.on_connected(h.now_ns);
+  h.hear(Welcome{"router", 2, {}});
+  delta = beat(300);
+  REQUIRE(delta);
+  CHECK(delta->since == 0);
+  CHECK(delta->added.size() == 2);
+  h.now_ns += 31 * kNsPerSecond;
+  delta = beat(300);  // all of it now and then
+  REQUIRE(delta);
+  CHECK(delta->since == 0);
+}
