@@ -24,9 +24,11 @@ constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 void append_chunk(std::vector<TokenChunk>& chunks, TokenChunk&& chunk) {
   for (auto last = chunks.rbegin(); last != chunks.rend(); ++last) {
     if (last->choice != chunk.choice) continue;
-    // A chunk without ids in front is an echoed prompt; its logprobs are the prompt's and stay apart.
+    // A chunk without ids in front is an echoed prompt; its logprobs are the prompt's and stay
+    // apart.
     const bool joins =
-        !last->finish && !last->ids.empty() && last->ids.size() + chunk.ids.size() <= kMergedIdsMax &&
+        !last->finish && !last->ids.empty() &&
+        last->ids.size() + chunk.ids.size() <= kMergedIdsMax &&
         int64_t{last->offset} + static_cast<int64_t>(last->ids.size()) == chunk.offset &&
         last->text.size() + chunk.text.size() <= kChunkBytes / 2;
     if (!joins) break;
@@ -105,9 +107,9 @@ void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
   } else if (std::holds_alternative<Drain>(message)) {
     set_state(NodeState::kDraining, now_ns);
   } else if (auto* accepted = std::get_if<Accepted>(&message)) {
-    on_accepted(std::move(*accepted));
+    on_accepted(std::move(*accepted), now_ns);
   } else if (auto* tokens = std::get_if<Tokens>(&message)) {
-    on_tokens(std::move(*tokens));
+    on_tokens(std::move(*tokens), now_ns);
   } else if (auto* done = std::get_if<Done>(&message)) {
     if (upward_of(done->id, done->epoch) != nullptr) end_upward(done->id, done->finished);
   } else if (auto* failed = std::get_if<Failed>(&message)) {
@@ -349,17 +351,19 @@ void LinkCore::end_upward(const RequestId& id, Event end) {
   upward_.erase(at);
 }
 
-void LinkCore::on_accepted(Accepted&& message) {
+void LinkCore::on_accepted(Accepted&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
   upward->started = true;
+  upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
   if (message.started.prompt_tokens == 0) message.started.prompt_tokens = message.prompt_tokens;
   deliver(*upward, std::move(message.started));
 }
 
-void LinkCore::on_tokens(Tokens&& message) {
+void LinkCore::on_tokens(Tokens&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
+  upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
   if (!upward->started) {
     upward->started = true;
     Started started;
@@ -411,16 +415,18 @@ void LinkCore::tick(int64_t now_ns) {
   if (connected_ && !welcomed_ && now_ns >= hello_due_ns_) say_hello(now_ns);
   std::vector<RequestId> late;
   for (const auto& [id, upward] : upward_) {
-    const bool unanswered = !upward.started && now_ns >= upward.answer_due_ns;
-    if (unanswered || (upward.deadline_ns > 0 && now_ns >= upward.deadline_ns)) late.push_back(id);
+    if (now_ns >= upward.answer_due_ns || (upward.deadline_ns > 0 && now_ns >= upward.deadline_ns))
+      late.push_back(id);
   }
   for (const RequestId& id : late) {
     const Upward& upward = upward_.at(id);
     const uint32_t epoch = upward.epoch;
     const bool deadline = upward.deadline_ns > 0 && now_ns >= upward.deadline_ns;
-    end_upward(id, deadline ? error_of(ErrorCode::kDeadline, "the deadline passed")
-                            : error_of(ErrorCode::kOverloaded, "the router did not answer",
-                                       kRetryAfterMs));
+    RequestError error =
+        error_of(ErrorCode::kOverloaded, "the router did not answer", kRetryAfterMs);
+    if (upward.started) error = error_of(ErrorCode::kNodeLost, "the answer did not go on");
+    if (deadline) error = error_of(ErrorCode::kDeadline, "the deadline passed");
+    end_upward(id, std::move(error));
     UPDRAFT_CHECK(outgoing_.push(id, Cancel{id, epoch}), "a Cancel is small");
   }
 }
@@ -462,7 +468,7 @@ int64_t LinkCore::next_due_ns() const {
   if (connected_ && !welcomed_) due = std::min(due, hello_due_ns_);
   if (welcomed_) due = std::min(due, beat_due_ns_);
   for (const auto& [id, upward] : upward_) {
-    if (!upward.started) due = std::min(due, upward.answer_due_ns);
+    due = std::min(due, upward.answer_due_ns);
     if (upward.deadline_ns > 0) due = std::min(due, upward.deadline_ns);
   }
   return due;

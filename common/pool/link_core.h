@@ -30,6 +30,8 @@ struct LinkCoreConfig {
       2 * kMessageBytesMax;  // above it new requests that want to rise are refused
   int32_t answer_timeout_ms =
       60000;  // a risen request without Accepted or Rejected for that long ends
+  int32_t silence_timeout_ms =
+      300'000;  // and one that has started and hears nothing for that long: its end was lost
 };
 
 class LinkCore {
@@ -115,7 +117,7 @@ class LinkCore {
     EventSink sink;
     uint32_t epoch = 1;
     bool started = false;
-    int64_t answer_due_ns = 0;
+    int64_t answer_due_ns = 0;               // by then something has to come
     int64_t deadline_ns = 0;                 // 0: none
     std::map<int32_t, int64_t> next_offset;  // per choice
   };
@@ -125,8 +127,8 @@ class LinkCore {
   void begin_work(Submit&& submit, int64_t now_ns);
   void on_cancel(const Cancel& cancel);
   void on_welcome(Welcome&& welcome, int64_t now_ns);
-  void on_accepted(Accepted&& message);
-  void on_tokens(Tokens&& message);
+  void on_accepted(Accepted&& message, int64_t now_ns);
+  void on_tokens(Tokens&& message, int64_t now_ns);
   void mute(const RequestId& id, Work& work);
   bool pump_one(const RequestId& id, Work& work);
   void reject(const RequestId& id, uint32_t epoch, RequestError error);

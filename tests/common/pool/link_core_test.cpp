@@ -530,6 +530,34 @@ TEST_CASE("a router that never answers and a deadline that passes end the reques
   CHECK(h.all<Cancel>().size() == 2);
 }
 
+TEST_CASE("a risen answer that goes silent ends, one that goes on does not") {
+  Harness h;
+  h.join();
+  Events lost, slow;
+  h.core.on_upward(chat("lost"), lost.sink(), h.now_ns);
+  h.core.on_upward(chat("slow"), slow.sink(), h.now_ns);
+  h.settle();
+  h.hear(Accepted{"lost", 1, 9, {}});
+  h.hear(Accepted{"slow", 1, 9, {}});
+  h.now_ns += 200 * kNsPerSecond;
+  Tokens tokens{"slow", 1, {}};
+  tokens.chunks.push_back({0, 0, {7}, "x", {}, {}});
+  h.hear(tokens);
+  h.now_ns += 101 * kNsPerSecond;
+  CHECK(h.core.next_due_ns() <= h.now_ns);
+  h.core.tick(h.now_ns);
+  h.settle();
+  CHECK(lost.end_count() == 1);
+  CHECK(lost.error_code() == ErrorCode::kNodeLost);
+  CHECK(slow.end_count() == 0);
+  REQUIRE(h.all<Cancel>().size() == 1);
+  CHECK(h.all<Cancel>()[0].id == "lost");
+  h.now_ns += 100 * kNsPerSecond;
+  h.core.tick(h.now_ns);
+  h.settle();
+  CHECK(slow.end_count() == 1);
+}
+
 TEST_CASE("draining says so, and what outlasts the grace is failed towards the router") {
   Harness h;
   h.join();
