@@ -177,8 +177,13 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
   if (const auto known = by_key_.find(key); known != by_key_.end()) {
     index = known->second;
     const Node& node = nodes_[index];
-    if (hello.boot_epoch < node.hello.boot_epoch) return {HelloOutcome::kOld, index};
-    if (hello.boot_epoch > node.hello.boot_epoch) {
+    // An older life speaks only as long as the newer one may: a machine whose clock was set back
+    // comes in when the lease of its last life is over.
+    if (hello.boot_epoch < node.hello.boot_epoch &&
+        loads_[index].freshness != Freshness::kDead) {
+      return {HelloOutcome::kOld, index};
+    }
+    if (hello.boot_epoch != node.hello.boot_epoch) {
       outcome = HelloOutcome::kRestarted;
     } else {
       outcome = node.peer == peer ? HelloOutcome::kUpdated : HelloOutcome::kReconnected;

@@ -221,6 +221,31 @@ TEST_CASE("a hello of an earlier boot changes nothing") {
   CHECK(pool.core.models().size() == 1);
 }
 
+TEST_CASE("a machine whose clock was set back joins when the lease of its last life is over") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("edge-1", Tier::kEdge, 4096);
+  node.hello.boot_epoch = node.beat.boot_epoch = 5000;
+  pool.say(node, node.hello);
+  pool.beat(node);
+  pool.settle();
+  node.beating = false;  // restarted in the past, on a new connection
+  node.peer.peer = "peer-edge-1-again";
+  node.hello.boot_epoch = node.beat.boot_epoch = 17;
+  pool.say(node, node.hello);
+  CHECK(pool.core.registry().find_peer(node.peer.peer) == kNoNode);
+  pool.advance_ms(3000);
+  CHECK(state_of(pool, "edge-1") == "dead");
+  pool.say(node, node.hello);
+  node.beat.seq = 0;
+  node.beating = true;
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "edge-1") == "fresh");
+  const ClientId client = pool.submit(PoolFixture::chat("r1", 10));
+  REQUIRE(node.work.size() == 1);
+  pool.serve(node, node.work[0]);
+  CHECK(pool.finished(client));
+}
+
 TEST_CASE(
     "a node id held by a live node of another key is refused; that of a dead one is taken over") {
   PoolFixture pool;
