@@ -213,8 +213,9 @@ void Ledger::on_router_deliver(int number_of_router, ClientId client, const Even
   if (!std::holds_alternative<TokenChunk>(event)) return;
   const auto live = router.live.find(id);
   if (live == router.live.end()) return;
-  if (router.in_id != id || router.in_epoch != live->second.epoch ||
-      router.in_node != live->second.node)
+  const bool other_node =
+      !live->second.node.empty() && router.in_node != live->second.node;  // empty: see hellos
+  if (router.in_id != id || router.in_epoch != live->second.epoch || other_node)
     world_.violate(invariant::kOneEpoch, "request " + id + " got tokens of epoch " +
                                              number(router.in_epoch) + " from '" + router.in_node +
                                              "', it is on '" + live->second.node +

@@ -67,6 +67,7 @@ class Draw {
       node.beat_interval_ms = number(100, edge ? 500 : 300);
       node.lease_ttl_ms = number(4 * node.beat_interval_ms, 3000);
       node.answer_timeout_ms = number(3000, 15'000);
+      if (!calm_) node.silence_timeout_ms = number(20'000, 60'000);
       node.upward_max = random_.chance(0.1) ? number(1, 4) : 256;
       node.load_ns = number(0, 500) * kNsPerMs;
       EngineSpec& engine = node.engine;

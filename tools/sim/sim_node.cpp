@@ -55,6 +55,7 @@ void SimNode::start(ProcessClock clock, int64_t wall_ms) {
     config.beat_interval_ms = spec_.beat_interval_ms;
     config.lease_ttl_ms = spec_.lease_ttl_ms;
     config.answer_timeout_ms = spec_.answer_timeout_ms;
+    config.silence_timeout_ms = spec_.silence_timeout_ms;
     config.upward_max = static_cast<size_t>(spec_.upward_max);
     link->core = std::make_unique<LinkCore>(std::move(config));
     links_.push_back(std::move(link));

@@ -27,6 +27,7 @@ struct NodeSpec {
   int32_t beat_interval_ms = 100;
   int32_t lease_ttl_ms = 2000;
   int32_t answer_timeout_ms = 60'000;  // of what rises
+  int32_t silence_timeout_ms = 300'000;
   int32_t upward_max = 1024;
   int64_t load_ns = 0;  // from the start until it is ready
 };
