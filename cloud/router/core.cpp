@@ -93,7 +93,7 @@ void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns,
 }
 
 void RouterCore::welcome(const PeerId& peer, uint64_t epoch, Actions& out) const {
-  out.push_back(Send{peer, Welcome{config_.router_id, epoch, pool_models_}});
+  out.push_back(Send{peer, Welcome{config_.router_id, epoch, pool_models_, true}});
 }
 
 void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, Actions& out) {
@@ -232,7 +232,16 @@ void RouterCore::handle(const PeerInfo& from, Accepted&& accepted, int64_t, Acti
     start(*stream, accepted.prompt_tokens, out);
 }
 
+// The grant that comes with an end holds whether or not the request is still known here.
+void RouterCore::take_credit(const PeerInfo& from, const std::optional<Credit>& credit,
+                             int64_t now_ns) {
+  if (!credit) return;
+  if (!registry_.on_credit(registry_.find_peer(from.peer), *credit, now_ns))
+    ++stats_.protocol_faults;
+}
+
 void RouterCore::handle(const PeerInfo& from, Rejected&& rejected, int64_t now_ns, Actions& out) {
+  take_credit(from, rejected.credit, now_ns);
   Stream* stream = owned(from, rejected.id, rejected.epoch);
   if (stream == nullptr) return;
   const NodeIndex node = stream->node;
@@ -300,6 +309,7 @@ void RouterCore::handle(const PeerInfo& from, Tokens&& tokens, int64_t now_ns, A
 }
 
 void RouterCore::handle(const PeerInfo& from, Done&& done, int64_t now_ns, Actions& out) {
+  take_credit(from, done.credit, now_ns);
   Stream* stream = owned(from, done.id, done.epoch);
   if (stream == nullptr) return;
   if (!stream->all_choices_finished()) {
@@ -310,6 +320,7 @@ void RouterCore::handle(const PeerInfo& from, Done&& done, int64_t now_ns, Actio
 }
 
 void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, Actions& out) {
+  take_credit(from, failed.credit, now_ns);
   Stream* stream = owned(from, failed.id, failed.epoch);
   if (stream == nullptr) return;
   const NodeIndex node = stream->node;
@@ -342,6 +353,7 @@ void RouterCore::on_peer_gone(const PeerId& peer, const std::string& why, int64_
 void RouterCore::on_unsendable(const Submit& submit, int64_t now_ns, Actions& out) {
   Stream* stream = streams_.find(submit.request.id);
   if (stream == nullptr || stream->node == kNoNode || stream->epoch != submit.epoch) return;
+  registry_.unsent(stream->node, stream->assigned_slots);
   leave_node(*stream, true);
   RequestError error;
   error.code = ErrorCode::kPayloadTooLarge;

@@ -193,6 +193,7 @@ class RouterCore {
   void handle(const PeerInfo& from, Welcome&& welcome, int64_t now_ns, Actions& out);
   void handle(const PeerInfo& from, Blob&& blob, int64_t now_ns, Actions& out);
   Stream* owned(const PeerInfo& from, const RequestId& id, uint32_t epoch);
+  void take_credit(const PeerInfo& from, const std::optional<Credit>& credit, int64_t now_ns);
   void start(Stream& stream, int32_t prompt_tokens, Actions& out);
   void breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out);
   void lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out);

@@ -214,7 +214,7 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.reason = reason;
   ++stats_.dispatched[static_cast<size_t>(tier)][static_cast<size_t>(reason)];
   sessions_.served(stream.wish.session, registry_.ref(node), tier, keeps_in_cloud(reason), now_ns);
-  Submit submit{stream.request, stream.epoch, stream.assignment_seq};
+  Submit submit{stream.request, stream.epoch, stream.assignment_seq, stream.assigned_slots};
   if (stream.wish.deadline_ns > 0) {
     submit.request.hints.deadline_ms =
         std::max<int64_t>(1, (stream.wish.deadline_ns - now_ns) / kNsPerMs);
@@ -227,14 +227,14 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
 void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
   const NodeLoad& load = registry_.load(node);
   if (queue_.empty() || !load.takes_work() || load.freshness > Freshness::kSuspect) return;
-  for (auto it = queue_.begin(); it != queue_.end() && load.free_slots() > 0;) {
+  for (auto it = queue_.begin(); it != queue_.end() && load.free_slots(now_ns) > 0;) {
     Stream& stream = streams_.at(it->slot);
     ++it;  // dispatching takes the entry out
     if (stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns)
       continue;  // its timer ends it
     const Serving* serving = registry_.find_serving(stream.wish.model, node);
     if (serving == nullptr || !placer_.capable(stream.wish, *serving)) continue;
-    if (!placer_.has_room(stream.wish, node))
+    if (!placer_.has_room(stream.wish, node, now_ns))
       return;  // room is kept for it, else a big one waits for ever
     queue_.erase(stream.queue_key);
     dispatch(stream, node, now_ns, out);

@@ -198,7 +198,7 @@ struct Placer::Survey {
   bool any_of_tier = false;  // alive, of a tier that the request allows
   bool any_with_images = false;
   bool any_taking_work = false;
-  bool any_fresh = false;     // taking work and not stale
+  bool any_fresh = false;     // taking work, neither stale nor with a grant that has run out
   bool any_cloud = false;     // taking work
   bool only_excluded = true;  // nothing was passed over but for this request's own failures there
   bool edge_serves = false;
@@ -235,7 +235,7 @@ bool Placer::failed_there(const Wish& wish, NodeIndex node) const {
   });
 }
 
-Placer::Survey Placer::survey(const Wish& wish) const {
+Placer::Survey Placer::survey(const Wish& wish, int64_t now_ns) const {
   Survey survey;
   for (const Serving& serving : registry_.serving(wish.model)) {
     const NodeLoad& load = registry_.load(serving.node);
@@ -254,7 +254,7 @@ Placer::Survey Placer::survey(const Wish& wish) const {
       continue;
     }
     survey.any_taking_work = true;
-    survey.any_fresh |= load.freshness != Freshness::kStale;
+    survey.any_fresh |= load.freshness != Freshness::kStale && !load.lapsed(now_ns);
     survey.limit_tokens = std::max(survey.limit_tokens, limit);
     survey.slots_total += load.slots_total;
     if (load.tier == Tier::kCloud) {
@@ -288,10 +288,13 @@ int64_t Placer::kv_needed(const Wish& wish, NodeIndex node) const {
   return total > 0 ? std::min(wish.kv_tokens, total) : wish.kv_tokens;
 }
 
-bool Placer::has_room(const Wish& wish, NodeIndex node) const {
-  const NodeLoad& load = registry_.load(node);
-  return load.free_slots() - reserve(node) >= slots_needed(wish, node) &&
-         load.free_kv_tokens() >= kv_needed(wish, node);
+bool Placer::fits(const Wish& wish, NodeIndex node, int32_t free_slots) const {
+  return free_slots - reserve(node) >= slots_needed(wish, node) &&
+         registry_.load(node).free_kv_tokens() >= kv_needed(wish, node);
+}
+
+bool Placer::has_room(const Wish& wish, NodeIndex node, int64_t now_ns) const {
+  return fits(wish, node, registry_.load(node).free_slots(now_ns));
 }
 
 // --- the rule ---
@@ -324,7 +327,7 @@ bool Placer::set_need(Wish& wish, const Survey& survey) const {
 }
 
 Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t now_ns) {
-  const Survey seen = survey(wish);
+  const Survey seen = survey(wish, now_ns);
   wish.edge_serves = seen.edge_serves;
   wish.deadline_excludes_edge = false;
   wish.tier_now = wish.tier;
@@ -339,16 +342,18 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
   }
   wish.edge_wide_enough = seen.limit_tokens_edge >= wish.need_tokens;
   placement.kind = Placement::Kind::kWait;
-  // A stale node is better than none, and worse than any other.
+  // A stale node is better than none, and worse than any other; so is one whose grant has run out,
+  // which bounces the request should its room be promised elsewhere.
   for (const bool stale : {false, true}) {
     if (stale && seen.any_fresh) break;
-    if (wish.tier_now != Tier::kCloud) placement.node = choose(wish, Tier::kEdge, session, stale);
+    if (wish.tier_now != Tier::kCloud)
+      placement.node = choose(wish, Tier::kEdge, session, stale, now_ns);
     const bool late =
         placement.node != kNoNode && wish.deadline_ns > 0 &&
         static_cast<double>(wish.deadline_ns - now_ns) < completion_s(wish, placement.node) * 1e9;
     if ((placement.node == kNoNode || late) && wish.tier_now != Tier::kEdge && !wish.local_only) {
       wish.deadline_excludes_edge = late;
-      const NodeIndex cloud = choose(wish, Tier::kCloud, session, stale);
+      const NodeIndex cloud = choose(wish, Tier::kCloud, session, stale, now_ns);
       if (cloud != kNoNode &&
           (!late || completion_s(wish, cloud) < completion_s(wish, placement.node))) {
         placement.node = cloud;
@@ -363,13 +368,15 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
 }
 
 NodeIndex Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry* session,
-                         bool stale) {
+                         bool stale, int64_t now_ns) {
   candidates_.clear();
   for (const Serving& serving : registry_.serving(wish.model)) {
     const NodeLoad& load = registry_.load(serving.node);
-    if (load.tier != tier || (load.freshness == Freshness::kStale) != stale) continue;
-    if (!has_room(wish, serving.node) || !capable(wish, serving)) continue;
-    candidates_.push_back({serving.node, completion_s(wish, serving.node)});
+    if (load.tier != tier) continue;
+    if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) continue;
+    const int32_t free_slots = load.free_slots(now_ns, stale);
+    if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) continue;
+    candidates_.push_back({serving.node, free_slots, completion_s(wish, serving.node)});
   }
   return candidates_.empty() ? kNoNode : best_of_candidates(session);
 }
@@ -388,9 +395,9 @@ NodeIndex Placer::best_of_candidates(const SessionTable::Entry* session) {
   // beats do not all pick the same node.
   std::erase_if(candidates_,
                 [&](const Candidate& c) { return c.completion_s > best_s * kEqualFactor; });
-  const NodeIndex a = candidates_[next_random() % candidates_.size()].node;
-  const NodeIndex b = candidates_[next_random() % candidates_.size()].node;
-  return registry_.load(b).free_slots() > registry_.load(a).free_slots() ? b : a;
+  const Candidate& a = candidates_[next_random() % candidates_.size()];
+  const Candidate& b = candidates_[next_random() % candidates_.size()];
+  return b.free_slots > a.free_slots ? b.node : a.node;
 }
 
 double Placer::completion_s(const Wish& wish, NodeIndex node) const {

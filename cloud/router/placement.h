@@ -137,7 +137,7 @@ class Placer {
   // Could this node ever take it, as the last place() of the wish saw it; capacity aside.
   bool capable(const Wish& wish, const Serving& serving) const;
   // Slots and KV tokens are there now.
-  bool has_room(const Wish& wish, NodeIndex node) const;
+  bool has_room(const Wish& wish, NodeIndex node, int64_t now_ns) const;
   int32_t slots_needed(const Wish& wish, NodeIndex node) const;
   int64_t kv_needed(const Wish& wish, NodeIndex node) const;
   Reason reason(const Wish& wish, NodeIndex node) const;
@@ -146,13 +146,15 @@ class Placer {
 
  private:
   struct Survey;
-  Survey survey(const Wish& wish) const;
+  Survey survey(const Wish& wish, int64_t now_ns) const;
+  bool fits(const Wish& wish, NodeIndex node, int32_t free_slots) const;
   bool allowed(const Wish& wish, const Serving& serving) const;
   bool set_need(Wish& wish, const Survey& survey) const;
   int64_t limit_tokens(const Serving& serving) const;
   int32_t reserve(NodeIndex node) const;
   bool failed_there(const Wish& wish, NodeIndex node) const;
-  NodeIndex choose(const Wish& wish, Tier tier, const SessionTable::Entry* session, bool stale);
+  NodeIndex choose(const Wish& wish, Tier tier, const SessionTable::Entry* session, bool stale,
+                   int64_t now_ns);
   NodeIndex best_of_candidates(const SessionTable::Entry* session);
   RequestError never(const Wish& wish, const Survey& survey, int64_t now_ns) const;
   RequestError too_long(const Wish& wish, int64_t limit_tokens) const;
@@ -163,6 +165,7 @@ class Placer {
   uint64_t random_;
   struct Candidate {
     NodeIndex node = kNoNode;
+    int32_t free_slots = 0;
     double completion_s = 0.0;
   };
   std::vector<Candidate> candidates_;  // scratch of choose(), kept for its memory

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
@@ -19,6 +20,12 @@ constexpr float kBytesPerTokenMax = 12.0F;
 constexpr int64_t kLearnTextBytesMin = 256;
 // A node that never reports last_assignment_seq: its beats count an assignment after this long.
 constexpr int64_t kCountedAfterNs = 2 * kNsPerSecond;
+constexpr int64_t kKvTokensMax = 1'000'000'000'000;
+constexpr int32_t kCreditMsMax = 60'000;
+constexpr uint64_t kSlotsCountedMax = uint64_t{1} << 62;
+// Faster than any node is: who claims more would only draw everything to itself.
+constexpr float kPrefillTokensPerSMost = 2e6F;
+constexpr float kDecodeTokensPerSMost = 2e4F;
 constexpr size_t kRefusedPeersMax = 4096;
 // A node that sends nonsense sends it with every beat: one line of its log in ten seconds.
 constexpr int64_t kRefusalNotedEveryNs = 10 * kNsPerSecond;
@@ -69,8 +76,23 @@ const char* node_change_name(NodeChange::Kind kind) {
       return "node refused";
     case NodeChange::Kind::kAbsurdBeat:
       return "beat refused";
+    case NodeChange::Kind::kFrozen:
+      return "evictions frozen";
+    case NodeChange::Kind::kThawed:
+      return "evictions go on";
   }
   return "node";
+}
+
+Result<void> check_credit(const Credit& credit, int32_t slots_total) {
+  if (credit.count < 0 || credit.count > slots_total) return absurd("credit.count", credit.count);
+  if (credit.kv_tokens < 0 || credit.kv_tokens > kKvTokensMax)
+    return absurd("credit.kv_tokens", static_cast<double>(credit.kv_tokens));
+  if (credit.ttl_ms < 1 || credit.ttl_ms > kCreditMsMax)
+    return absurd("credit.ttl_ms", credit.ttl_ms);
+  if (credit.first > kSlotsCountedMax)
+    return absurd("credit.first", static_cast<double>(credit.first));
+  return {};
 }
 
 Result<void> check_beat(const NodeBeat& beat) {
@@ -101,7 +123,7 @@ Result<void> check_beat(const NodeBeat& beat) {
   if (!within(beat.decode_tokens_per_s, 0, 1e9))
     return absurd("decode_tokens_per_s", beat.decode_tokens_per_s);
   if (!within(beat.bytes_per_token, 0, 1e6)) return absurd("bytes_per_token", beat.bytes_per_token);
-  return {};
+  return beat.credit ? check_credit(*beat.credit, beat.slots_total) : Result<void>();
 }
 
 Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
@@ -233,6 +255,7 @@ void Registry::take_hello(NodeIndex index, const PeerId& peer, NodeHello hello, 
   }
   by_id_[hello.node_id] = index;
   node.hello = std::move(hello);
+  forget_credit(index);  // each hello begins the node's count anew
   NodeLoad& load = loads_[index];
   load.tier = node.hello.tier;
   load.last_heard_ns = now_ns;
@@ -321,11 +344,16 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   if (!idle) load.idle_since_ns = 0;
   if (idle && load.idle_since_ns == 0) load.idle_since_ns = now_ns;
   load.prefill_tokens_queued = beat.prefill_tokens_queued;
-  load.prefill_tokens_per_s = beat.prefill_tokens_per_s;
-  load.decode_tokens_per_s = beat.decode_tokens_per_s;
+  load.prefill_tokens_per_s = std::min(beat.prefill_tokens_per_s, kPrefillTokensPerSMost);
+  load.decode_tokens_per_s = std::min(beat.decode_tokens_per_s, kDecodeTokensPerSMost);
   load.returned_slots = 0;
   load.returned_kv_tokens = 0;
   load.refused_until_beat = false;
+  if (beat.credit) {
+    on_credit(index, *beat.credit, now_ns);
+  } else {
+    load.grants = false;
+  }
   count_assignments(index, beat.last_assignment_seq, now_ns);
   report_model_rates(node, beat);
   set_freshness(index, Freshness::kFresh, now_ns);
@@ -336,6 +364,48 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   if (beat.state == NodeState::kDraining) set_draining(index);
   if (took_work != load.takes_work()) ++models_version_;
   return BeatOutcome::kTaken;
+}
+
+bool Registry::on_credit(NodeIndex index, const Credit& credit, int64_t now_ns) {
+  Node& node = nodes_[index];
+  NodeLoad& load = loads_[index];
+  if (!check_credit(credit, load.slots_total)) {
+    ++credits_refused_;
+    return false;
+  }
+  if (credit.epoch <= node.credit_epoch) return true;
+  node.credit_epoch = credit.epoch;
+  load.grants = true;
+  load.credit_limit = credit.first + static_cast<uint64_t>(credit.count);
+  load.credit_until_ns = now_ns + credit.ttl_ms * kNsPerMs;
+  // Submits of which the node will never hear were cut off with what they were part of: nothing of
+  // this router's is there, so nothing is under way but what the node has counted.
+  if (load.live_slots == 0) load.credit_used = credit.first;
+  load.credit_used = std::max(load.credit_used, credit.first);
+  load.credit_kv_tokens = credit.kv_tokens;
+  while (!node.spent.empty() && (load.live_slots == 0 || node.spent.front().used <= credit.first)) {
+    node.spent.pop_front();
+  }
+  for (const Node::Spent& spent : node.spent) load.credit_kv_tokens -= spent.kv_tokens;
+  return true;
+}
+
+// A node that has granted before gets nothing until it grants anew.
+void Registry::forget_credit(NodeIndex index) {
+  nodes_[index].credit_epoch = 0;
+  nodes_[index].spent.clear();
+  NodeLoad& load = loads_[index];
+  load.credit_limit = load.credit_used = 0;
+  load.credit_kv_tokens = load.credit_until_ns = 0;
+}
+
+void Registry::unsent(NodeIndex index, int32_t slots) {
+  NodeLoad& load = loads_[index];
+  load.credit_used -= std::min(load.credit_used, static_cast<uint64_t>(slots));
+  std::deque<Node::Spent>& spent = nodes_[index].spent;
+  if (spent.empty()) return;
+  load.credit_kv_tokens += spent.back().kv_tokens;
+  spent.pop_back();
 }
 
 void Registry::report_model_rates(const Node& node, const NodeBeat& beat) {
@@ -376,7 +446,46 @@ void Registry::set_freshness(NodeIndex index, Freshness freshness, int64_t now_n
   }
 }
 
+// Of the nodes that are silent past their suspicion, how many fell silent together with the one
+// that has been so for the longest?
+bool Registry::many_fell_silent(int64_t now_ns) const {
+  int64_t oldest_ns = std::numeric_limits<int64_t>::max();
+  int32_t alive = 0;
+  for (const NodeLoad& load : loads_) {
+    if (!load.used || load.freshness == Freshness::kDead) continue;
+    ++alive;
+    if (freshness_at(load, now_ns) != Freshness::kFresh)
+      oldest_ns = std::min(oldest_ns, load.last_heard_ns);
+  }
+  int32_t together = 0;
+  for (const NodeLoad& load : loads_) {
+    if (!load.used || load.freshness == Freshness::kDead) continue;
+    if (freshness_at(load, now_ns) == Freshness::kFresh) continue;
+    const int64_t interval_ns = std::clamp(load.interval_ms, 100, 1000) * kNsPerMs;
+    if (load.last_heard_ns - oldest_ns <= interval_ns) ++together;
+  }
+  return together >= limits_.mass_nodes_min && together > limits_.mass_silent_share * alive;
+}
+
+bool Registry::evictions_frozen(int64_t now_ns) {
+  const bool many = many_fell_silent(now_ns);
+  if (!many) freeze_spent_ = false;
+  const bool over = frozen() && now_ns - frozen_since_ns_ >= limits_.freeze_ms_max * kNsPerMs;
+  freeze_spent_ |= over;
+  const bool freeze = many && !freeze_spent_;
+  if (freeze == frozen()) return freeze;
+  frozen_since_ns_ = freeze ? now_ns : 0;
+  if (changes_.size() < kChangesMax) {
+    changes_.push_back(
+        {freeze ? NodeChange::Kind::kFrozen : NodeChange::Kind::kThawed, "*", Tier::kAny, 0, {}});
+  }
+  return freeze;
+}
+
 void Registry::sweep(int64_t now_ns, std::vector<NodeIndex>& lost) {
+  // Asked only when somebody's lease is over.
+  std::optional<bool> frozen_now;
+  if (frozen()) frozen_now = evictions_frozen(now_ns);
   for (NodeIndex index = 0; index < loads_.size(); ++index) {
     NodeLoad& load = loads_[index];
     if (!load.used) continue;
@@ -384,8 +493,13 @@ void Registry::sweep(int64_t now_ns, std::vector<NodeIndex>& lost) {
       if (now_ns - load.last_heard_ns >= limits_.forget_after_ms * kNsPerMs) free_slot(index);
       continue;
     }
-    const Freshness freshness = freshness_at(load, now_ns);
+    Freshness freshness = freshness_at(load, now_ns);
     if (freshness == load.freshness) continue;
+    if (freshness == Freshness::kDead) {
+      if (!frozen_now) frozen_now = evictions_frozen(now_ns);
+      if (*frozen_now) freshness = Freshness::kStale;
+      if (freshness == load.freshness) continue;
+    }
     set_freshness(index, freshness, now_ns);
     if (freshness != Freshness::kDead) continue;
     remember_contexts(index, now_ns);
@@ -437,6 +551,11 @@ uint64_t Registry::assign(NodeIndex index, int32_t slots, int64_t kv_tokens, int
   load.assigned_kv_tokens += kv_tokens;
   load.assigned_prefill_tokens += prefill_tokens;
   load.live_slots += slots;
+  if (load.grants) {
+    load.credit_used += static_cast<uint64_t>(slots);
+    load.credit_kv_tokens -= kv_tokens;
+    node.spent.push_back({load.credit_used, kv_tokens});
+  }
   return ++node.assigned_seq;
 }
 
@@ -486,6 +605,7 @@ void Registry::disconnect(NodeIndex index) {
 
 void Registry::forget_assignments(NodeIndex index) {
   nodes_[index].uncounted.clear();
+  forget_credit(index);
   NodeLoad& load = loads_[index];
   load.assigned_slots = load.returned_slots = load.live_slots = 0;
   load.assigned_kv_tokens = load.assigned_prefill_tokens = load.returned_kv_tokens = 0;

@@ -56,6 +56,11 @@ struct NodeLoad {
   int64_t assigned_kv_tokens = 0;  // assigned by this router, not yet counted by a beat
   int64_t assigned_prefill_tokens = 0;
   int64_t returned_kv_tokens = 0;  // ended since the last beat, which still counts them
+  // What the node has granted: slots up to the limit, counted over all Submits of this session.
+  uint64_t credit_limit = 0;
+  uint64_t credit_used = 0;
+  int64_t credit_kv_tokens = 0;  // less what was sent since the node counted
+  int64_t credit_until_ns = 0;
   int32_t interval_ms = 0;
   int32_t lease_ms = 0;
   int32_t slots_total = 0;
@@ -73,19 +78,28 @@ struct NodeLoad {
   bool draining = false;  // asked to drain, by itself or by an operator; until its next boot
   bool refused_until_beat = false;  // it refused work: nothing new before it reports again
   bool used = false;                // the slot holds a node
+  bool grants = false;  // it gives credit; without, its free slots are taken for granted
 
   // Takes new work as far as its state goes.
   bool takes_work() const {
     return used && state == NodeState::kReady && !draining && freshness != Freshness::kDead;
   }
-  int32_t free_slots() const {
+  // What it granted has run out: it must report before it gets anything.
+  bool lapsed(int64_t now_ns) const { return grants && now_ns >= credit_until_ns; }
+  // Slots that this router may use now. lapsed_too: of a grant that has run out as well.
+  int32_t free_slots(int64_t now_ns, bool lapsed_too = false) const {
     if (refused_until_beat) return 0;
-    const int32_t by_report = slots_free - assigned_slots + returned_slots;
-    return std::max(0, std::min(by_report, slots_total - live_slots));
+    if (grants && !lapsed_too && lapsed(now_ns)) return 0;
+    const int64_t open =
+        grants ? static_cast<int64_t>(credit_limit - std::min(credit_limit, credit_used))
+               : slots_free - assigned_slots + returned_slots;
+    return static_cast<int32_t>(
+        std::clamp<int64_t>(open, 0, std::max(0, slots_total - live_slots)));
   }
   // INT64_MAX when unknown.
   int64_t free_kv_tokens() const {
     if (kv_tokens_total == 0) return INT64_MAX;
+    if (grants) return std::clamp<int64_t>(credit_kv_tokens, 0, kv_tokens_total);
     // An idle node can hold whatever its pages can: what it still shows as taken is its prefix
     // cache.
     if (running == 0 && waiting == 0 && live_slots == 0) return kv_tokens_total;
@@ -113,7 +127,9 @@ struct NodeChange {
     kDraining,
     kLost,
     kRefused,
-    kAbsurdBeat
+    kAbsurdBeat,
+    kFrozen,  // no node in particular: evictions are frozen, or go on again
+    kThawed
   };
   Kind kind = Kind::kJoined;
   std::string node_id;
@@ -130,6 +146,12 @@ class Registry {
     int32_t models_per_node_max = 64;
     uint32_t models_max = 4096;         // distinct names
     int64_t forget_after_ms = 600'000;  // a dead node's entry
+    // When more than this share of the nodes, and at least mass_nodes_min of them, fell silent
+    // within one interval of each other, this router's own link is the likelier cause: for at most
+    // freeze_ms_max none of them is given up.
+    double mass_silent_share = 0.3;
+    int32_t mass_nodes_min = 3;
+    int64_t freeze_ms_max = 10'000;
   };
   explicit Registry(Limits limits) : limits_(limits) {}
 
@@ -143,6 +165,12 @@ class Registry {
     bool beaten = false;    // a beat was taken in this boot
     bool announced_ready = false;
     uint64_t assigned_seq = 0;  // last given out
+    uint64_t credit_epoch = 0;  // of the grant in force; 0: none yet
+    struct Spent {
+      uint64_t used = 0;  // of the session's slots, this one included
+      int64_t kv_tokens = 0;
+    };
+    std::deque<Spent> spent;  // what the grant in force does not count yet
     uint64_t beats_refused = 0;
     int64_t refusal_noted_ns = 0;  // when a refused beat was reported last; 0: never
     struct Assignment {
@@ -179,6 +207,11 @@ class Registry {
   // kUnknownPeer: no hello on this connection, or its lease was over, which ends the session too.
   enum class BeatOutcome : uint8_t { kTaken, kOld, kAbsurd, kUnknownPeer };
   BeatOutcome on_beat(const PeerId& peer, const NodeBeat& beat, int64_t now_ns, NodeIndex* node);
+  // A grant that came with a beat or with the end of a request; older ones than the last change
+  // nothing. False: one that cannot be, which changes nothing either.
+  bool on_credit(NodeIndex node, const Credit& credit, int64_t now_ns);
+  // A Submit that was counted as sent did not leave after all.
+  void unsent(NodeIndex node, int32_t slots);
 
   NodeIndex find_peer(const PeerId& peer) const;
   NodeIndex find_id(const std::string& node_id) const;
@@ -189,6 +222,8 @@ class Registry {
   // Recomputes freshness. Nodes whose lease is over become dead, leave the models' lists and are
   // appended to `lost`.
   void sweep(int64_t now_ns, std::vector<NodeIndex>& lost);
+  // Evictions are frozen: this router's own link is under suspicion.
+  bool frozen() const { return frozen_since_ns_ > 0; }
   // This process stood still for so long: the nodes' silence is not theirs.
   void forgive(int64_t pause_ns);
 
@@ -238,6 +273,7 @@ class Registry {
   uint64_t beats_refused() const { return beats_refused_; }
   uint64_t beats_old() const { return beats_old_; }
   uint64_t hellos_refused() const { return hellos_refused_; }
+  uint64_t credits_refused() const { return credits_refused_; }
 
  private:
   struct Model {
@@ -257,12 +293,15 @@ class Registry {
   void reset_load(NodeIndex index, int64_t now_ns);
   void serve(NodeIndex index);
   void unserve(NodeIndex index);
+  void forget_credit(NodeIndex index);
   void count_assignments(NodeIndex index, uint64_t counted_seq, int64_t now_ns);
   void report_model_rates(const Node& node, const NodeBeat& beat);
   void note(NodeChange::Kind kind, NodeIndex index, int64_t silent_ns = 0, std::string detail = {});
   void refuse_hello(const PeerId& peer, const NodeHello& hello, const std::string& why);
   void set_freshness(NodeIndex index, Freshness freshness, int64_t now_ns);
   void remember_contexts(NodeIndex index, int64_t now_ns);
+  bool many_fell_silent(int64_t now_ns) const;
+  bool evictions_frozen(int64_t now_ns);
 
   const Limits limits_;
   std::vector<NodeLoad> loads_;  // [node]
@@ -280,7 +319,10 @@ class Registry {
   uint64_t beats_refused_ = 0;
   uint64_t beats_old_ = 0;
   uint64_t hellos_refused_ = 0;
+  uint64_t credits_refused_ = 0;
   bool ever_joined_ = false;
+  int64_t frozen_since_ns_ = 0;  // 0: not frozen
+  bool freeze_spent_ = false;    // lasted its longest; not again before most nodes are heard
 };
 
 // Nothing, or the first field of a beat that cannot be, with its value.

@@ -77,6 +77,12 @@ void log_change(const NodeChange& change) {
     case NodeChange::Kind::kAbsurdBeat:
       log_warn(event, {{"id", change.node_id}, {"why", change.detail}});
       break;
+    case NodeChange::Kind::kFrozen:
+      log_warn(event, {{"why", "many nodes fell silent at once, as when this router is cut off"}});
+      break;
+    case NodeChange::Kind::kThawed:
+      log_warn(event);
+      break;
     case NodeChange::Kind::kJoined:
     case NodeChange::Kind::kRestarted:
       log_info(event, {{"id", change.node_id}, {"tier", tier}, {"device", change.detail}});

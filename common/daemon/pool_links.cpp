@@ -59,8 +59,10 @@ Result<std::unique_ptr<PoolLinks>> PoolLinks::start(
   if (!keys) return keys.error();
   const Result<std::string> router_key = load_public_key(pool.router_key_file);
   if (!router_key) return router_key.error();
+  const auto grants = std::make_shared<GrantLedger>(kGrantBeats * pool.beat_interval_ms);
   for (const std::string& endpoint : pool.router_endpoints) {
     PoolLinkConfig config;
+    config.grants = grants;
     config.router_endpoint = endpoint;
     config.router_public_key = *router_key;
     config.keys = *keys;

@@ -286,12 +286,23 @@ PoolMessage read(Reader& in, const wire::Hello& w) {
   h.models = read_models(in, "models", w.models());
   h.device = in.text("device", w.device(), kShortBytes);
   h.software_version = in.text("software_version", w.software_version(), kShortBytes);
+  h.price = in.number("price", w.price(), 0.0F, 1e6F);
   return h;
+}
+
+std::optional<Credit> read_credit(Reader& in, const wire::Credit* w) {
+  if (w == nullptr) return std::nullopt;
+  Credit c;
+  c.epoch = w->epoch();
+  c.first = in.number("credit.first", w->first(), uint64_t{0}, kSlotsCountedMax);
+  c.count = in.number("credit.count", w->count(), 0, kSequencesMax);
+  c.kv_tokens = in.number("credit.kv_tokens", w->kv_tokens(), int64_t{0}, kTokensMax);
+  c.ttl_ms = in.number("credit.ttl_ms", w->ttl_ms(), 1, kCreditMsMax);
+  return c;
 }
 
 PoolMessage read(Reader& in, const wire::Beat& w) {
   constexpr float kRateMax = 1e9F;
-  constexpr int32_t kSequencesMax = 1 << 20;
   NodeBeat b;
   b.boot_epoch = w.boot_epoch();
   b.seq = w.seq();
@@ -323,6 +334,12 @@ PoolMessage read(Reader& in, const wire::Beat& w) {
   b.last_assignment_seq = w.last_assignment_seq();
   b.kv_tokens_cached =
       in.number("kv_tokens_cached", w.kv_tokens_cached(), int64_t{0}, b.kv_tokens_free);
+  b.credit = read_credit(in, w.credit());
+  if (const wire::PrefixDelta* p = w.prefixes()) {
+    b.prefixes = PrefixDelta{p->generation(), p->since(),
+                             in.vector("prefixes.added", p->added(), kPrefixesReported),
+                             in.vector("prefixes.dropped", p->dropped(), kPrefixesReported)};
+  }
   return b;
 }
 
@@ -330,6 +347,7 @@ PoolMessage read(Reader& in, const wire::Submit& w) {
   Submit m;
   m.epoch = in.epoch(w.epoch());
   m.assignment_seq = w.assignment_seq();
+  m.slots = in.number("slots", w.slots(), 0, kSequencesMax);
   if (const auto* request = in.table("request", w.request())) m.request = read(in, *request);
   return m;
 }
@@ -345,6 +363,7 @@ PoolMessage read(Reader& in, const wire::Accepted& w) {
     m.started.decision = in.text("decision", s->decision(), kShortBytes);
     m.started.prompt_tokens = in.number("started.prompt_tokens", s->prompt_tokens(), 0, kIntMax);
   }
+  m.held_us = in.number("held_us", w.held_us(), 0, kIntMax);
   return m;
 }
 PoolMessage read(Reader& in, const wire::Rejected& w) {
@@ -352,6 +371,7 @@ PoolMessage read(Reader& in, const wire::Rejected& w) {
   m.id = in.id(w.id());
   m.epoch = in.epoch(w.epoch());
   if (const auto* error = in.table("error", w.error())) m.error = read(in, *error);
+  m.credit = read_credit(in, w.credit());
   return m;
 }
 PoolMessage read(Reader& in, const wire::Tokens& w) {
@@ -374,6 +394,7 @@ PoolMessage read(Reader& in, const wire::Done& w) {
   t.queued_ns = in.number("queued_ns", w.queued_ns(), int64_t{0}, kTimeMax);
   t.first_token_ns = in.number("first_token_ns", w.first_token_ns(), int64_t{0}, kTimeMax);
   t.total_ns = in.number("total_ns", w.total_ns(), int64_t{0}, kTimeMax);
+  m.credit = read_credit(in, w.credit());
   return m;
 }
 PoolMessage read(Reader& in, const wire::Failed& w) {
@@ -381,6 +402,7 @@ PoolMessage read(Reader& in, const wire::Failed& w) {
   m.id = in.id(w.id());
   m.epoch = in.epoch(w.epoch());
   if (const auto* error = in.table("error", w.error())) m.error = read(in, *error);
+  m.credit = read_credit(in, w.credit());
   return m;
 }
 PoolMessage read(Reader& in, const wire::Cancel& w) {
@@ -394,6 +416,7 @@ PoolMessage read(Reader& in, const wire::Welcome& w) {
   m.router_id = in.text("router_id", w.router_id(), kShortBytes);
   m.router_epoch = w.router_epoch();
   m.pool_models = read_models(in, "pool_models", w.pool_models());
+  m.credits = w.credits();
   return m;
 }
 PoolMessage read(Reader& in, const wire::Blob& w) {

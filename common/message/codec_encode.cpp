@@ -168,21 +168,33 @@ fb::Offset<void> put(Builder& b, const NodeHello& h) {
   const auto device = put_clean(b, h.device, kShortBytes);
   const auto version = put_clean(b, h.software_version, kShortBytes);
   return wire::CreateHello(b, h.protocol_version, node_id, h.boot_epoch,
-                           static_cast<uint8_t>(h.tier), models, device, version)
+                           static_cast<uint8_t>(h.tier), models, device, version, h.price)
       .Union();
 }
+fb::Offset<wire::Credit> put(Builder& b, const std::optional<Credit>& c) {
+  if (!c) return 0;
+  return wire::CreateCredit(b, c->epoch, c->first, c->count, c->kv_tokens, c->ttl_ms);
+}
 fb::Offset<void> put(Builder& b, const NodeBeat& n) {
+  const auto credit = put(b, n.credit);
+  fb::Offset<wire::PrefixDelta> prefixes = 0;
+  if (n.prefixes) {
+    const auto added = put_vector(b, n.prefixes->added);
+    const auto dropped = put_vector(b, n.prefixes->dropped);
+    prefixes =
+        wire::CreatePrefixDelta(b, n.prefixes->generation, n.prefixes->since, added, dropped);
+  }
   return wire::CreateBeat(b, n.boot_epoch, n.seq, n.sender_mono_ns, n.interval_ms, n.lease_ttl_ms,
                           static_cast<uint8_t>(n.state), n.slots_total, n.slots_free, n.running,
                           n.waiting, n.kv_tokens_total, n.kv_tokens_free, n.prefill_tokens_queued,
                           n.decode_tokens_reserved, n.prefill_tokens_per_s, n.decode_tokens_per_s,
                           n.bytes_per_token, n.requests_done, n.requests_failed, n.cpu_load,
                           n.memory_free_bytes, n.memory_total_bytes, n.last_assignment_seq,
-                          n.kv_tokens_cached)
+                          n.kv_tokens_cached, credit, prefixes)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Submit& m) {
-  return wire::CreateSubmit(b, put(b, m.request), m.epoch, m.assignment_seq).Union();
+  return wire::CreateSubmit(b, put(b, m.request), m.epoch, m.assignment_seq, m.slots).Union();
 }
 fb::Offset<void> put(Builder& b, const Accepted& m) {
   const auto id = put(b, m.id);
@@ -191,11 +203,12 @@ fb::Offset<void> put(Builder& b, const Accepted& m) {
   const auto decision = put_clean(b, m.started.decision, kShortBytes);
   const auto started = wire::CreateStarted(b, node_id, static_cast<uint8_t>(m.started.tier), model,
                                            decision, m.started.prompt_tokens);
-  return wire::CreateAccepted(b, id, m.epoch, m.prompt_tokens, started).Union();
+  return wire::CreateAccepted(b, id, m.epoch, m.prompt_tokens, started, m.held_us).Union();
 }
 fb::Offset<void> put(Builder& b, const Rejected& m) {
   const auto id = put(b, m.id);
-  return wire::CreateRejected(b, id, m.epoch, put(b, m.error)).Union();
+  const auto error = put(b, m.error);
+  return wire::CreateRejected(b, id, m.epoch, error, put(b, m.credit)).Union();
 }
 fb::Offset<void> put(Builder& b, const Tokens& m) {
   std::vector<fb::Offset<wire::TokenChunk>> chunks;
@@ -209,12 +222,13 @@ fb::Offset<void> put(Builder& b, const Done& m) {
   const Usage& u = m.finished.usage;
   const Timings& t = m.finished.timings;
   return wire::CreateDone(b, id, m.epoch, u.prompt_tokens, u.completion_tokens, u.cached_tokens,
-                          t.queued_ns, t.first_token_ns, t.total_ns)
+                          t.queued_ns, t.first_token_ns, t.total_ns, put(b, m.credit))
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Failed& m) {
   const auto id = put(b, m.id);
-  return wire::CreateFailed(b, id, m.epoch, put(b, m.error)).Union();
+  const auto error = put(b, m.error);
+  return wire::CreateFailed(b, id, m.epoch, error, put(b, m.credit)).Union();
 }
 fb::Offset<void> put(Builder& b, const Cancel& m) {
   return wire::CreateCancel(b, put(b, m.id), m.epoch).Union();
@@ -224,7 +238,7 @@ fb::Offset<void> put(Builder& b, const Drain& m) {
 }
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);
-  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models)).Union();
+  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits).Union();
 }
 fb::Offset<void> put(Builder& b, const Blob& m) {
   return wire::CreateBlob(b, m.stream, m.index, m.count,

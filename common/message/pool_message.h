@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -23,18 +24,23 @@ struct Submit {
   Request request;
   uint32_t epoch = 1;
   uint64_t assignment_seq = 0;  // per router and node, ascending
+  int32_t slots = 0;            // of the node's grant that it uses; 0: a router without grants
 };
 struct Accepted {
   RequestId id;
   uint32_t epoch = 1;
   int32_t prompt_tokens = 0;  // counted with the node's tokenizer
   Started started;            // towards an edge that asked upward: who serves it
+  // Node -> router: how long the node had the Submit; what else passed since it was sent was the
+  // network's.
+  int32_t held_us = 0;
 };
 // Not taken; code is kRejectedTooLong, kRejectedBusy, kModelNotFound, kOverloaded (draining), ...
 struct Rejected {
   RequestId id;
   uint32_t epoch = 1;
   RequestError error;
+  std::optional<Credit> credit{};  // what ends makes room: the grant as it is from now on
 };
 struct Tokens {
   RequestId id;
@@ -45,11 +51,13 @@ struct Done {  // the wire's Finished
   RequestId id;
   uint32_t epoch = 1;
   Finished finished;
+  std::optional<Credit> credit{};
 };
 struct Failed {  // an accepted request ended with an error
   RequestId id;
   uint32_t epoch = 1;
   RequestError error;
+  std::optional<Credit> credit{};
 };
 struct Cancel {
   RequestId id;
@@ -64,6 +72,7 @@ struct Welcome {
   std::string router_id;
   uint64_t router_epoch = 0;  // changes when the router restarts: the node then says hello again
   std::vector<ModelInfo> pool_models;
+  bool credits = false;  // this router sends nothing but what the node has granted
 };
 // A piece of a message too large to go in one frame (> kChunkBytes): the parts of `stream` in order
 // make the encoded message. Beats are sent between parts.

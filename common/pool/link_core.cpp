@@ -45,9 +45,17 @@ float in_range(float value, float max) {
   return value >= 0.0F ? std::min(value, max) : 0.0F;
 }  // NaN: 0
 
+int32_t slots_of(const Submit& submit) {
+  return submit.slots > 0 ? submit.slots : std::max(1, total_choices(submit.request));
+}
+
 }  // namespace
 
-LinkCore::LinkCore(LinkCoreConfig config) : config_(std::move(config)) {}
+LinkCore::LinkCore(LinkCoreConfig config)
+    : config_(std::move(config)),
+      grants_(config_.grants != nullptr
+                  ? config_.grants
+                  : std::make_shared<GrantLedger>(kGrantBeats * config_.beat_interval_ms)) {}
 
 // ---------------------------------------------------------------- the connection
 
@@ -73,6 +81,8 @@ void LinkCore::end_session() {
   outgoing_.clear();
   reader_.clear();
   welcomed_ = false;
+  // What it still holds is being cancelled; until that is done the service reports it.
+  if (grant_link_ != 0) grants_->leave(std::exchange(grant_link_, 0));
   for (auto& [id, work] : works_) {
     work.next.reset();
     mute(id, work);
@@ -90,6 +100,7 @@ void LinkCore::end_session() {
 }
 
 Result<void> LinkCore::on_frame(ByteView frame, int64_t now_ns) {
+  now_ns_ = now_ns;
   Result<std::optional<PoolMessage>> message = reader_.add(frame);
   if (!message) return message.error();
   if (message->has_value()) on_message(std::move(**message), now_ns);
@@ -138,6 +149,7 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
   if (!welcomed_) {
     welcomed_ = true;
     last_assignment_seq_ = 0;
+    if (welcome.credits) grant_link_ = grants_->join(now_ns);
     beat_due_ns_ = now_ns;
   }
 }
@@ -146,12 +158,22 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
 
 void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
   last_assignment_seq_ = std::max(last_assignment_seq_, submit.assignment_seq);
+  if (grant_link_ != 0 && !grants_->take(grant_link_, slots_of(submit), now_ns)) {
+    beat_soon(now_ns);
+    return reject(submit.request.id, submit.epoch,
+                  error_of(ErrorCode::kRejectedBusy,
+                           "node " + config_.hello.node_id + " has granted no slot for it"));
+  }
   const auto at = works_.find(submit.request.id);
   if (at == works_.end()) return begin_work(std::move(submit), now_ns);
   Work& work = at->second;
   const uint32_t newest = work.next ? work.next->epoch : work.epoch;
-  if (!(work.muted && !work.next) && submit.epoch <= newest) return;  // the same again
+  if (!(work.muted && !work.next) && submit.epoch <= newest) {  // the same again
+    grants_->give(grant_link_, slots_of(submit));
+    return;
+  }
   const RequestId id = submit.request.id;
+  if (work.next) grants_->give(grant_link_, slots_of(*work.next));
   work.next = std::move(submit);
   mute(id, work);
   if (work.end) {  // ended, only its answer was still unsent
@@ -164,6 +186,7 @@ void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
 void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
   const RequestId id = submit.request.id;
   if (state_ != NodeState::kReady) {
+    grants_->give(grant_link_, slots_of(submit));
     const char* why = state_ == NodeState::kDraining ? " is draining" : " is loading its model";
     return reject(
         id, submit.epoch,
@@ -172,6 +195,9 @@ void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
   Work work;
   work.serial = next_serial_++;
   work.epoch = submit.epoch;
+  work.arrived_ns = now_ns;
+  work.slots = slots_of(submit);
+  work.grant_link = grant_link_;
   effects_.push_back(SubmitLocal{std::move(submit.request), work.serial});
   works_.insert_or_assign(id, std::move(work));
   beat_soon(now_ns);
@@ -183,6 +209,7 @@ void LinkCore::on_cancel(const Cancel& cancel) {
   Work& work = at->second;
   if (work.next && cancel.epoch >= work.next->epoch) {
     const uint32_t epoch = work.next->epoch;
+    grants_->give(grant_link_, slots_of(*work.next));
     work.next.reset();
     reject(cancel.id, epoch, error_of(ErrorCode::kCancelled, "cancelled before it began"));
   } else if (!work.muted && !work.end && cancel.epoch >= work.epoch) {
@@ -198,10 +225,12 @@ void LinkCore::mute(const RequestId& id, Work& work) {
 }
 
 void LinkCore::reject(const RequestId& id, uint32_t epoch, RequestError error) {
-  UPDRAFT_CHECK(outgoing_.push(id, Rejected{id, epoch, std::move(error)}), "a rejection is small");
+  UPDRAFT_CHECK(outgoing_.push(id, Rejected{id, epoch, std::move(error), fresh_credit()}),
+                "a rejection is small");
 }
 
 void LinkCore::on_local_event(const RequestId& id, uint64_t serial, Event event, int64_t now_ns) {
+  now_ns_ = now_ns;
   const auto at = works_.find(id);
   if (at == works_.end() || at->second.serial != serial || at->second.end) return;
   Work& work = at->second;
@@ -211,10 +240,12 @@ void LinkCore::on_local_event(const RequestId& id, uint64_t serial, Event event,
       append_chunk(work.chunks, std::move(*chunk));
     } else if (auto* started = std::get_if<Started>(&event)) {
       work.started = std::move(*started);
+      work.started_ns = now_ns;
     }
     return;
   }
   beat_soon(now_ns);
+  grants_->give(work.grant_link, work.slots);
   if (!work.muted) {
     work.end = std::move(event);
     return;
@@ -238,7 +269,10 @@ void LinkCore::pump() {
 bool LinkCore::pump_one(const RequestId& id, Work& work) {
   if (work.muted) return false;
   if (work.started) {
-    Accepted accepted{id, work.epoch, work.started->prompt_tokens, std::move(*work.started)};
+    const int64_t held_us = (work.started_ns - work.arrived_ns) / 1000;
+    Accepted accepted{
+        id, work.epoch, work.started->prompt_tokens, std::move(*work.started),
+        static_cast<int32_t>(std::clamp<int64_t>(held_us, 0, std::numeric_limits<int32_t>::max()))};
     work.started.reset();
     work.accepted = true;
     UPDRAFT_CHECK(outgoing_.push(id, accepted), "an Accepted is small");
@@ -247,18 +281,20 @@ bool LinkCore::pump_one(const RequestId& id, Work& work) {
     Tokens tokens{id, work.epoch, std::exchange(work.chunks, {})};
     if (!outgoing_.push(id, tokens)) {
       effects_.push_back(CancelLocal{id});
+      grants_->give(work.grant_link, work.slots);
       work.end = error_of(ErrorCode::kInternal,
                           "a part of the answer is larger than a pool message may be");
     }
   }
   if (!work.end) return false;
   if (const auto* finished = std::get_if<Finished>(&*work.end)) {
-    UPDRAFT_CHECK(outgoing_.push(id, Done{id, work.epoch, *finished}), "a Done is small");
+    UPDRAFT_CHECK(outgoing_.push(id, Done{id, work.epoch, *finished, fresh_credit()}),
+                  "a Done is small");
     return true;
   }
   RequestError error = std::get<RequestError>(std::move(*work.end));
   if (work.accepted) {
-    UPDRAFT_CHECK(outgoing_.push(id, Failed{id, work.epoch, std::move(error)}),
+    UPDRAFT_CHECK(outgoing_.push(id, Failed{id, work.epoch, std::move(error), fresh_credit()}),
                   "a Failed is small");
     return true;
   }
@@ -268,15 +304,23 @@ bool LinkCore::pump_one(const RequestId& id, Work& work) {
   return true;
 }
 
+std::optional<Credit> LinkCore::fresh_credit() {
+  if (grant_link_ == 0) return std::nullopt;
+  grants_->set_taking(state_ == NodeState::kReady);
+  return grants_->grant(grant_link_, now_ns_);
+}
+
 void LinkCore::abandon_work() {
   for (auto& [id, work] : works_) {
     if (work.next) {
       reject(id, work.next->epoch,
              error_of(ErrorCode::kOverloaded, "node " + config_.hello.node_id + " is stopping",
                       kRetryAfterMs));
+      grants_->give(grant_link_, slots_of(*work.next));
       work.next.reset();
     }
     if (work.muted || work.end) continue;
+    grants_->give(work.grant_link, work.slots);
     effects_.push_back(CancelLocal{id});
     work.end = error_of(ErrorCode::kNodeLost, "node " + config_.hello.node_id + " is stopping");
   }
@@ -459,6 +503,11 @@ void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {
   load.cpu_load = in_range(load.cpu_load, 1.0F);
   load.memory_free_bytes = std::clamp<int64_t>(load.memory_free_bytes, 0, kBytesMax);
   load.memory_total_bytes = std::clamp<int64_t>(load.memory_total_bytes, 0, kBytesMax);
+  now_ns_ = now_ns;
+  grants_->report(load.slots_total,
+                  std::max(load.running + load.waiting, load.slots_total - load.slots_free),
+                  load.kv_tokens_free);
+  load.credit = fresh_credit();
   outgoing_.set_beat(load);
   beat_due_ns_ = now_ns + config_.beat_interval_ms * kNsPerMs;
 }

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "common/message/chunker.h"
 #include "common/message/pool_message.h"
 #include "common/message/service.h"
+#include "common/pool/grant_ledger.h"
 
 namespace updraft {
 
@@ -32,6 +34,8 @@ struct LinkCoreConfig {
       60000;  // a risen request without Accepted or Rejected for that long ends
   int32_t silence_timeout_ms =
       300'000;  // and one that has started and hears nothing for that long: its end was lost
+  // What this node grants, shared with its links to other routers. Null: the link makes its own.
+  std::shared_ptr<GrantLedger> grants;
 };
 
 class LinkCore {
@@ -105,8 +109,12 @@ class LinkCore {
   struct Work {
     uint64_t serial = 0;
     uint32_t epoch = 1;
-    bool accepted = false;  // Accepted was queued
-    bool muted = false;     // cancelled for good: its events go nowhere, only its end is awaited
+    int32_t slots = 1;                   // of the grants that it holds until its end
+    GrantLedger::LinkId grant_link = 0;  // the session it came in
+    int64_t arrived_ns = 0;
+    int64_t started_ns = 0;  // when `started` came
+    bool accepted = false;   // Accepted was queued
+    bool muted = false;      // cancelled for good: its events go nowhere, only its end is awaited
     std::optional<Started> started;  // waits for pump()
     std::vector<TokenChunk> chunks;  // merged while they wait
     std::optional<Event> end;
@@ -137,6 +145,8 @@ class LinkCore {
   void deliver(Upward& upward, Event event);
   void end_upward(const RequestId& id, Event end);
   void end_session();
+  // Nothing when this router does not ask for grants.
+  std::optional<Credit> fresh_credit();
   void say_hello(int64_t now_ns);
   void beat_soon(int64_t now_ns);
 
@@ -156,6 +166,9 @@ class LinkCore {
   uint64_t welcome_count_ = 0;
   std::vector<ModelInfo> pool_models_;
   uint64_t last_assignment_seq_ = 0;
+  const std::shared_ptr<GrantLedger> grants_;
+  GrantLedger::LinkId grant_link_ = 0;  // 0: no session, or a router without grants
+  int64_t now_ns_ = 0;                  // of the last call that brought it
 
   uint64_t next_serial_ = 1;
   std::map<RequestId, Work> works_;

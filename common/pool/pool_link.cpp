@@ -111,7 +111,8 @@ class Link : public PoolLink {
         dialer_(std::move(dialer)),
         core_(LinkCoreConfig{.hello = std::move(hello),
                              .beat_interval_ms = config.beat_interval_ms,
-                             .lease_ttl_ms = config.lease_ttl_ms}),
+                             .lease_ttl_ms = config.lease_ttl_ms,
+                             .grants = config.grants}),
         upward_(*this),
         thread_([this] { run(); }) {}
 

@@ -15,6 +15,7 @@
 #include "common/message/node_status.h"
 #include "common/message/service.h"
 #include "common/net/pool_socket.h"
+#include "common/pool/grant_ledger.h"
 
 namespace updraft {
 
@@ -24,6 +25,8 @@ struct PoolLinkConfig {
   CurveKeys keys;
   int32_t beat_interval_ms = 100;  // cloud 100, edge 250
   int32_t lease_ttl_ms = 2000;
+  // What the node grants, one for all its links; null for a node with one router.
+  std::shared_ptr<GrantLedger> grants;
 };
 
 class PoolLink {

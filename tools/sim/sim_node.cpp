@@ -48,9 +48,12 @@ void SimNode::start(ProcessClock clock, int64_t wall_ms) {
   info.context_tokens = spec_.engine.context_tokens;
   hello.models = {info};
   links_.clear();
+  // One ledger for all routers, as PoolLinks makes it.
+  const auto grants = std::make_shared<GrantLedger>(kGrantBeats * spec_.beat_interval_ms);
   for (int router = 0; router < router_count_; ++router) {
     auto link = std::make_unique<Link>();
     LinkCoreConfig config;
+    config.grants = grants;
     config.hello = hello;
     config.beat_interval_ms = spec_.beat_interval_ms;
     config.lease_ttl_ms = spec_.lease_ttl_ms;

@@ -192,9 +192,6 @@ class Simulation {
         return id + " still has " + std::to_string(load.live_slots) + " live and " +
                std::to_string(load.assigned_slots) + " uncounted slots, " +
                std::to_string(load.assigned_kv_tokens) + " KV tokens assigned";
-      if (load.free_slots() != load.slots_total)
-        return id + " has " + std::to_string(load.free_slots()) + " free slots of " +
-               std::to_string(load.slots_total);
     }
     return fresh == nodes_.size() ? std::string()
                                   : std::to_string(fresh) + " of " + std::to_string(nodes_.size()) +

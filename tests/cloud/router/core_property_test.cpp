@@ -15,7 +15,9 @@ namespace {
 
 class Storm {
  public:
-  explicit Storm(uint64_t seed) : random_(seed), pool_(config(seed)) {
+  // grants: every other node gives credit.
+  explicit Storm(uint64_t seed, bool grants = true)
+      : random_(seed), grants_(grants), pool_(config(seed)) {
     for (int i = 0; i < 3; ++i) add("edge-" + std::to_string(i), Tier::kEdge, 512, 2);
     for (int i = 0; i < 4; ++i)
       add("cloud-" + std::to_string(i), Tier::kCloud, i == 0 ? 8192 : 4096, 3);
@@ -43,7 +45,7 @@ class Storm {
   }
   uint32_t pick(uint32_t count) { return static_cast<uint32_t>(random_() % count); }
   void add(const std::string& id, Tier tier, int32_t context, int32_t slots) {
-    pool_.join(id, tier, context, slots);
+    pool_.join(id, tier, context, slots).grants = grants_ && names_.size() % 2 == 1;
     names_.push_back(id);
   }
   FakeNode& any_node() {
@@ -144,11 +146,13 @@ class Storm {
       case 2: {  // a new boot
         node.hello.boot_epoch = ++node.beat.boot_epoch;
         node.peer.peer = "peer-" + std::to_string(++next_peer_);
+        node.arrived = 0;
         pool_.say(node, node.hello);
         break;
       }
       case 3: {  // a new connection of the same boot
         node.peer.peer = "peer-" + std::to_string(++next_peer_);
+        node.arrived = 0;
         pool_.say(node, node.hello);
         break;
       }
@@ -186,6 +190,8 @@ class Storm {
     REQUIRE(!load.draining);
     REQUIRE(load.state == NodeState::kReady);
     REQUIRE(load.live_slots <= load.slots_total);
+    // Nothing leaves but against a grant.
+    if (load.grants) REQUIRE(load.credit_used <= load.credit_limit);
     REQUIRE(estimate_request(work.request).prompt_tokens_least() <=
             node.hello.models[0].context_tokens);
     REQUIRE((work.request.hints.tier == Tier::kAny || work.request.hints.tier == node.hello.tier));
@@ -203,6 +209,7 @@ class Storm {
       node.beating = true;
       node.hello.boot_epoch = ++node.beat.boot_epoch;
       node.beat.state = NodeState::kReady;
+      node.arrived = 0;
       pool_.say(node, node.hello);
       looked_at_[name] = node.work.size();
     }
@@ -240,6 +247,7 @@ class Storm {
   }
 
   std::mt19937_64 random_;
+  const bool grants_;
   PoolFixture pool_;
   std::vector<std::string> names_;
   std::vector<RequestId> ids_;

@@ -23,6 +23,9 @@ struct FakeNode {
   NodeBeat beat;  // what its next beat says; seq and last_assignment_seq are kept by the pool
   PeerInfo peer;
   bool beating = true;
+  bool grants = false;   // its beats and ends carry credit: what the beat shows free
+  uint64_t arrived = 0;  // slots of the Submits of this session
+  uint64_t grant_epoch = 0;
   int64_t next_beat_ns = 0;
   std::vector<Submit> work;  // Submits it was sent
   std::vector<Cancel> cancels;
@@ -82,9 +85,13 @@ class PoolFixture {
   void beat(FakeNode& node) {
     ++node.beat.seq;
     node.next_beat_ns = now_ns + node.beat.interval_ms * kNsPerMs;
+    node.beat.credit.reset();
+    if (node.grants) node.beat.credit = credit(node);
     say(node, node.beat);
   }
-  // The beat shows what the node was given: each Submit one slot and its tokens.
+  static Credit credit(FakeNode& node) {
+    return {++node.grant_epoch, node.arrived, node.beat.slots_free, node.beat.kv_tokens_free, 600};
+  }
   void tick() {
     Actions out;
     core.on_tick(now_ns, out);
@@ -168,7 +175,9 @@ class PoolFixture {
       say(node, tokens(copy, 0, {1, 2}, false, choice));
       say(node, tokens(copy, 2, {3}, true, choice));
     }
-    say(node, done(copy));
+    Done last = done(copy);
+    if (node.grants) last.credit = credit(node);
+    say(node, last);
   }
 
   // --- what a client saw ---
@@ -210,6 +219,7 @@ class PoolFixture {
           if (on_work) on_work(node, *submit);
           node.beat.last_assignment_seq =
               std::max(node.beat.last_assignment_seq, submit->assignment_seq);
+          node.arrived += static_cast<uint64_t>(submit->slots);
           node.work.push_back(std::move(*submit));
         } else if (auto* cancel = std::get_if<Cancel>(&send.message)) {
           node.cancels.push_back(std::move(*cancel));

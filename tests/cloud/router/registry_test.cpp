@@ -339,24 +339,24 @@ TEST_CASE("what the router assigned counts against a node until a beat counts it
   PoolFixture pool;
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
   pool.submit(PoolFixture::chat("r1", 30));
-  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 3);
   // A beat sent before the Submit arrived there: still four free, nothing counted.
   node.beat.last_assignment_seq = 0;
   pool.beat(node);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 3);
   // A beat that counts it.
   node.beat.last_assignment_seq = node.work[0].assignment_seq;
   node.beat.slots_free = 3;
   node.beat.running = 1;
   pool.beat(node);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 3);
   // It ends: the slot is free before the next beat says so, and not twice after it.
   pool.serve(node, node.work[0]);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 4);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 4);
   node.beat.slots_free = 4;
   node.beat.running = 0;
   pool.beat(node);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 4);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 4);
 }
 
 TEST_CASE("a slot that came back is not counted twice when a beat shows another client in it") {
@@ -366,11 +366,11 @@ TEST_CASE("a slot that came back is not counted twice when a beat shows another 
   node.beat.slots_free = 1;  // ours and two of the gateway's own
   node.beat.running = 3;
   pool.beat(node);
-  CHECK(load_of(pool, "edge-1").free_slots() == 1);
+  CHECK(load_of(pool, "edge-1").free_slots(pool.now_ns) == 1);
   pool.serve(node, node.work[0]);
-  CHECK(load_of(pool, "edge-1").free_slots() == 2);
+  CHECK(load_of(pool, "edge-1").free_slots(pool.now_ns) == 2);
   pool.beat(node);  // a third one of the gateway's own has taken it
-  CHECK(load_of(pool, "edge-1").free_slots() == 1);
+  CHECK(load_of(pool, "edge-1").free_slots(pool.now_ns) == 1);
 }
 
 TEST_CASE("a node that never reports assignments is believed after two seconds") {
@@ -382,9 +382,9 @@ TEST_CASE("a node that never reports assignments is believed after two seconds")
   node.beat.slots_free = 3;  // it does count it, without saying so
   node.beat.running = 1;
   pool.beat(node);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 2);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 2);
   pool.advance_ms(2200);
-  CHECK(load_of(pool, "cloud-1").free_slots() == 3);
+  CHECK(load_of(pool, "cloud-1").free_slots(pool.now_ns) == 3);
 }
 
 TEST_CASE("assignment numbers of another router are not believed") {
@@ -406,4 +406,82 @@ TEST_CASE("a dead node is forgotten after ten minutes") {
   FakeNode& again = pool.join("cloud-1", Tier::kCloud, 4096);
   pool.submit(PoolFixture::chat("r1", 30));
   CHECK(again.work.size() == 1);
+}
+
+namespace {
+
+// Ten nodes, each with a stream.
+struct WidePool : PoolFixture {
+  explicit WidePool(RouterCoreConfig config = {}) : PoolFixture(std::move(config)) {
+    for (int i = 0; i < 10; ++i) {
+      FakeNode& node = join("cloud-" + std::to_string(i), Tier::kCloud, 4096, 1);
+      clients.push_back(submit(chat("r" + std::to_string(i), 30)));
+      const Submit work = node.work.at(0);
+      say(node, accepted(work));
+      say(node, tokens(work, 0, {1}));
+      node.beat.running = 1;
+      node.beat.slots_free = 0;
+    }
+    settle();
+  }
+  void silence(int count, bool silent = true) {
+    for (int i = 0; i < count; ++i) nodes.at("cloud-" + std::to_string(i)).beating = !silent;
+  }
+  int ended() {
+    int count = 0;
+    for (const ClientId client : clients) count += ends(client);
+    return count;
+  }
+  std::vector<ClientId> clients;
+};
+
+}  // namespace
+
+TEST_CASE("when many nodes fall silent at once the router suspects its own link (GPUStack #5935)") {
+  WidePool pool;
+  pool.silence(4);
+  pool.advance_ms(6000);
+  CHECK(pool.core.registry().frozen());
+  CHECK(pool.ended() == 0);
+  pool.silence(4, false);
+  pool.advance_ms(500);
+  CHECK_FALSE(pool.core.registry().frozen());
+  CHECK(state_of(pool, "cloud-0") == "fresh");
+  FakeNode& node = pool.nodes.at("cloud-0");
+  pool.say(node, PoolFixture::tokens(node.work.at(0), 1, {2}));  // its stream goes on
+  CHECK(pool.seen<TokenChunk>(pool.clients[0]).size() == 2);
+  int frozen = 0;
+  int thawed = 0;
+  for (const NodeChange& change : pool.core.take_changes()) {
+    frozen += change.kind == NodeChange::Kind::kFrozen;
+    thawed += change.kind == NodeChange::Kind::kThawed;
+  }
+  CHECK(frozen == 1);
+  CHECK(thawed == 1);
+}
+
+TEST_CASE("a few silent nodes are lost as ever, and so are many that fall silent one by one") {
+  WidePool pool;
+  pool.silence(3);
+  pool.advance_ms(2500);
+  CHECK_FALSE(pool.core.registry().frozen());
+  CHECK(pool.ended() == 3);
+  WidePool slow;
+  for (int i = 1; i <= 5; ++i) {
+    slow.silence(i);
+    slow.advance_ms(700);
+  }
+  slow.advance_ms(2500);
+  CHECK(slow.ended() == 5);
+}
+
+TEST_CASE("a freeze ends after its time, and is not begun again for the same silence") {
+  WidePool pool;
+  pool.silence(6);
+  pool.advance_ms(11'000);
+  CHECK(pool.core.registry().frozen());
+  CHECK(pool.ended() == 0);
+  pool.advance_ms(1500);
+  CHECK_FALSE(pool.core.registry().frozen());
+  CHECK(pool.ended() == 6);
 }

@@ -134,6 +134,8 @@ NodeBeat full_beat() {
   b.memory_free_bytes = 1LL << 33;
   b.memory_total_bytes = 1LL << 34;
   b.last_assignment_seq = 99;
+  b.credit = Credit{7, 40, 3, 900, 600};
+  b.prefixes = PrefixDelta{12, 10, {1, ~uint64_t{0}}, {5}};
   return b;
 }
 
@@ -220,6 +222,7 @@ TEST_CASE("hello and beat survive the wire") {
   h.models = {{"tiny", "sha256:ab", "Q4_0", 8192, 1790000000, true}, {"b", "", "", 0, 0, false}};
   h.device = "cpu avx512 x2";
   h.software_version = "0.1.0";
+  h.price = 2.5F;
   const NodeHello got = trip(h);
   CHECK(got.protocol_version == kPoolProtocolVersion);
   CHECK(got.node_id == h.node_id);
@@ -234,9 +237,21 @@ TEST_CASE("hello and beat survive the wire") {
   CHECK(got.models[0].images);
   CHECK(got.device == h.device);
   CHECK(got.software_version == h.software_version);
+  CHECK(got.price == 2.5F);
 
   const NodeBeat b = full_beat();
   const NodeBeat back = trip(b);
+  REQUIRE(back.credit);
+  CHECK(back.credit->epoch == 7);
+  CHECK(back.credit->first == 40);
+  CHECK(back.credit->count == 3);
+  CHECK(back.credit->kv_tokens == 900);
+  CHECK(back.credit->ttl_ms == 600);
+  REQUIRE(back.prefixes);
+  CHECK(back.prefixes->generation == 12);
+  CHECK(back.prefixes->since == 10);
+  CHECK(back.prefixes->added == b.prefixes->added);
+  CHECK(back.prefixes->dropped == b.prefixes->dropped);
   CHECK(back.boot_epoch == b.boot_epoch);
   CHECK(back.seq == b.seq);
   CHECK(back.sender_mono_ns == b.sender_mono_ns);
@@ -288,6 +303,16 @@ TEST_CASE("the small messages survive the wire") {
   CHECK(r.error.limit_tokens == 8192);
   CHECK(trip(Failed{"r3", 1, error}).error.message == error.message);
 
+  const Credit credit{3, 8, 2, 77, 500};
+  CHECK(trip(Rejected{"r2", 5, error, credit}).credit->first == 8);
+  CHECK(trip(Failed{"r3", 1, error, credit}).credit->count == 2);
+  CHECK(trip(Done{"r4", 2, {}, credit}).credit->kv_tokens == 77);
+  CHECK_FALSE(r.credit);
+  CHECK(trip(Accepted{"r1", 4, 1, {}, 1500}).held_us == 1500);
+  CHECK(trip(Submit{full_chat(), 2, 9, 4}).slots == 4);
+  CHECK(trip(Welcome{"router", 42, {}, true}).credits);
+  CHECK_FALSE(trip(Welcome{"router", 42, {}}).credits);
+
   const Done d = trip(Done{"r4", 2, {{10, 20, 5}, {1, 2, 3}}});
   CHECK(d.finished.usage.prompt_tokens == 10);
   CHECK(d.finished.usage.completion_tokens == 20);
@@ -330,6 +355,16 @@ TEST_CASE("a beat that lies is refused by field and value") {
   CHECK(refusal(b).find("cpu_load") != std::string::npos);
   b = full_beat(), b.lease_ttl_ms = 0;
   CHECK(refusal(b).find("lease_ttl_ms = 0") != std::string::npos);
+  b = full_beat(), b.credit->count = -1;
+  CHECK(refusal(b).find("credit.count = -1") != std::string::npos);
+  b = full_beat(), b.credit->ttl_ms = 0;
+  CHECK(refusal(b).find("credit.ttl_ms = 0") != std::string::npos);
+  b = full_beat(), b.credit->first = ~uint64_t{0};
+  CHECK(refusal(b).find("credit.first") != std::string::npos);
+  b = full_beat(), b.credit->kv_tokens = -5;
+  CHECK(refusal(b).find("credit.kv_tokens = -5") != std::string::npos);
+  b = full_beat(), b.prefixes->added.resize(kPrefixesReported + 1);
+  CHECK(refusal(b).find("prefixes.added") != std::string::npos);
   b = full_beat(), b.state = static_cast<NodeState>(9);
   CHECK(refusal(b).find("state = 9") != std::string::npos);
 }

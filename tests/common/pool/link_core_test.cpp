@@ -89,6 +89,26 @@ struct Harness {
     hear(Welcome{"router", router_epoch, {{"big", "", "", 32768, 0, false}}});
     sent.clear();
   }
+  // A router that keeps to grants; the node has said what it has.
+  void join_granting(int32_t slots) {
+    core.set_state(NodeState::kReady, now_ns);
+    core.on_connected(now_ns);
+    hear(Welcome{"router", 1, {}, true});
+    beat(slots, slots);
+  }
+  Credit beat(int32_t slots_total, int32_t slots_free) {
+    sent.clear();
+    NodeBeat load;
+    load.slots_total = slots_total;
+    load.slots_free = slots_free;
+    load.running = slots_total - slots_free;
+    load.kv_tokens_total = load.kv_tokens_free = 1000;
+    core.send_beat(load, now_ns);
+    settle();
+    REQUIRE(all<NodeBeat>().size() == 1);
+    REQUIRE(all<NodeBeat>()[0].credit);
+    return *all<NodeBeat>()[0].credit;
+  }
   void local(const LinkCore::SubmitLocal& work, Event event) {
     core.on_local_event(work.request.id, work.serial, std::move(event), now_ns);
     settle();
@@ -617,4 +637,86 @@ TEST_CASE("a slow connection makes token streams wait and merge, fairly") {
   CHECK(got.size() == 100);
   for (const auto& [id, ids] : got) CHECK(ids.size() == 50);
   CHECK(message_count < 300);
+}
+
+TEST_CASE("beats grant slots to a router that asks for it, and to no other") {
+  Harness old;
+  old.join();
+  old.core.send_beat({}, old.now_ns);
+  old.settle();
+  CHECK_FALSE(old.all<NodeBeat>()[0].credit);
+  old.hear(Submit{chat("a"), 1, 1});  // sends what it likes, as ever
+  CHECK(old.submitted.size() == 1);
+
+  Harness h;
+  h.join_granting(4);
+  h.hear(Submit{chat("a"), 1, 1, 3});
+  REQUIRE(h.submitted.size() == 1);
+  const Credit credit = h.beat(4, 4);  // the service does not show it yet
+  CHECK(credit.first == 3);
+  CHECK(credit.count == 1);
+  CHECK(credit.kv_tokens == 1000);
+  CHECK(credit.ttl_ms == kGrantBeats * 100);
+}
+
+TEST_CASE("a submit beyond the grant is bounced with its type, and the next end grants anew") {
+  Harness h;
+  h.join_granting(2);
+  h.hear(Submit{chat("a"), 1, 1, 1});
+  h.hear(Submit{chat("b"), 1, 2, 1});
+  h.hear(Submit{chat("c"), 1, 3, 1});
+  CHECK(h.submitted.size() == 2);
+  REQUIRE(h.all<Rejected>().size() == 1);
+  const Rejected bounced = h.all<Rejected>()[0];
+  CHECK(bounced.id == "c");
+  CHECK(bounced.error.code == ErrorCode::kRejectedBusy);
+  REQUIRE(bounced.credit);
+  CHECK(bounced.credit->count == 0);
+  CHECK(bounced.credit->first == 3);
+  CHECK(h.core.beat_due(h.now_ns + 20 * kNsPerMs));
+  h.local(h.submitted[0], Finished{});
+  REQUIRE(h.all<Done>().size() == 1);
+  REQUIRE(h.all<Done>()[0].credit);
+  CHECK(h.all<Done>()[0].credit->count == 1);
+  h.local(h.submitted[1], error(ErrorCode::kInternal));
+  CHECK(h.all<Rejected>().back().credit->count == 2);
+}
+
+TEST_CASE("whatever way work ends, its slots are free again") {
+  Harness h;
+  h.join_granting(2);
+  // Twice the same, a newer epoch, cancelled before and after it began.
+  h.hear(Submit{chat("a"), 1, 1, 2});
+  CHECK(h.beat(2, 0).count == 0);
+  h.hear(Cancel{"a", 1});
+  h.local(h.submitted.back(), error(ErrorCode::kCancelled));
+  CHECK(h.beat(2, 2).count == 2);
+  h.hear(Submit{chat("b"), 1, 2, 1});
+  h.hear(Submit{chat("b"), 1, 3, 1});
+  CHECK(h.beat(2, 1).count == 1);
+  h.hear(Submit{chat("b"), 2, 4, 1});
+  h.hear(Cancel{"b", 2});
+  h.local(h.submitted.back(), error(ErrorCode::kCancelled));
+  CHECK(h.beat(2, 2).count == 2);
+  h.hear(Submit{chat("c"), 1, 5, 2});
+  h.core.on_disconnected(h.now_ns);
+  h.local(h.submitted.back(), error(ErrorCode::kCancelled));
+  h.core.on_connected(h.now_ns);
+  h.hear(Welcome{"router", 1, {}, true});
+  CHECK(h.beat(2, 2).count == 2);
+  h.core.set_state(NodeState::kDraining, h.now_ns);
+  CHECK(h.beat(2, 2).count == 0);
+  h.hear(Submit{chat("d"), 1, 6, 1});
+  h.core.set_state(NodeState::kReady, h.now_ns);
+  CHECK(h.beat(2, 2).count == 2);
+}
+
+TEST_CASE("an Accepted says how long the node has had the request") {
+  Harness h;
+  h.join();
+  h.hear(Submit{chat("a"), 1, 1});
+  h.now_ns += 30 * kNsPerMs;
+  h.local(h.submitted[0], Started{});
+  REQUIRE(h.all<Accepted>().size() == 1);
+  CHECK(h.all<Accepted>()[0].held_us == 30'000);
 }
