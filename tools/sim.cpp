@@ -6,11 +6,14 @@
 #include <chrono>
 #include <cinttypes>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/base/clock.h"
 #include "tools/command.h"
+#include "tools/sim/capacity.h"
 #include "tools/sim/simulation.h"
 
 namespace updraft {
@@ -96,6 +99,67 @@ int run_many(const SimFlags& flags) {
   return 0;
 }
 
+struct CapacityFlags {
+  std::string fleet;
+  std::vector<double> loads;
+  double seconds = 60.0;
+  uint64_t seed = 1;
+  std::string csv;
+  std::string svg;
+};
+
+bool write_file(const std::string& path, const std::string& content) {
+  std::ofstream out(path, std::ios::binary);
+  out << content;
+  return static_cast<bool>(out.flush());
+}
+
+int run_capacity(const CapacityFlags& flags) {
+  Result<sim::Fleet> fleet = sim::load_fleet(flags.fleet);
+  if (!fleet) return complain(fleet.message());
+  const std::vector<double> loads = flags.loads.empty() ? sim::default_loads(*fleet) : flags.loads;
+  const bool show = isatty(STDERR_FILENO) != 0;
+  std::printf("%s\n", sim::capacity_header().c_str());
+  std::vector<sim::CapacityPoint> points;
+  for (const double load : loads) {
+    const auto on_time = [&](int64_t now_ns) {
+      if (show)
+        std::fprintf(stderr, "\r%.4g requests/s: %.1f of %.0f s", load,
+                     static_cast<double>(now_ns) / kNsPerSecond, flags.seconds);
+    };
+    Result<sim::CapacityPoint> point =
+        sim::measure_capacity(*fleet, load, flags.seconds, flags.seed, on_time);
+    if (show) std::fprintf(stderr, "\r\033[K");
+    if (!point) return complain(point.message());
+    std::printf("%s\n", sim::capacity_row(*point).c_str());
+    std::fflush(stdout);
+    points.push_back(*point);
+  }
+  if (!flags.csv.empty() && !write_file(flags.csv, sim::capacity_csv(points)))
+    return complain(flags.csv + ": cannot be written");
+  if (!flags.svg.empty() && !write_file(flags.svg, sim::capacity_svg(points)))
+    return complain(flags.svg + ": cannot be written");
+  return 0;
+}
+
+void add_capacity(CLI::App& sim, int& exit_status) {
+  auto flags = std::make_shared<CapacityFlags>();
+  CLI::App* command = sim.add_subcommand(
+      "capacity", "Goodput, waiting times and the cloud's share of a fleet under rising load");
+  command->add_option("--fleet", flags->fleet, "The fleet's description (configs/fleet.toml)")
+      ->required()
+      ->check(CLI::ExistingFile);
+  command->add_option("--loads", flags->loads, "Requests per second, one or more")
+      ->delimiter(',')
+      ->check(CLI::Range(1e-3, 1e6));
+  command->add_option("--seconds", flags->seconds, "Simulated seconds of each load")
+      ->check(CLI::Range(1.0, 86'400.0));
+  command->add_option("--seed", flags->seed, "Of the arrivals");
+  command->add_option("--csv", flags->csv, "Write the figures into this file");
+  command->add_option("--svg", flags->svg, "Draw the curves into this file");
+  command->callback([flags, &exit_status] { exit_status = run_capacity(*flags); });
+}
+
 }  // namespace
 
 void add_sim(CLI::App& app, int& exit_status) {
@@ -108,7 +172,9 @@ void add_sim(CLI::App& app, int& exit_status) {
   command->add_option("--nodes", flags->nodes, "One large world with so many nodes")
       ->check(CLI::Range(1, 1'000'000));
   command->add_flag("--trace", flags->trace, "Print every event of that world");
-  command->callback([flags, seed, &exit_status] {
+  add_capacity(*command, exit_status);
+  command->callback([flags, seed, command, &exit_status] {
+    if (!command->get_subcommands().empty()) return;
     sim::report_aborts();
     if (seed->count() > 0 || flags->nodes > 0) {
       exit_status = run_one(*flags);

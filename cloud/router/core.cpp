@@ -6,6 +6,7 @@
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -207,6 +208,7 @@ void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t, Actions&
 Stream* RouterCore::owned(const PeerInfo& from, const RequestId& id, uint32_t epoch) {
   Stream* stream = streams_.find(id);
   const NodeIndex node = registry_.find_peer(from.peer);
+  if (stream != nullptr && stream->node != kNoNode && UPDRAFT_PLANT(kEpochUnchecked)) return stream;
   if (stream != nullptr && stream->node == node && stream->epoch == epoch) return stream;
   ++stats_.stale_messages;
   return nullptr;
@@ -327,7 +329,7 @@ void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, A
   const bool worth_it = worth_a_retry(failed.error.code);
   RequestError error = for_client(std::move(failed.error), registry_.node(node).hello.node_id);
   if (worth_it && !stream->tokens_sent && stream->retries < config_.retries_max &&
-      retry_budget_ >= 1.0) {
+      (retry_budget_ >= 1.0 || UPDRAFT_PLANT(kRetryUnbounded))) {
     retry_budget_ -= 1.0;
     stream->failure = std::move(error);
     lose(*stream, "failed", Loss::kAnswered, now_ns, out);

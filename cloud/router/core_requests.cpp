@@ -7,6 +7,7 @@
 #include "cloud/router/core.h"
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 #include "common/message/request_check.h"
 
 namespace updraft {
@@ -182,7 +183,7 @@ bool RouterCore::must_wait_behind_others(const Stream& stream, NodeIndex node) c
 }
 
 void RouterCore::enqueue(Stream& stream, int64_t now_ns, Actions& out) {
-  if (queue_.full() && stream.epoch == 0) {
+  if (queue_.full() && stream.epoch == 0 && !UPDRAFT_PLANT(kQueueUnbounded)) {
     const int32_t wait_ms = retry_after_ms(stream.wish);
     const std::string why =
         "the queue is full: " + std::to_string(queue_.size()) + " requests are waiting for a node";
@@ -230,7 +231,8 @@ void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
   for (auto it = queue_.begin(); it != queue_.end() && load.free_slots(now_ns) > 0;) {
     Stream& stream = streams_.at(it->slot);
     ++it;  // dispatching takes the entry out
-    if (stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns)
+    if (stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns &&
+        !UPDRAFT_PLANT(kDeadlineIgnored))
       continue;  // its timer ends it
     const Serving* serving = registry_.find_serving(stream.wish.model, node);
     if (serving == nullptr || !placer_.capable(stream.wish, *serving)) continue;
@@ -243,6 +245,7 @@ void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
 
 void RouterCore::leave_node(Stream& stream, bool give_back) {
   if (stream.node == kNoNode) return;
+  if (UPDRAFT_PLANT(kSlotKept)) return streams_.detach(stream);
   registry_.release(stream.node, stream.assignment_seq, stream.assigned_slots,
                     stream.assigned_kv_tokens, give_back);
   streams_.detach(stream);
@@ -257,7 +260,7 @@ void RouterCore::lose(Stream& stream, const std::string& why, Loss loss, int64_t
                       Actions& out) {
   const NodeIndex node = stream.node;
   const std::string node_id = registry_.node(node).hello.node_id;
-  if (loss != Loss::kGone)
+  if (loss != Loss::kGone && !UPDRAFT_PLANT(kFailedNodeAgain))
     stream.wish.excluded.push_back({registry_.ref(node), stream.node_boot_epoch});
   leave_node(stream, loss == Loss::kAnswered);
   if (stream.tokens_sent || stream.retries >= config_.retries_max) {
@@ -321,8 +324,9 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
     const double seconds = static_cast<double>(now_ns - stream.dispatched_ns) / 1e9;
     service_s_ += 0.1 * (seconds - service_s_);
   }
-  if (node == kNoNode) queue_.erase(stream.queue_key);
+  if (node == kNoNode && !UPDRAFT_PLANT(kQueueLeak)) queue_.erase(stream.queue_key);
   leave_node(stream, finished_there);
+  if (UPDRAFT_PLANT(kEndTwice)) deliver(stream, event, out);
   deliver(stream, std::move(event), out);
   streams_.erase(stream);
   if (finished_there) serve_queue(node, now_ns, out);
@@ -340,7 +344,7 @@ void RouterCore::end_unanswered(Stream& stream, Actions& out) {
 
 void RouterCore::cancel(const RequestId& id, int64_t now_ns, Actions& out) {
   Stream* stream = streams_.find(id);
-  if (stream == nullptr || stream->rose()) return;
+  if (stream == nullptr || stream->rose() || UPDRAFT_PLANT(kCancelIgnored)) return;
   cancel_on_node(*stream, out);
   end(*stream, error_of(ErrorCode::kCancelled, "the client left"), now_ns, out);
 }
@@ -362,6 +366,7 @@ int64_t RouterCore::due_ns(const Stream& stream) const {
   const int64_t deadline_ns = stream.wish.deadline_ns;
   if (stream.state != Stream::State::kQueued)
     return deadline_ns > 0 ? deadline_ns + kNodeDeadlineSlackNs : 0;
+  if (UPDRAFT_PLANT(kDeadlineIgnored)) return stream.queue_until_ns;
   return deadline_ns > 0 ? std::min(deadline_ns, stream.queue_until_ns) : stream.queue_until_ns;
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -224,7 +225,8 @@ int32_t Placer::reserve(NodeIndex node) const {
 bool Placer::allowed(const Wish& wish, const Serving& serving) const {
   const NodeLoad& load = registry_.load(serving.node);
   if (wish.local_only && load.tier != Tier::kEdge) return false;
-  if (wish.tier != Tier::kAny && wish.tier != load.tier) return false;
+  if (wish.tier != Tier::kAny && wish.tier != load.tier && !UPDRAFT_PLANT(kHintIgnored))
+    return false;
   return wish.origin.index != serving.node || !registry_.same(wish.origin);
 }
 

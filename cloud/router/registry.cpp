@@ -9,6 +9,7 @@
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -127,7 +128,8 @@ Result<void> check_beat(const NodeBeat& beat) {
 }
 
 Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
-  if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs) return Freshness::kDead;
+  if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs && !UPDRAFT_PLANT(kLeaseIgnored))
+    return Freshness::kDead;
   const int64_t age_ns = now_ns - load.last_beat_ns;
   const int64_t interval_ns = load.interval_ms * kNsPerMs;
   if (age_ns < 3 * interval_ns) return Freshness::kFresh;
@@ -201,8 +203,7 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
     const Node& node = nodes_[index];
     // An older life speaks only as long as the newer one may: a machine whose clock was set back
     // comes in when the lease of its last life is over.
-    if (hello.boot_epoch < node.hello.boot_epoch &&
-        loads_[index].freshness != Freshness::kDead) {
+    if (hello.boot_epoch < node.hello.boot_epoch && loads_[index].freshness != Freshness::kDead) {
       return {HelloOutcome::kOld, index};
     }
     if (hello.boot_epoch != node.hello.boot_epoch) {
@@ -313,7 +314,8 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   if (index == kNoNode || loads_[index].freshness == Freshness::kDead)
     return BeatOutcome::kUnknownPeer;
   Node& node = nodes_[index];
-  if (beat.boot_epoch != node.hello.boot_epoch || (node.beaten && beat.seq <= node.beat_seq)) {
+  if (beat.boot_epoch != node.hello.boot_epoch ||
+      (node.beaten && beat.seq <= node.beat_seq && !UPDRAFT_PLANT(kStaleBeat))) {
     ++beats_old_;
     return BeatOutcome::kOld;
   }

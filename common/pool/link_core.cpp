@@ -8,6 +8,7 @@
 
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 #include "common/message/request_check.h"
 
 namespace updraft {
@@ -90,6 +91,7 @@ void LinkCore::end_session() {
   std::erase_if(works_, [](const auto& entry) { return entry.second.end.has_value(); });
   std::map<RequestId, Upward> upward = std::exchange(upward_, {});
   for (auto& [id, entry] : upward) {
+    if (UPDRAFT_PLANT(kUpwardForgotten)) continue;
     deliver(entry,
             entry.started
                 ? error_of(ErrorCode::kNodeLost,

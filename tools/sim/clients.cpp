@@ -143,7 +143,9 @@ void Clients::submit(Request request) {
   if (!leaves) return;
   world_.after(leave_ns, [this, &router, id, client] {
     ledger_.on_client_cancel(client);
-    if (router.running()) router.cancel(id);
+    if (!router.running()) return;
+    router.cancel(id);
+    if (!router.paused()) ledger_.after_router_cancel(client);
   });
 }
 

@@ -204,6 +204,13 @@ void Ledger::on_client_cancel(ClientId client) {
   world_.note("client leaves", found->second.id);
 }
 
+void Ledger::after_router_cancel(ClientId client) {
+  const auto found = open_.find(client);
+  if (found == open_.end()) return;
+  world_.violate(invariant::kCancel,
+                 "request " + found->second.id + " goes on, though its client has left");
+}
+
 void Ledger::on_entrance_lost(Entrance entrance) {
   std::vector<ClientId> lost;
   for (const auto& [client, ticket] : open_) {

@@ -34,6 +34,7 @@ inline constexpr const char* kDraining = "draining";       // nor for who drains
 inline constexpr const char* kGrant = "grant";             // nor beyond what was granted
 inline constexpr const char* kExcluded = "excluded";       // nor where the request failed before
 inline constexpr const char* kHints = "hints";             // tier and residency are kept
+inline constexpr const char* kCancel = "cancel";           // who leaves is answered at once
 inline constexpr const char* kNewestBeat = "newest beat";  // an older beat replaces no newer one
 inline constexpr const char* kCalm = "calm";               // without faults nothing is lost
 inline constexpr const char* kHeal = "heal";               // after the faults everything ends
@@ -79,6 +80,8 @@ class Ledger {
   ClientId open_ticket(const Request& request, const SimModel& model, Entrance entrance);
   void on_event(ClientId client, const Event& event);
   void on_client_cancel(ClientId client);
+  // The router was told, and does not stand still.
+  void after_router_cancel(ClientId client);
   // The process at the entrance is gone, and its clients' connections with it.
   void on_entrance_lost(Entrance entrance);
   void set_paused(Entrance entrance, bool paused);

@@ -131,8 +131,8 @@ class Draw {
       const SimModel& model = s.models[static_cast<size_t>(node.model)];
       capacity += node.engine.decode_tokens_per_s_full / model.answer_tokens_mean;
     }
-    w.requests_per_s = std::clamp(capacity * random_.uniform(0.1, 2.5), 0.5, 12.0);
-    s.busy_ns = number(3000, 9000) * kNsPerMs;
+    w.requests_per_s = std::clamp(capacity * random_.uniform(0.1, 2.5), 0.5, 30.0);
+    s.busy_ns = number(3000, 12'000) * kNsPerMs;
     w.edge_share = maybe(0.5, 0.1, 0.9);
     w.cancel_share = maybe(0.4, 0.05, 0.4);
     w.cancel_after_ms_max = number(50, 4000);

@@ -118,7 +118,7 @@ void SimNode::drain(int32_t grace_ms) {
       link(router).core->drain(grace_ms, now_ns());
       run_soon(router);
     }
-    end_when_idle(life_);
+    world_.after(0, [this, life = life_] { end_when_idle(life); });
     world_.after(grace_ms * kNsPerMs, [this, life = life_] {
       if (life != life_) return;
       deferred_.run([this, life] {

@@ -26,6 +26,7 @@ class SimRouter final : public RouterEnd {
   void start(ProcessClock clock);
   void crash(Farewell farewell);
   bool running() const { return core_ != nullptr; }
+  bool paused() const { return deferred_.paused(); }
   void pause();
   void resume();
 

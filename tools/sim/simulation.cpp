@@ -111,34 +111,44 @@ class Simulation {
                      "with nothing left to do: " + left);
   }
 
-  // The healed pool answers.
+  // The healed pool answers at every router, for every model. A refusal for want of room is an
+  // answer that may come while another router has the node's grant, not the last one.
   void probe() {
-    const size_t ended_before = ledger_.outcomes().size();
+    const int64_t until_ns = world_.now_ns() + kProbeNsMax;
     for (int router = 0; router < scenario_.router_count; ++router) {
       for (size_t model = 0; model < scenario_.models.size(); ++model) {
-        const bool served =
-            std::any_of(scenario_.nodes.begin(), scenario_.nodes.end(), [&](const NodeSpec& node) {
-              const bool reserved = node.tier == Tier::kEdge &&
-                                    node.engine.slots <= scenario_.router.edge_reserve_slots;
-              return node.model == static_cast<int32_t>(model) && !reserved;
-            });
-        if (served) clients_->probe(router, static_cast<int>(model));
+        if (!served(static_cast<int32_t>(model))) continue;
+        while (!answers(router, static_cast<int>(model), until_ns)) {
+          if (world_.broken()) return;
+        }
       }
     }
-    const int64_t until_ns = world_.now_ns() + kProbeNsMax;
-    while (ledger_.open_count() > 0 && world_.now_ns() < until_ns && !world_.broken()) step();
-    if (world_.broken()) return;
-    if (ledger_.open_count() > 0)
-      return world_.violate(invariant::kHeal, "probes have no end: " + ledger_.describe_open());
-    for (size_t i = ended_before; i < ledger_.outcomes().size(); ++i) {
-      const Outcome& outcome = ledger_.outcomes()[i];
-      if (outcome.finished) continue;
-      return world_.violate(invariant::kHeal, "the healed pool refused a request at router " +
-                                                  std::to_string(outcome.entrance.index) +
-                                                  " with code " +
-                                                  std::to_string(static_cast<int>(outcome.error)));
-    }
     rest();
+  }
+
+  bool served(int32_t model) const {
+    return std::any_of(scenario_.nodes.begin(), scenario_.nodes.end(), [&](const NodeSpec& node) {
+      const int32_t reserved = node.tier == Tier::kEdge ? scenario_.router.edge_reserve_slots : 0;
+      return node.model == model && node.engine.slots > reserved;
+    });
+  }
+
+  bool answers(int router, int model, int64_t until_ns) {
+    clients_->probe(router, model);
+    while (ledger_.open_count() > 0 && world_.now_ns() <= until_ns && !world_.broken()) step();
+    if (world_.broken()) return false;
+    if (ledger_.open_count() > 0) {
+      world_.violate(invariant::kHeal, "a probe has no end: " + ledger_.describe_open());
+      return false;
+    }
+    const Outcome& outcome = ledger_.outcomes().back();
+    if (outcome.finished) return true;
+    if (outcome.error != ErrorCode::kOverloaded || world_.now_ns() > until_ns)
+      world_.violate(invariant::kHeal, "the healed pool refused a request for model " +
+                                           std::to_string(model) + " at router " +
+                                           std::to_string(router) + " with code " +
+                                           std::to_string(static_cast<int>(outcome.error)));
+    return false;
   }
 
   void step() {
