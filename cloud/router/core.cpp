@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kSweepEveryNs = 50 * kNsPerMs;
 constexpr int64_t kModelsEveryNs = 100 * kNsPerMs;
 constexpr int64_t kPauseNs = 500 * kNsPerMs;
+constexpr uint64_t kBreakerSeed = 0x5851F42D4C957F2DULL;  // its draws are not the placement's
 constexpr int32_t kRefusalsMax =
     64;  // of one request; then the pool's nodes and this router disagree for good
 
@@ -40,6 +41,24 @@ bool worth_a_retry(ErrorCode code) {
   }
 }
 
+// What a node's own answer says of it.
+BreakerTable::Outcome outcome_of(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInternal:
+    case ErrorCode::kNodeLost:
+      return BreakerTable::Outcome::kFault;
+    case ErrorCode::kRateLimited:
+    case ErrorCode::kOverloaded:
+    case ErrorCode::kRejectedBusy:
+    case ErrorCode::kRejectedTooLong:
+    case ErrorCode::kCancelled:
+    case ErrorCode::kDeadline:  // the caller's; a node that never answers is found out by others
+      return BreakerTable::Outcome::kNeutral;
+    default:
+      return BreakerTable::Outcome::kSuccess;
+  }
+}
+
 // Codes between node and router only never reach a client.
 RequestError for_client(RequestError error, const std::string& node_id) {
   if (error.code == ErrorCode::kCancelled || error.code == ErrorCode::kRejectedBusy ||
@@ -56,7 +75,9 @@ RouterCore::RouterCore(RouterCoreConfig config, int64_t now_ns)
     : config_(std::move(config)),
       start_ns_(now_ns),
       registry_(config_.registry),
-      placer_({config_.edge_reserve_slots, config_.answer_tokens_assumed, config_.seed}, registry_),
+      breakers_(config_.breaker, registry_, config_.seed ^ kBreakerSeed),
+      placer_({config_.edge_reserve_slots, config_.answer_tokens_assumed, config_.seed}, registry_,
+              &breakers_),
       sessions_(config_.sessions_max, config_.session_idle_ms_max),
       queue_(static_cast<size_t>(config_.queue_max)),
       streams_(static_cast<size_t>(config_.streams_max)) {}
@@ -87,6 +108,7 @@ void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns,
   welcome(from.peer, config_.router_epoch, out);  // before any work: the node takes none without it
   if (result.outcome == Registry::HelloOutcome::kRestarted) {
     lose_node(result.node, "restarted", now_ns, out);
+    breakers_.rebooted(result.node, now_ns);
   }
   if (result.outcome == Registry::HelloOutcome::kReconnected) {
     lose_node(result.node, "lost its connection", now_ns, out);
@@ -134,7 +156,8 @@ void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_
     ++stats_.orphans;
     cancel_on_node(*stream, out);
     lose(*stream, counted ? "no longer knows the request" : "never took the request",
-         counted && stream->retries == 0 ? Loss::kGone : Loss::kAtFault, now_ns, out);
+         counted && stream->retries == 0 ? Loss::kGone : Loss::kAtFault,
+         BreakerTable::Outcome::kFault, now_ns, out);
   }
 }
 
@@ -151,17 +174,30 @@ bool RouterCore::drain_node(const std::string& node_id, int32_t grace_ms, Action
   return true;
 }
 
+bool RouterCore::undrain_node(const std::string& node_id, Actions& out) {
+  const NodeIndex node = registry_.find_id(node_id);
+  if (node == kNoNode) return false;
+  registry_.resume(node);
+  const PeerId& peer = registry_.node(node).peer;
+  if (!peer.empty()) out.push_back(Send{peer, Drain{0, true}});
+  return true;
+}
+
 void RouterCore::lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out) {
-  drop_risen(node, out);
+  drop_risen(node, now_ns, out);
   for (const auto& [slot, generation] : snapshot(streams_.on_node(node))) {
     Stream* stream = streams_.at(slot, generation);
-    if (stream != nullptr && stream->node == node) lose(*stream, why, Loss::kGone, now_ns, out);
+    if (stream == nullptr || stream->node != node) continue;
+    const auto outcome = stream->state == Stream::State::kDispatched
+                             ? BreakerTable::Outcome::kConnectFault
+                             : BreakerTable::Outcome::kFault;
+    lose(*stream, why, Loss::kGone, outcome, now_ns, out);
   }
 }
 
-void RouterCore::drop_risen(NodeIndex node, Actions& out) {
+void RouterCore::drop_risen(NodeIndex node, int64_t now_ns, Actions& out) {
   for (const auto& [slot, generation] : snapshot(streams_.risen_from(node))) {
-    if (Stream* stream = streams_.at(slot, generation)) end_unanswered(*stream, out);
+    if (Stream* stream = streams_.at(slot, generation)) end_unanswered(*stream, now_ns, out);
   }
 }
 
@@ -184,14 +220,14 @@ void RouterCore::handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, A
       ++stats_.stale_messages;  // the same asked twice
       return;
     }
-    end_unanswered(*known, out);  // the node has begun anew
+    end_unanswered(*known, now_ns, out);  // the node has begun anew
   }
   // What a gateway calls its clients says nothing beyond it: two gateways' uid 1000 are two people.
   submit.request.tenant = registry_.node(origin).hello.node_id + '/' + submit.request.tenant;
   take_in(std::move(submit.request), requester, origin, now_ns, out);
 }
 
-void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t, Actions& out) {
+void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t now_ns, Actions& out) {
   Stream* stream = streams_.find(cancel.id);
   const NodeIndex node = registry_.find_peer(from.peer);
   if (stream == nullptr || stream->wish.origin != registry_.ref(node) ||
@@ -199,7 +235,7 @@ void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t, Actions&
     ++stats_.stale_messages;
     return;
   }
-  end_unanswered(*stream, out);
+  end_unanswered(*stream, now_ns, out);
 }
 
 // --- answers ---
@@ -253,12 +289,12 @@ void RouterCore::handle(const PeerInfo& from, Rejected&& rejected, int64_t now_n
       error.code == ErrorCode::kRejectedTooLong || error.code == ErrorCode::kContextLength;
   if (stream->state != Stream::State::kDispatched || ++stream->refusals > kRefusalsMax ||
       (!too_long && error.code != ErrorCode::kModelNotFound && !worth_a_retry(error.code))) {
-    leave_node(*stream, true);
+    leave_node(*stream, true, outcome_of(error.code), now_ns);
     end(*stream, for_client(std::move(error), registry_.node(node).hello.node_id), now_ns, out);
     serve_queue(node, now_ns, out);
     return;
   }
-  leave_node(*stream, true);
+  leave_node(*stream, true, outcome_of(error.code), now_ns);
   if (too_long) {
     ++stats_.recounted;
     wish.counted_tokens = std::max<int64_t>(wish.counted_tokens, error.prompt_tokens);
@@ -278,7 +314,8 @@ void RouterCore::handle(const PeerInfo& from, Rejected&& rejected, int64_t now_n
 void RouterCore::breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out) {
   ++stats_.protocol_faults;
   cancel_on_node(stream, out);
-  lose(stream, "broke the protocol (" + why + ")", Loss::kAtFault, now_ns, out);
+  lose(stream, "broke the protocol (" + why + ")", Loss::kAtFault, BreakerTable::Outcome::kFault,
+       now_ns, out);
 }
 
 void RouterCore::handle(const PeerInfo& from, Tokens&& tokens, int64_t now_ns, Actions& out) {
@@ -326,15 +363,16 @@ void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, A
   Stream* stream = owned(from, failed.id, failed.epoch);
   if (stream == nullptr) return;
   const NodeIndex node = stream->node;
+  const BreakerTable::Outcome outcome = outcome_of(failed.error.code);
   const bool worth_it = worth_a_retry(failed.error.code);
   RequestError error = for_client(std::move(failed.error), registry_.node(node).hello.node_id);
   if (worth_it && !stream->tokens_sent && stream->retries < config_.retries_max &&
       (retry_budget_ >= 1.0 || UPDRAFT_PLANT(kRetryUnbounded))) {
     retry_budget_ -= 1.0;
     stream->failure = std::move(error);
-    lose(*stream, "failed", Loss::kAnswered, now_ns, out);
+    lose(*stream, "failed", Loss::kAnswered, outcome, now_ns, out);
   } else {
-    leave_node(*stream, true);
+    leave_node(*stream, true, outcome, now_ns);
     end(*stream, std::move(error), now_ns, out);
   }
   serve_queue(node, now_ns, out);
@@ -356,7 +394,7 @@ void RouterCore::on_unsendable(const Submit& submit, int64_t now_ns, Actions& ou
   Stream* stream = streams_.find(submit.request.id);
   if (stream == nullptr || stream->node == kNoNode || stream->epoch != submit.epoch) return;
   registry_.unsent(stream->node, stream->assigned_slots);
-  leave_node(*stream, true);
+  leave_node(*stream, true, BreakerTable::Outcome::kNeutral, now_ns);
   RequestError error;
   error.code = ErrorCode::kPayloadTooLarge;
   error.message = "the request is larger than a message of the pool may be, " +
@@ -375,6 +413,10 @@ void RouterCore::on_tick(int64_t now_ns, Actions& out) {
     lost_.clear();
     registry_.sweep(now_ns, lost_);
     for (const NodeIndex node : lost_) lose_node(node, "was lost", now_ns, out);
+    if (breakers_.any_tripped() && !lost_.empty()) {
+      for (ModelIndex model = 0; model < registry_.model_count(); ++model)
+        breakers_.nodes_changed(model);
+    }
   }
   while (!timers_.empty() && timers_.top().at_ns <= now_ns) {
     const Timer timer = timers_.top();
@@ -427,6 +469,15 @@ std::vector<RouterCore::NodeInfo> RouterCore::nodes() const {
     NodeInfo info{hello.node_id, hello.tier, state_name(load), {}, load.running};
     for (const ModelInfo& model : hello.models) info.models.push_back(model.id);
     out.push_back(std::move(info));
+  }
+  return out;
+}
+
+std::vector<RouterCore::BreakerView> RouterCore::breakers() const {
+  std::vector<BreakerView> out;
+  for (const BreakerTable::View& view : breakers_.views(last_tick_ns_)) {
+    out.push_back({registry_.node(view.node).hello.node_id, registry_.model_id(view.model),
+                   breaker_state_name(view.state), view.faults, view.requests, view.retry_ms});
   }
   return out;
 }

@@ -19,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "cloud/router/breaker.h"
 #include "cloud/router/placement.h"
 #include "cloud/router/queue.h"
 #include "cloud/router/registry.h"
@@ -69,6 +70,7 @@ struct RouterCoreConfig {
       60'000;  // the same while its beats do not count the stream: it may still be on its way
   uint64_t seed = 1;  // of the placement's tie-break
   Registry::Limits registry;
+  BreakerTable::Rules breaker;
 };
 
 // Counts since the start; whoever drives the core turns them into metrics.
@@ -112,6 +114,9 @@ class RouterCore {
 
   // Nothing new for this node; what runs there goes on. False: unknown id.
   bool drain_node(const std::string& node_id, int32_t grace_ms, Actions& out);
+  // Takes an operator's drain back. The node gets work again once it says that it is ready. False:
+  // unknown id.
+  bool undrain_node(const std::string& node_id, Actions& out);
   // From now on submits are refused.
   void stop_taking() { stopping_ = true; }
   // Ends every live request with kOverloaded.
@@ -131,6 +136,16 @@ class RouterCore {
   std::vector<NodeInfo> nodes() const;
   static constexpr std::array<const char*, 6> kNodeStates = {"fresh", "suspect",  "stale",
                                                              "dead",  "draining", "loading"};
+  struct BreakerView {
+    std::string node_id;
+    std::string model;
+    const char* state = "";  // "closed" (with faults of late), "open", "half-open"
+    int32_t faults = 0;      // of `requests` in the last ten seconds
+    int32_t requests = 0;
+    int64_t retry_ms = 0;  // open: until one request is let through
+  };
+  std::vector<BreakerView> breakers() const;
+  size_t breakers_open() const { return breakers_.open_count(last_tick_ns_); }
   // [state][tier]
   std::array<std::array<int64_t, RouterStats::kTiers>, 6> count_nodes() const;
   const RouterStats& stats() const { return stats_; }
@@ -160,7 +175,8 @@ class RouterCore {
   void enqueue(Stream& stream, int64_t now_ns, Actions& out);
   void dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out);
   void serve_queue(NodeIndex node, int64_t now_ns, Actions& out);
-  void leave_node(Stream& stream, bool give_back);
+  // `outcome` is what this end says of the node.
+  void leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome, int64_t now_ns);
   void cancel_on_node(const Stream& stream, Actions& out);
   // What became of a node that no longer has a generation.
   enum class Loss : uint8_t {
@@ -169,15 +185,19 @@ class RouterCore {
     kAnswered,  // gave the request up and has its room back; not there again
   };
   // The generation on its node is lost: placed anew before the first token, else ended.
-  void lose(Stream& stream, const std::string& why, Loss loss, int64_t now_ns, Actions& out);
+  void lose(Stream& stream, const std::string& why, Loss loss, BreakerTable::Outcome outcome,
+            int64_t now_ns, Actions& out);
   void place_anew(Stream& stream, int64_t now_ns, Actions& out);
   void deliver(Stream& stream, Event event, Actions& out);
   void end(Stream& stream, Event event, int64_t now_ns, Actions& out);
-  void end_unanswered(Stream& stream, Actions& out);
+  void end_unanswered(Stream& stream, int64_t now_ns, Actions& out);
   void arm(Stream& stream);
   int64_t due_ns(const Stream& stream) const;
   void expire(Stream& stream, int64_t now_ns, Actions& out);
+  void leave_queue(Stream& stream);
   int32_t retry_after_ms(const Wish& wish) const;
+  struct Service;
+  Service& service(ModelIndex model);
 
   // --- core.cpp: what nodes say ---
   void handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out);
@@ -197,7 +217,7 @@ class RouterCore {
   void start(Stream& stream, int32_t prompt_tokens, Actions& out);
   void breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out);
   void lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out);
-  void drop_risen(NodeIndex node, Actions& out);
+  void drop_risen(NodeIndex node, int64_t now_ns, Actions& out);
   void find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out);
   void welcome(const PeerId& peer, uint64_t epoch, Actions& out) const;
   void refresh_models(int64_t now_ns, Actions& out);
@@ -210,6 +230,7 @@ class RouterCore {
   const RouterCoreConfig config_;
   const int64_t start_ns_;
   Registry registry_;
+  BreakerTable breakers_;
   Placer placer_;
   SessionTable sessions_;
   WaitQueue queue_;
@@ -224,7 +245,12 @@ class RouterCore {
   uint64_t next_order_ = 1;
   uint32_t last_epoch_ =
       0;  // of all dispatches, so that a request id used again never meets its own past
-  double service_s_ = 2.0;  // moving average from dispatch to the end
+  // Of each model: who waits for it, by class, and how long its requests take.
+  struct Service {
+    std::array<int32_t, 4> waiting{};
+    double seconds = 2.0;  // moving average from dispatch to the end
+  };
+  std::vector<Service> services_;  // [model]
   // Retries of what a node answered with a failure, at most a tenth of the requests: when all nodes
   // fail, trying each request three times would only load them more. Lost nodes do not count, they
   // are not loaded by it.

@@ -173,13 +173,11 @@ void RouterCore::place(Stream& stream, int64_t now_ns, Actions& out) {
 
 // A node's room belongs to those that wait for it, in their order.
 bool RouterCore::must_wait_behind_others(const Stream& stream, NodeIndex node) const {
-  for (const WaitQueue::Key& key : queue_) {
-    if (!(key < stream.queue_key)) return false;
+  return queue_.any_ahead(stream.queue_key, stream.request.tenant, [&](const WaitQueue::Key& key) {
     const Wish& waiting = streams_.at(key.slot).wish;
     const Serving* serving = registry_.find_serving(waiting.model, node);
-    if (serving != nullptr && placer_.capable(waiting, *serving)) return true;
-  }
-  return false;
+    return serving != nullptr && placer_.capable(waiting, *serving);
+  });
 }
 
 void RouterCore::enqueue(Stream& stream, int64_t now_ns, Actions& out) {
@@ -187,15 +185,30 @@ void RouterCore::enqueue(Stream& stream, int64_t now_ns, Actions& out) {
     const int32_t wait_ms = retry_after_ms(stream.wish);
     const std::string why =
         "the queue is full: " + std::to_string(queue_.size()) + " requests are waiting for a node";
-    Stream& last = streams_.at(queue_.last().slot);
-    // Only a request that no node has had yet is pushed out, and only by a more urgent class.
-    const bool pushes_out = stream.wish.priority < last.wish.priority && last.epoch == 0;
-    end(pushes_out ? last : stream, error_of(ErrorCode::kRateLimited, why, wait_ms), now_ns, out);
+    const auto other = queue_.gives_way(stream.wish.priority, stream.request.tenant);
+    // Only a request that no node has had yet is pushed out.
+    const bool pushes_out = other && streams_.at(other->slot).epoch == 0;
+    end(pushes_out ? streams_.at(other->slot) : stream,
+        error_of(ErrorCode::kRateLimited, why, wait_ms), now_ns, out);
     if (!pushes_out) return;
   }
   stream.state = Stream::State::kQueued;
-  queue_.insert(stream.queue_key);
+  stream.waiting = true;
+  queue_.insert(stream.queue_key, stream.request.tenant, stream.wish.kv_tokens);
+  ++service(stream.wish.model).waiting[static_cast<size_t>(stream.wish.priority)];
   arm(stream);
+}
+
+void RouterCore::leave_queue(Stream& stream) {
+  if (!stream.waiting) return;
+  stream.waiting = false;
+  queue_.erase(stream.queue_key, stream.request.tenant);
+  --service(stream.wish.model).waiting[static_cast<size_t>(stream.wish.priority)];
+}
+
+RouterCore::Service& RouterCore::service(ModelIndex model) {
+  if (services_.size() <= model) services_.resize(model + 1);
+  return services_[model];
 }
 
 void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out) {
@@ -206,6 +219,7 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
   stream.assignment_seq = registry_.assign(node, stream.assigned_slots, stream.assigned_kv_tokens,
                                            stream.wish.prompt_tokens, now_ns);
   streams_.attach(stream, node);
+  stream.probe = breakers_.dispatched(node, stream.wish.model, now_ns);
   stream.node_boot_epoch = target.hello.boot_epoch;
   stream.tier_served = tier;
   stream.state = Stream::State::kDispatched;
@@ -228,23 +242,34 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, int64_t now_ns, Action
 void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
   const NodeLoad& load = registry_.load(node);
   if (queue_.empty() || !load.takes_work() || load.freshness > Freshness::kSuspect) return;
-  for (auto it = queue_.begin(); it != queue_.end() && load.free_slots(now_ns) > 0;) {
-    Stream& stream = streams_.at(it->slot);
-    ++it;  // dispatching takes the entry out
-    if (stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns &&
-        !UPDRAFT_PLANT(kDeadlineIgnored))
-      continue;  // its timer ends it
+  WaitQueue::Walk walk(queue_);
+  while (load.free_slots(now_ns) > 0) {
+    const WaitQueue::Key* next = walk.next();
+    if (next == nullptr) return;
+    Stream& stream = streams_.at(next->slot);
+    // One whose deadline is over is ended by its timer.
+    const bool late = stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns &&
+                      !UPDRAFT_PLANT(kDeadlineIgnored);
     const Serving* serving = registry_.find_serving(stream.wish.model, node);
-    if (serving == nullptr || !placer_.capable(stream.wish, *serving)) continue;
+    if (late || serving == nullptr || !placer_.capable(stream.wish, *serving) ||
+        !placer_.admits(stream.wish, node, now_ns)) {
+      walk.skip();
+      continue;
+    }
     if (!placer_.has_room(stream.wish, node, now_ns))
       return;  // room is kept for it, else a big one waits for ever
-    queue_.erase(stream.queue_key);
+    walk.take();
+    stream.waiting = false;
+    --service(stream.wish.model).waiting[static_cast<size_t>(stream.wish.priority)];
     dispatch(stream, node, now_ns, out);
   }
 }
 
-void RouterCore::leave_node(Stream& stream, bool give_back) {
+void RouterCore::leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome,
+                            int64_t now_ns) {
   if (stream.node == kNoNode) return;
+  breakers_.score(stream.node, stream.wish.model, outcome, std::exchange(stream.probe, false),
+                  now_ns);
   if (UPDRAFT_PLANT(kSlotKept)) return streams_.detach(stream);
   registry_.release(stream.node, stream.assignment_seq, stream.assigned_slots,
                     stream.assigned_kv_tokens, give_back);
@@ -256,13 +281,13 @@ void RouterCore::cancel_on_node(const Stream& stream, Actions& out) {
   out.push_back(Send{registry_.node(stream.node).peer, Cancel{stream.request.id, stream.epoch}});
 }
 
-void RouterCore::lose(Stream& stream, const std::string& why, Loss loss, int64_t now_ns,
-                      Actions& out) {
+void RouterCore::lose(Stream& stream, const std::string& why, Loss loss,
+                      BreakerTable::Outcome outcome, int64_t now_ns, Actions& out) {
   const NodeIndex node = stream.node;
   const std::string node_id = registry_.node(node).hello.node_id;
   if (loss != Loss::kGone && !UPDRAFT_PLANT(kFailedNodeAgain))
     stream.wish.excluded.push_back({registry_.ref(node), stream.node_boot_epoch});
-  leave_node(stream, loss == Loss::kAnswered);
+  leave_node(stream, loss == Loss::kAnswered, outcome, now_ns);
   if (stream.tokens_sent || stream.retries >= config_.retries_max) {
     const std::string when = stream.tokens_sent ? " while it was answering"
                                                 : " before the first token, after " +
@@ -322,10 +347,13 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
   const bool finished_there = node != kNoNode && outcome == 0;
   if (finished_there) {
     const double seconds = static_cast<double>(now_ns - stream.dispatched_ns) / 1e9;
-    service_s_ += 0.1 * (seconds - service_s_);
+    double& average = service(stream.wish.model).seconds;
+    average += 0.1 * (seconds - average);
   }
-  if (node == kNoNode && !UPDRAFT_PLANT(kQueueLeak)) queue_.erase(stream.queue_key);
-  leave_node(stream, finished_there);
+  if (!UPDRAFT_PLANT(kQueueLeak)) leave_queue(stream);
+  leave_node(stream, finished_there,
+             finished_there ? BreakerTable::Outcome::kSuccess : BreakerTable::Outcome::kNeutral,
+             now_ns);
   if (UPDRAFT_PLANT(kEndTwice)) deliver(stream, event, out);
   deliver(stream, std::move(event), out);
   streams_.erase(stream);
@@ -333,12 +361,12 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
 }
 
 // Nobody is left to answer: the node from which it rose is gone or has restarted.
-void RouterCore::end_unanswered(Stream& stream, Actions& out) {
+void RouterCore::end_unanswered(Stream& stream, int64_t now_ns, Actions& out) {
   ++stats_.ended[static_cast<size_t>(stream.tier_served)]
                 [1 + static_cast<size_t>(ErrorCode::kCancelled)];
-  if (stream.node == kNoNode) queue_.erase(stream.queue_key);
+  leave_queue(stream);
   cancel_on_node(stream, out);
-  leave_node(stream, false);
+  leave_node(stream, false, BreakerTable::Outcome::kNeutral, now_ns);
   streams_.erase(stream);
 }
 
@@ -395,11 +423,15 @@ void RouterCore::expire(Stream& stream, int64_t now_ns, Actions& out) {
       now_ns, out);
 }
 
-// As long as it takes the nodes to work off what is waiting, at the pace of late.
+// As long as it takes the nodes of its model to work off those before it, at the pace of late.
 int32_t RouterCore::retry_after_ms(const Wish& wish) const {
+  const Service unknown;
+  const Service& of_model = wish.model < services_.size() ? services_[wish.model] : unknown;
+  int64_t ahead = 0;
+  for (size_t i = 0; i <= static_cast<size_t>(wish.priority); ++i) ahead += of_model.waiting[i];
   const double slots = static_cast<double>(std::max<int64_t>(1, wish.slots_total));
-  const double rounds = (static_cast<double>(queue_.size()) + 1.0) / slots;
-  const double wait_ms = rounds * service_s_ * 1000.0;
+  const double rounds = (static_cast<double>(ahead) + 1.0) / slots;
+  const double wait_ms = rounds * of_model.seconds * 1000.0;
   return static_cast<int32_t>(std::clamp<double>(wait_ms, kRetryMsMin, kRetryMsMax));
 }
 

@@ -299,6 +299,16 @@ bool Placer::has_room(const Wish& wish, NodeIndex node, int64_t now_ns) const {
   return fits(wish, node, registry_.load(node).free_slots(now_ns));
 }
 
+// Every node that could take it is behind an open breaker: asking one is better than waiting.
+bool Placer::all_ejected(const Wish& wish, int64_t now_ns) const {
+  if (breakers_ == nullptr || !breakers_->any_tripped()) return false;
+  const std::vector<Serving>& serving = registry_.serving(wish.model);
+  return std::none_of(serving.begin(), serving.end(), [&](const Serving& entry) {
+    return capable(wish, entry) &&
+           breakers_->state(entry.node, wish.model, now_ns) != BreakerTable::State::kOpen;
+  });
+}
+
 // --- the rule ---
 
 // Sets need_tokens to the roomiest of soft, hard and least that some node can hold; false when none
@@ -337,12 +347,14 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
       session != nullptr && session->risen && wish.tier == Tier::kAny && !wish.local_only;
   if (risen && seen.any_cloud) wish.tier_now = Tier::kCloud;
   wish.slots_total = seen.slots_total;
+  wish.breakers_ignored = false;
   Placement placement;
   if (!seen.any_taking_work || !set_need(wish, seen)) {
     placement.error = never(wish, seen, now_ns);
     return placement;
   }
   wish.edge_wide_enough = seen.limit_tokens_edge >= wish.need_tokens;
+  wish.breakers_ignored = all_ejected(wish, now_ns);
   placement.kind = Placement::Kind::kWait;
   // A stale node is better than none, and worse than any other; so is one whose grant has run out,
   // which bounces the request should its room be promised elsewhere.
@@ -378,6 +390,7 @@ NodeIndex Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry*
     if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) continue;
     const int32_t free_slots = load.free_slots(now_ns, stale);
     if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) continue;
+    if (!admits(wish, serving.node, now_ns)) continue;
     candidates_.push_back({serving.node, free_slots, completion_s(wish, serving.node)});
   }
   return candidates_.empty() ? kNoNode : best_of_candidates(session);

@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cloud/router/breaker.h"
 #include "cloud/router/registry.h"
 #include "common/message/request.h"
 #include "common/message/request_error.h"
@@ -89,7 +90,8 @@ struct Wish {
   bool edge_serves = false;       // some edge serves the model
   bool edge_wide_enough = false;  // and is wide enough for this request
   bool deadline_excludes_edge = false;
-  int64_t slots_total = 0;  // of all nodes that could take it, for an honest Retry-After
+  bool breakers_ignored = false;  // every node that could take it is behind an open breaker
+  int64_t slots_total = 0;        // of all nodes that could take it, for an honest Retry-After
 };
 
 struct Placement {
@@ -130,12 +132,19 @@ class Placer {
     int32_t answer_tokens_assumed = 256;  // of an open-ended answer
     uint64_t seed = 1;                    // of the tie-break
   };
-  Placer(Config config, const Registry& registry)
-      : config_(config), registry_(registry), random_(config.seed) {}
+  // breakers: null for none.
+  Placer(Config config, const Registry& registry, const BreakerTable* breakers = nullptr)
+      : config_(config), registry_(registry), breakers_(breakers), random_(config.seed) {}
 
   Placement place(Wish& wish, const SessionTable::Entry* session, int64_t now_ns);
   // Could this node ever take it, as the last place() of the wish saw it; capacity aside.
   bool capable(const Wish& wish, const Serving& serving) const;
+  // Its breaker lets a request through, or no node that could take this one has a breaker that
+  // does.
+  bool admits(const Wish& wish, NodeIndex node, int64_t now_ns) const {
+    return breakers_ == nullptr || !breakers_->any_tripped() || wish.breakers_ignored ||
+           breakers_->admits(node, wish.model, now_ns);
+  }
   // Slots and KV tokens are there now.
   bool has_room(const Wish& wish, NodeIndex node, int64_t now_ns) const;
   int32_t slots_needed(const Wish& wish, NodeIndex node) const;
@@ -152,6 +161,7 @@ class Placer {
   bool set_need(Wish& wish, const Survey& survey) const;
   int64_t limit_tokens(const Serving& serving) const;
   int32_t reserve(NodeIndex node) const;
+  bool all_ejected(const Wish& wish, int64_t now_ns) const;
   bool failed_there(const Wish& wish, NodeIndex node) const;
   NodeIndex choose(const Wish& wish, Tier tier, const SessionTable::Entry* session, bool stale,
                    int64_t now_ns);
@@ -162,6 +172,7 @@ class Placer {
 
   const Config config_;
   const Registry& registry_;
+  const BreakerTable* breakers_;
   uint64_t random_;
   struct Candidate {
     NodeIndex node = kNoNode;

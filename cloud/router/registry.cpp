@@ -363,7 +363,11 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
     node.announced_ready = true;
     note(NodeChange::Kind::kReady, index);
   }
-  if (beat.state == NodeState::kDraining) set_draining(index);
+  if (beat.state == NodeState::kDraining && !node.resuming) set_draining(index);
+  if (beat.state == NodeState::kReady && node.resuming) {
+    node.resuming = load.draining = false;
+    note(NodeChange::Kind::kReady, index);
+  }
   if (took_work != load.takes_work()) ++models_version_;
   return BeatOutcome::kTaken;
 }
@@ -536,6 +540,7 @@ void Registry::forgive(int64_t pause_ns) {
 
 void Registry::set_draining(NodeIndex index) {
   NodeLoad& load = loads_[index];
+  nodes_[index].resuming = false;
   if (load.draining) return;
   if (load.takes_work()) ++models_version_;
   load.draining = true;

@@ -166,6 +166,7 @@ class Registry {
     uint64_t beat_seq = 0;  // last taken
     bool beaten = false;    // a beat was taken in this boot
     bool announced_ready = false;
+    bool resuming = false;      // draining, asked to go on
     uint64_t assigned_seq = 0;  // last given out
     uint64_t credit_epoch = 0;  // of the grant in force; 0: none yet
     struct Spent {
@@ -241,8 +242,11 @@ class Registry {
   // over.
   void disconnect(NodeIndex node);
   void set_draining(NodeIndex node);
+  // Its next beat that says it is ready ends the draining.
+  void resume(NodeIndex node) { nodes_[node].resuming = loads_[node].draining; }
 
   ModelIndex find_model(const std::string& id) const;
+  ModelIndex model_count() const { return static_cast<ModelIndex>(models_.size()); }
   const std::vector<Serving>& serving(ModelIndex model) const { return models_[model].serving; }
   // The node's place in the model's list, or nullptr when it does not serve it.
   const Serving* find_serving(ModelIndex model, NodeIndex node) const;

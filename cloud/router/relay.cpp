@@ -119,18 +119,20 @@ class RelayImpl : public Relay {
   std::string endpoint() const override { return endpoint_; }
 
   std::vector<RouterCore::NodeInfo> nodes() override {
-    auto answer = std::make_shared<std::promise<std::vector<RouterCore::NodeInfo>>>();
-    std::future<std::vector<RouterCore::NodeInfo>> future = answer->get_future();
-    if (!calls_.push([answer](RouterCore& core) { answer->set_value(core.nodes()); })) return {};
-    // A call that is dropped unanswered (the thread has ended) breaks its promise.
-    answer.reset();
-    if (future.wait_for(std::chrono::milliseconds(kQueryMs)) != std::future_status::ready)
-      return {};
-    try {
-      return future.get();
-    } catch (const std::future_error&) {
-      return {};
-    }
+    return ask<std::vector<RouterCore::NodeInfo>>(
+        [](RouterCore& core, Actions&) { return core.nodes(); });
+  }
+  bool drain_node(const std::string& node_id, int32_t grace_ms) override {
+    return ask<bool>(
+        [=](RouterCore& core, Actions& out) { return core.drain_node(node_id, grace_ms, out); });
+  }
+  bool undrain_node(const std::string& node_id) override {
+    return ask<bool>(
+        [=](RouterCore& core, Actions& out) { return core.undrain_node(node_id, out); });
+  }
+  std::vector<RouterCore::BreakerView> breakers() override {
+    return ask<std::vector<RouterCore::BreakerView>>(
+        [](RouterCore& core, Actions&) { return core.breakers(); });
   }
 
   void set_allowed(const std::vector<AllowedKey>& allowed) override {
@@ -138,7 +140,7 @@ class RelayImpl : public Relay {
     std::vector<std::string> names = names_of(allowed);
     // Full: the names follow with the next change; the keys themselves are in force.
     (void)calls_.push(
-        [names = std::move(names)](RouterCore& core) { core.set_allowed_names(names); });
+        [names = std::move(names)](RouterCore& core, Actions&) { core.set_allowed_names(names); });
   }
 
   void stop_taking() override { service_.stop_taking(); }
@@ -152,7 +154,28 @@ class RelayImpl : public Relay {
   }
 
  private:
-  using Call = std::function<void(RouterCore&)>;
+  using Call = std::function<void(RouterCore&, Actions&)>;
+
+  // The core's answer from the relay's thread; an empty one when that has ended or takes too long.
+  template <typename T, typename Question>
+  T ask(Question question) {
+    auto answer = std::make_shared<std::promise<T>>();
+    std::future<T> future = answer->get_future();
+    if (!calls_.push([answer, question](RouterCore& core, Actions& out) {
+          answer->set_value(question(core, out));
+        })) {
+      return {};
+    }
+    // A call that is dropped unanswered (the thread has ended) breaks its promise.
+    answer.reset();
+    if (future.wait_for(std::chrono::milliseconds(kQueryMs)) != std::future_status::ready)
+      return {};
+    try {
+      return future.get();
+    } catch (const std::future_error&) {
+      return {};
+    }
+  }
 
   // --- everything below: the relay's thread ---
   void run() {
@@ -188,7 +211,8 @@ class RelayImpl : public Relay {
     }
     for (const RequestId& id : cancels_) core_.cancel(id, now_ns, actions_);
     carry_out(now_ns);
-    for (const Call& call : calls_.drain()) call(core_);
+    for (const Call& call : calls_.drain()) call(core_, actions_);
+    carry_out(now_ns);
     submissions_.clear();
     cancels_.clear();
   }

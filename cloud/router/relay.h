@@ -44,6 +44,12 @@ class Relay {
   virtual std::string endpoint() const = 0;
   // Any thread. Empty when the relay has stopped.
   virtual std::vector<RouterCore::NodeInfo> nodes() = 0;
+  // Any thread. Nothing new for this node (grace_ms: how long it may finish what it has), or work
+  // again. False: unknown id, or the relay has stopped.
+  virtual bool drain_node(const std::string& node_id, int32_t grace_ms) = 0;
+  virtual bool undrain_node(const std::string& node_id) = 0;
+  // Any thread. Empty when the relay has stopped.
+  virtual std::vector<RouterCore::BreakerView> breakers() = 0;
   // Any thread.
   virtual void set_allowed(const std::vector<AllowedKey>& allowed) = 0;
   // Any thread. New requests get kOverloaded, ready() is false; what is under way goes on.

@@ -48,6 +48,7 @@ struct Stream {
   int64_t dispatched_ns = 0;
   int64_t timer_ns = 0;  // when its earliest timer is due; 0: none
   WaitQueue::Key queue_key;
+  bool waiting = false;  // it is in the queue
   State state = State::kQueued;
 
   NodeIndex node = kNoNode;  // while dispatched or running
@@ -58,6 +59,7 @@ struct Stream {
   uint64_t assignment_seq = 0;
   int32_t assigned_slots = 0;
   int64_t assigned_kv_tokens = 0;
+  bool probe = false;  // its node is on trial with it (breaker.h)
 
   Reason reason = Reason::kFitsEdge;  // why it went to its last node
   bool started = false;               // the requester has had a Started

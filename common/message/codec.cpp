@@ -409,7 +409,7 @@ PoolMessage read(Reader& in, const wire::Cancel& w) {
   return Cancel{in.id(w.id()), in.epoch(w.epoch())};
 }
 PoolMessage read(Reader& in, const wire::Drain& w) {
-  return Drain{in.number("grace_ms", w.grace_ms(), 0, kDayMs)};
+  return Drain{in.number("grace_ms", w.grace_ms(), 0, kDayMs), w.resume()};
 }
 PoolMessage read(Reader& in, const wire::Welcome& w) {
   Welcome m;

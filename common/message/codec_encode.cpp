@@ -234,7 +234,7 @@ fb::Offset<void> put(Builder& b, const Cancel& m) {
   return wire::CreateCancel(b, put(b, m.id), m.epoch).Union();
 }
 fb::Offset<void> put(Builder& b, const Drain& m) {
-  return wire::CreateDrain(b, m.grace_ms).Union();
+  return wire::CreateDrain(b, m.grace_ms, m.resume).Union();
 }
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);

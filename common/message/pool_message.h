@@ -65,6 +65,7 @@ struct Cancel {
 };
 struct Drain {  // router -> node: take no new work; node -> router: I am draining
   int32_t grace_ms = 30000;
+  bool resume = false;  // router -> node: an earlier Drain of this router's is taken back
 };
 // router -> node, answer to a hello: the id under which the router knows it, and the models the
 // whole pool serves.

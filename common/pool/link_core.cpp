@@ -117,8 +117,8 @@ void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
     on_submit(std::move(*submit), now_ns);
   } else if (const auto* cancel = std::get_if<Cancel>(&message)) {
     on_cancel(*cancel);
-  } else if (std::holds_alternative<Drain>(message)) {
-    set_state(NodeState::kDraining, now_ns);
+  } else if (const auto* drain = std::get_if<Drain>(&message)) {
+    on_drain(*drain, now_ns);
   } else if (auto* accepted = std::get_if<Accepted>(&message)) {
     on_accepted(std::move(*accepted), now_ns);
   } else if (auto* tokens = std::get_if<Tokens>(&message)) {
@@ -133,6 +133,13 @@ void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
       end_upward(rejected->id, std::move(rejected->error));
   }
   // Hello and Beat are a node's words; from a router they mean nothing.
+}
+
+// A router drains and resumes; what the node itself has decided stands.
+void LinkCore::on_drain(const Drain& drain, int64_t now_ns) {
+  if (drained_by_router_ == !drain.resume) return;
+  drained_by_router_ = !drain.resume;
+  beat_soon(now_ns);
 }
 
 void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
@@ -187,9 +194,9 @@ void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
 
 void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
   const RequestId id = submit.request.id;
-  if (state_ != NodeState::kReady) {
+  if (state() != NodeState::kReady) {
     grants_->give(grant_link_, slots_of(submit));
-    const char* why = state_ == NodeState::kDraining ? " is draining" : " is loading its model";
+    const char* why = state() == NodeState::kDraining ? " is draining" : " is loading its model";
     return reject(
         id, submit.epoch,
         error_of(ErrorCode::kOverloaded, "node " + config_.hello.node_id + why, kRetryAfterMs));
@@ -308,7 +315,7 @@ bool LinkCore::pump_one(const RequestId& id, Work& work) {
 
 std::optional<Credit> LinkCore::fresh_credit() {
   if (grant_link_ == 0) return std::nullopt;
-  grants_->set_taking(state_ == NodeState::kReady);
+  grants_->set_taking(state() == NodeState::kReady);
   return grants_->grant(grant_link_, now_ns_);
 }
 
@@ -487,7 +494,7 @@ void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {
   load.sender_mono_ns = now_ns;
   load.interval_ms = config_.beat_interval_ms;
   load.lease_ttl_ms = config_.lease_ttl_ms;
-  load.state = state_;
+  load.state = state();
   load.last_assignment_seq = last_assignment_seq_;
   load.slots_total = std::clamp(load.slots_total, 0, kSequencesMax);
   load.slots_free = std::clamp(load.slots_free, 0, load.slots_total);

@@ -98,7 +98,10 @@ class LinkCore {
     return welcome_count_;
   }  // changes whenever pool_models() may have
   const std::string& router_id() const { return router_id_; }
-  NodeState state() const { return state_; }
+  // A ready node that its router has drained is draining, towards that router.
+  NodeState state() const {
+    return state_ == NodeState::kReady && drained_by_router_ ? NodeState::kDraining : state_;
+  }
   // Nothing of the router's work is left here, neither running nor unsent.
   bool idle() const { return works_.empty() && outgoing_.empty(); }
   size_t work_count() const { return works_.size(); }
@@ -134,6 +137,7 @@ class LinkCore {
   void on_submit(Submit&& submit, int64_t now_ns);
   void begin_work(Submit&& submit, int64_t now_ns);
   void on_cancel(const Cancel& cancel);
+  void on_drain(const Drain& drain, int64_t now_ns);
   void on_welcome(Welcome&& welcome, int64_t now_ns);
   void on_accepted(Accepted&& message, int64_t now_ns);
   void on_tokens(Tokens&& message, int64_t now_ns);
@@ -160,7 +164,8 @@ class LinkCore {
   int64_t hello_due_ns_ = 0;
   int64_t beat_due_ns_ = 0;
   uint64_t beat_seq_ = 0;
-  NodeState state_ = NodeState::kLoading;
+  NodeState state_ = NodeState::kLoading;  // as the node itself has it
+  bool drained_by_router_ = false;
   std::string router_id_;
   uint64_t router_epoch_ = 0;
   uint64_t welcome_count_ = 0;

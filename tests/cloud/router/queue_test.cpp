@@ -3,6 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <map>
+
 #include "pool_fixture.h"
 
 using namespace updraft;
@@ -218,4 +221,170 @@ TEST_CASE(
   pool.serve(node, node.work[2]);
   CHECK(pool.finished(a));
   CHECK(pool.finished(b));
+}
+
+// --- tenants ---
+
+namespace {
+
+Request of(const std::string& tenant, const std::string& id, size_t text_bytes = 30) {
+  Request request = PoolFixture::chat(id, text_bytes);
+  request.tenant = tenant;
+  return request;
+}
+
+// The tenants of what the node is given, in order, until nothing waits.
+std::string served(BusyPool& pool) {
+  std::string order;
+  while (pool.core.queued() > 0) {
+    pool.finish_current();
+    order += pool.node().work.back().request.tenant;
+  }
+  return order;
+}
+
+}  // namespace
+
+TEST_CASE("a tenant with much waiting does not hold up one with little") {
+  BusyPool pool;
+  for (int i = 0; i < 100; ++i) pool.submit(of("a", "a" + std::to_string(i), 1800));
+  for (int i = 0; i < 3; ++i) pool.submit(of("b", "b" + std::to_string(i), 1800));
+  pool.submit(of("c", "c", 1800));
+  const std::string order = served(pool);
+  CHECK(order.size() == 104);
+  // Each about 620 tokens: one or two in a turn.
+  CHECK(order.find('c') < 6);
+  CHECK(order.rfind('b') < 12);
+}
+
+TEST_CASE("tenants share by tokens, not by requests") {
+  BusyPool pool;
+  for (int i = 0; i < 60; ++i) pool.submit(of("a", "a" + std::to_string(i), 9000));  // 3,000 tokens
+  for (int i = 0; i < 300; ++i) pool.submit(of("b", "b" + std::to_string(i), 800));  // 300
+  const std::string order = served(pool).substr(0, 110);
+  const auto a = std::count(order.begin(), order.end(), 'a');
+  const auto b = std::count(order.begin(), order.end(), 'b');
+  CHECK(a >= 8);
+  CHECK(a <= 13);
+  CHECK(b >= 97);
+}
+
+TEST_CASE("inside a tenant the earlier deadline is first, whoever came first") {
+  BusyPool pool;
+  Request late = of("a", "late");
+  late.hints.deadline_ms = 20'000;
+  Request soon = of("a", "soon");
+  soon.hints.deadline_ms = 10'000;
+  pool.submit(of("a", "never"));
+  pool.submit(std::move(late));
+  pool.submit(std::move(soon));
+  std::vector<std::string> order;
+  while (pool.core.queued() > 0) {
+    pool.finish_current();
+    order.push_back(pool.node().work.back().request.id);
+  }
+  CHECK(order == std::vector<std::string>{"soon", "late", "never"});
+}
+
+TEST_CASE("a more urgent class is served before every tenant of the next") {
+  BusyPool pool;
+  for (int i = 0; i < 4; ++i) pool.submit(of("a", "a" + std::to_string(i)));
+  Request urgent = of("b", "b");
+  urgent.hints.priority = Priority::kInteractive;
+  pool.submit(std::move(urgent));
+  CHECK(served(pool) == "baaaa");
+}
+
+TEST_CASE("one tenant's flood does not close the queue to another (Ollama #7758)") {
+  BusyPool pool(small_queue(10));
+  std::vector<ClientId> flood;
+  for (int i = 0; i < 30; ++i) flood.push_back(pool.submit(of("a", "a" + std::to_string(i))));
+  CHECK(pool.core.queued() == 10);
+  CHECK(pool.error(flood[10]).code == ErrorCode::kRateLimited);
+  std::vector<ClientId> others;
+  for (int i = 0; i < 8; ++i) others.push_back(pool.submit(of("b", "b" + std::to_string(i))));
+  int waiting = 0;
+  for (const ClientId client : others) waiting += pool.ends(client) == 0;
+  CHECK(waiting == 5);  // half of it each
+  CHECK(pool.core.queued() == 10);
+  CHECK(pool.error(flood[9]).code == ErrorCode::kRateLimited);  // the last of the flood gave way
+  CHECK(pool.ends(flood[0]) == 0);
+}
+
+TEST_CASE("the third of three requests at once waits and is served (llama-swap #887)") {
+  BusyPool pool;
+  std::vector<ClientId> clients;
+  for (int i = 0; i < 3; ++i) clients.push_back(pool.submit(of("a", "r" + std::to_string(i))));
+  served(pool);
+  pool.finish_current();
+  for (const ClientId client : clients) CHECK(pool.finished(client));
+}
+
+TEST_CASE("the time to come back is that of the asked model, not of a busier one") {
+  BusyPool pool(small_queue(6));
+  pool.join("cloud-2", Tier::kCloud, 4096, 1, "other");
+  Request running = PoolFixture::chat("other-1", 30, "other");
+  pool.submit(std::move(running));
+  for (int i = 0; i < 6; ++i) pool.submit(PoolFixture::chat("q" + std::to_string(i), 30));
+  Request other = PoolFixture::chat("other-2", 30, "other");
+  CHECK(pool.error(pool.submit(std::move(other))).retry_after_ms == 2000);
+  CHECK(pool.error(pool.submit(PoolFixture::chat("q", 30))).retry_after_ms == 14'000);
+}
+
+TEST_CASE("deficit round robin serves as if the rounds were played one by one") {
+  // Tenants with requests of given costs; each turn adds the quantum, and what it affords is
+  // served.
+  const std::map<std::string, std::vector<int64_t>> waiting = {{"a", {5000, 100, 100, 3000}},
+                                                               {"b", {1024, 1024, 1024}},
+                                                               {"c", {1, 2, 3, 4000, 7}},
+                                                               {"d", {2048, 10}}};
+  WaitQueue queue(100);
+  uint64_t order = 0;
+  std::map<uint64_t, std::string> names;
+  for (const auto& [tenant, costs] : waiting) {
+    for (const int64_t cost : costs) {
+      WaitQueue::Key key;
+      key.order = ++order;
+      names[key.order] = tenant + std::to_string(cost);
+      queue.insert(key, tenant, cost);
+    }
+  }
+  std::vector<std::string> expected;
+  std::map<std::string, int64_t> deficit;
+  std::map<std::string, size_t> next;
+  while (expected.size() < names.size()) {
+    for (const auto& [tenant, costs] : waiting) {
+      if (next[tenant] == costs.size()) continue;
+      deficit[tenant] += WaitQueue::kQuantumTokens;
+      while (next[tenant] < costs.size() && costs[next[tenant]] <= deficit[tenant]) {
+        deficit[tenant] -= costs[next[tenant]];
+        expected.push_back(tenant + std::to_string(costs[next[tenant]++]));
+      }
+    }
+  }
+  std::vector<std::string> served;
+  for (bool more = true; more;) {  // a walk per two entries, as nodes report
+    WaitQueue::Walk walk(queue);
+    for (int i = 0; i < 2; ++i) {
+      const WaitQueue::Key* key = walk.next();
+      more = key != nullptr;
+      if (!more) break;
+      served.push_back(names.at(key->order));
+      walk.take();
+    }
+  }
+  CHECK(served == expected);
+  CHECK(queue.empty());
+}
+
+TEST_CASE("work whose time is over is never sent, however long it waited") {
+  BusyPool pool;
+  for (int i = 0; i < 5; ++i) {
+    Request request = of(i % 2 == 0 ? "a" : "b", "r" + std::to_string(i));
+    request.hints.deadline_ms = 1000 + i;
+    pool.submit(std::move(request));
+  }
+  pool.now_ns += 1002 * kNsPerMs;  // no tick in between
+  pool.finish_current();
+  CHECK(pool.node().work.back().request.id == "r4");
 }

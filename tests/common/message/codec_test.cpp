@@ -323,6 +323,8 @@ TEST_CASE("the small messages survive the wire") {
 
   CHECK(trip(Cancel{"r5", 6}).epoch == 6);
   CHECK(trip(Drain{1234}).grace_ms == 1234);
+  CHECK_FALSE(trip(Drain{1234}).resume);
+  CHECK(trip(Drain{0, true}).resume);
   const Welcome w = trip(Welcome{"router", 42, {{"m", "d", "q", 1, 2, false}}});
   CHECK(w.router_id == "router");
   CHECK(w.router_epoch == 42);

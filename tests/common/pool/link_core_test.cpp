@@ -720,3 +720,20 @@ TEST_CASE("an Accepted says how long the node has had the request") {
   REQUIRE(h.all<Accepted>().size() == 1);
   CHECK(h.all<Accepted>()[0].held_us == 30'000);
 }
+
+TEST_CASE("a router drains a node and takes it back; the node's own draining stands") {
+  Harness h;
+  h.join();
+  h.hear(Drain{1000});
+  CHECK(h.core.state() == NodeState::kDraining);
+  h.hear(Submit{chat("a"), 1, 1});
+  CHECK(h.submitted.empty());
+  h.hear(Drain{0, true});
+  CHECK(h.core.state() == NodeState::kReady);
+  CHECK(h.core.beat_due(h.now_ns + 20 * kNsPerMs));
+  h.hear(Submit{chat("b"), 1, 2});
+  CHECK(h.submitted.size() == 1);
+  h.core.set_state(NodeState::kDraining, h.now_ns);
+  h.hear(Drain{0, true});
+  CHECK(h.core.state() == NodeState::kDraining);
+}
