@@ -25,6 +25,14 @@ enum class Plant : uint8_t {
   kQueueUnbounded,   // the queue has no limit
   kCancelIgnored,    // a client that leaves is not noticed
   kUpwardForgotten,  // what rose over a broken link has no end
+  // Bugs that were real until the simulation found them.
+  kClockSetBack,      // a node whose clock was set back is shut out
+  kSilenceEndless,    // a risen answer whose end was lost stays open
+  kEndUnchecked,      // and one that lacks its last tokens counts as whole
+  kOverBegins,        // the word that ended a session begins one
+  kDrainForgotten,    // a node's silence undoes an operator's drain
+  kRunsTwice,         // a Submit that comes twice runs twice
+  kReservePerRouter,  // each router keeps an edge's whole reserve out of its part
   kCount,
 };
 
