@@ -203,7 +203,8 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
     const Node& node = nodes_[index];
     // An older life speaks only as long as the newer one may: a machine whose clock was set back
     // comes in when the lease of its last life is over.
-    if (hello.boot_epoch < node.hello.boot_epoch && loads_[index].freshness != Freshness::kDead) {
+    const bool alive = loads_[index].freshness != Freshness::kDead || UPDRAFT_PLANT(kClockSetBack);
+    if (hello.boot_epoch < node.hello.boot_epoch && alive) {
       return {HelloOutcome::kOld, index};
     }
     if (hello.boot_epoch != node.hello.boot_epoch) {
@@ -220,7 +221,10 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
   const bool was_dead = loads_[index].freshness == Freshness::kDead;
   const bool fresh_start =
       outcome == HelloOutcome::kJoined || outcome == HelloOutcome::kRestarted || was_dead;
+  // A drain ends with the node's life or by an operator, not with a silence.
+  const bool drained = loads_[index].draining && outcome != HelloOutcome::kRestarted;
   if (fresh_start) reset_load(index, now_ns);
+  loads_[index].draining = drained && !UPDRAFT_PLANT(kDrainForgotten);
   take_hello(index, peer, std::move(hello), now_ns);
   ever_joined_ = true;
   const std::string& device = nodes_[index].hello.device;

@@ -221,6 +221,29 @@ TEST_CASE("a hello of an earlier boot changes nothing") {
   CHECK(pool.core.models().size() == 1);
 }
 
+TEST_CASE(
+    "a node that an operator drained stays drained when it was silent for longer than its lease") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.settle();
+  Actions out;
+  REQUIRE(pool.core.drain_node("cloud-1", 1000, out));  // its Drain never arrives
+  node.beating = false;
+  pool.advance_ms(4000);
+  CHECK(state_of(pool, "cloud-1") == "dead");
+  node.peer.peer = "peer-cloud-1-again";
+  pool.say(node, node.hello);
+  node.beating = true;
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "cloud-1") == "draining");
+  node.peer.peer = "peer-cloud-1-anew";
+  node.hello.boot_epoch = ++node.beat.boot_epoch;
+  node.beat.seq = 0;
+  pool.say(node, node.hello);
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+}
+
 TEST_CASE("a machine whose clock was set back joins when the lease of its last life is over") {
   PoolFixture pool;
   FakeNode& node = pool.join("edge-1", Tier::kEdge, 4096);
