@@ -202,12 +202,3 @@ TEST_CASE("all slots together are as fast as they were measured together") {
   world.run_until(60 * kNsPerSecond);
   CHECK(static_cast<double>(last_ns) / 1e9 == doctest::Approx(4 * 60 / 60.0).epsilon(0.02));
 }
-
-TEST_CASE("worlds that once broke") {
-  // 13: a risen answer whose end was lost never ended. 19: a gateway whose clock was set back was
-  // shut out.
-  for (const uint64_t seed : {13, 19}) {
-    const Report report = simulate_seed(seed, {});
-    CHECK_MESSAGE(!report.violation, std::string("seed " + std::to_string(seed)));
-  }
-}

@@ -43,6 +43,7 @@ void Faults::start_router(size_t router) {
 
 void Faults::start_node(size_t node) {
   if (nodes_[node]->running()) return;
+  drained_.erase(node);
   int64_t wall_ms = kWallStartMs + world_.now_ns() / kNsPerMs;
   const int64_t before_ms = nodes_[node]->last_wall_ms();
   // A gateway without a battery for its clock comes up in the past.
@@ -159,6 +160,7 @@ void Faults::strike() {
       {f.operator_drain,
        [&] {
          routers_[router]->drain(id, f.drain_grace_ms);
+         drained_.insert(node);
          world_.after(down + f.drain_grace_ms * kNsPerMs, unless_healed([this, node] {
                         nodes_[node]->crash(Farewell::kReset);
                         start_node(node);
@@ -195,7 +197,8 @@ void Faults::heal() {
   }
   for (size_t node = 0; node < nodes_.size(); ++node) {
     nodes_[node]->resume();
-    if (nodes_[node]->draining() && !scenario_.calm) nodes_[node]->crash(Farewell::kReset);
+    const bool drains = nodes_[node]->draining() || drained_.contains(node);
+    if (drains && !scenario_.calm) nodes_[node]->crash(Farewell::kReset);
   }
   keep_up();
   for (size_t node = 0; node < nodes_.size(); ++node) nodes_[node]->heal();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,7 @@ class Faults {
   std::vector<std::unique_ptr<SimNode>>& nodes_;
   double rate_ = 0.0;  // faults per second
   bool healed_ = false;
+  std::set<size_t> drained_;  // nodes that an operator drained and that have not begun anew
 };
 
 }  // namespace updraft::sim

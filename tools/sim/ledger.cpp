@@ -58,7 +58,9 @@ void Ledger::check_deadline(ClientId client) {
   const auto found = open_.find(client);
   if (found == open_.end()) return;
   const Ticket& ticket = found->second;
-  const int64_t excused_ns = paused_ns(ticket.outcome.entrance) - ticket.paused_before_ns;
+  const auto slack = slacks_.find(ticket.outcome.entrance);
+  const int64_t excused_ns = paused_ns(ticket.outcome.entrance) - ticket.paused_before_ns +
+                             (slack == slacks_.end() ? 0 : slack->second());
   const int64_t until_ns = ticket.deadline_ns + kDeadlineGraceNs + excused_ns;
   if (world_.now_ns() < until_ns) {
     world_.at(until_ns, [this, client] { check_deadline(client); });

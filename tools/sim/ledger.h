@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,6 +25,8 @@ inline constexpr const char* kOneEnd = "one end";          // each accepted id e
 inline constexpr const char* kOracle = "oracle";           // the stream is the request's own
 inline constexpr const char* kTypedEnd = "typed end";      // an error that a client can understand
 inline constexpr const char* kOneEpoch = "one epoch";      // what comes is of the latest dispatch
+inline constexpr const char* kOnePlace = "one place";      // a live request waits or is on a node
+inline constexpr const char* kTwice = "twice";             // one dispatch runs once
 inline constexpr const char* kPages = "pages";             // owned = allocated, none at rest
 inline constexpr const char* kCaps = "caps";               // every queue within its limit
 inline constexpr const char* kRetries = "retries";         // within the budget
@@ -85,6 +88,10 @@ class Ledger {
   // The process at the entrance is gone, and its clients' connections with it.
   void on_entrance_lost(Entrance entrance);
   void set_paused(Entrance entrance, bool paused);
+  // What a deadline at this entrance may be late beyond its grace: an engine's longest step.
+  void set_slack(Entrance entrance, std::function<int64_t()> slack_ns) {
+    slacks_[entrance] = std::move(slack_ns);
+  }
   size_t open_count() const { return open_.size(); }
   std::string describe_open() const;  // a few of them, for a message
   const std::vector<Outcome>& outcomes() const { return outcomes_; }
@@ -94,12 +101,14 @@ class Ledger {
   void on_router_start(int router, const RouterCoreConfig& config);
   void on_router_request(int router, const Request& request);
   // After the core took the message, before its actions are carried out. beat_seq_before: what the
-  // core knew before.
+  // core knew before. new_session: a hello of a connection that it did not count as one.
   void on_router_in(int router, const PeerInfo& from, const PoolMessage& message,
-                    const RouterCore& core, uint64_t beat_seq_before);
+                    const RouterCore& core, uint64_t beat_seq_before, bool new_session);
   void on_router_out(int router, const PeerId& peer, const PoolMessage& message);
   void on_router_deliver(int router, ClientId client, const Event& event);
   void on_router_drain(int router, const std::string& node_id);
+  // A node's link hands work of this router to its engine.
+  void on_node_work(int router, const std::string& node_id, const RequestId& id);
   void on_router_idle(int router, const RouterCore& core);  // between two inputs
 
  private:
@@ -172,6 +181,13 @@ class Ledger {
   void check_finished(const Ticket& ticket, const Finished& finished);
   void check_error(const Ticket& ticket, const RequestError& error);
   void end_ticket(ClientId client);
+  struct Runs {
+    int32_t sent = 0;
+    int32_t begun = 0;
+  };
+  Runs& runs(int router, const std::string& node_id, const RequestId& id) {
+    return runs_[std::to_string(router) + ' ' + node_id + ' ' + id];
+  }
   void check_dispatch(int number, Router& router, const PeerId& peer, const Submit& submit);
   void take_from_node(Router& router, Live& live);
   void forget(Router& router, const RequestId& id);
@@ -183,7 +199,9 @@ class Ledger {
   std::map<ClientId, Ticket> open_;
   std::unordered_map<ClientId, RequestId> over_;  // ended tickets
   std::map<Entrance, Pauses> pauses_;
+  std::map<Entrance, std::function<int64_t()>> slacks_;
   std::vector<Router> routers_;
+  std::unordered_map<std::string, Runs> runs_;  // by router, node and request
   std::vector<Outcome> outcomes_;
   uint64_t tickets_count_ = 0;
 };

@@ -58,7 +58,7 @@ void Ledger::forget(Router& router, const RequestId& id) {
 }
 
 void Ledger::on_router_in(int number_of_router, const PeerInfo& from, const PoolMessage& message,
-                          const RouterCore& core, uint64_t beat_seq_before) {
+                          const RouterCore& core, uint64_t beat_seq_before, bool new_session) {
   Router& router = routers_[static_cast<size_t>(number_of_router)];
   router.in_node.clear();
   router.in_id.clear();
@@ -77,10 +77,18 @@ void Ledger::on_router_in(int number_of_router, const PeerInfo& from, const Pool
     router.by_peer[from.peer] = hello->node_id;
     view.peer = from.peer;
     view.hello = *hello;
-    view.lease_ms = router.config.registry.lease_ms_max;
-    view.live_slots = 0;  // whatever it had before is lost
-    for (auto& [id, live] : router.live) {
-      if (live.node == hello->node_id) live.node.clear();
+    if (new_session) {
+      view.lease_ms = router.config.registry.lease_ms_max;
+      view.live_slots = 0;  // whatever it had before is lost
+    }
+    for (auto live = router.live.begin(); new_session && live != router.live.end();) {
+      if (live->second.node == hello->node_id) live->second.node.clear();
+      // What had risen from it has nobody left to hear its end.
+      const auto at = live++;
+      if (at->second.origin == hello->node_id) {
+        take_from_node(router, at->second);
+        router.live.erase(at);
+      }
     }
   }
   const auto peer = router.by_peer.find(from.peer);
@@ -106,6 +114,10 @@ void Ledger::on_router_in(int number_of_router, const PeerInfo& from, const Pool
     view.draining = true;
   } else if (const auto* submit = std::get_if<Submit>(&message)) {
     if (!router.live.contains(submit->request.id)) note_live(router, submit->request, peer->second);
+  } else if (const auto* cancel = std::get_if<Cancel>(&message)) {
+    const auto live = router.live.find(cancel->id);
+    if (live != router.live.end() && live->second.origin == peer->second)
+      forget(router, cancel->id);
   } else if (const auto* tokens = std::get_if<Tokens>(&message)) {
     router.in_id = tokens->id;
     router.in_epoch = tokens->epoch;
@@ -185,7 +197,8 @@ void Ledger::check_dispatch(int number_of_router, Router& router, const PeerId& 
       (live.tier != Tier::kAny && live.tier != view.hello.tier) || live.origin == node_id)
     broken(invariant::kHints, node_id + " is not where it may go");
   take_from_node(router, live);
-  live.slots = std::clamp(live.choices, 1, std::max(1, view.slots_total));
+  const int32_t reserve = view.hello.tier == Tier::kEdge ? router.config.edge_reserve_slots : 0;
+  live.slots = std::clamp(live.choices, 1, std::max(1, view.slots_total - reserve));
   live.node = node_id;
   live.epoch = submit.epoch;
   view.live_slots += live.slots;
@@ -193,6 +206,7 @@ void Ledger::check_dispatch(int number_of_router, Router& router, const PeerId& 
     broken(invariant::kGrant, node_id + " has granted " + number(view.slots_total) +
                                   " slots and is given " + number(view.live_slots));
   ++live.dispatches;
+  ++runs(number_of_router, node_id, id).sent;
   if (live.dispatches > 1 + router.config.retries_max + live.rejections)
     broken(invariant::kRetries, "it was sent " + number(live.dispatches) + " times");
   if (!std::exchange(live.failed_last, false)) return;
@@ -226,13 +240,23 @@ void Ledger::on_router_drain(int router, const std::string& node_id) {
   routers_[static_cast<size_t>(router)].drained.insert(node_id);
 }
 
+void Ledger::on_node_work(int router, const std::string& node_id, const RequestId& id) {
+  Runs& entry = runs(router, node_id, id);
+  if (++entry.begun <= entry.sent) return;
+  world_.violate(invariant::kTwice, node_id + " begins request " + id + " of router " +
+                                        number(router) + " for the " + number(entry.begun) +
+                                        ". time, it was sent there " + number(entry.sent) +
+                                        " times");
+}
+
 void Ledger::on_router_idle(int number_of_router, const RouterCore& core) {
   const Router& router = routers_[static_cast<size_t>(number_of_router)];
   const auto queue_max = static_cast<size_t>(router.config.queue_max);
-  if (core.queued() > core.live())
-    world_.violate(invariant::kCaps, number(static_cast<int64_t>(core.queued())) +
-                                         " requests wait, only " +
-                                         number(static_cast<int64_t>(core.live())) + " are live");
+  if (core.queued() + core.dispatched() != core.live())
+    world_.violate(invariant::kOnePlace,
+                   number(static_cast<int64_t>(core.queued())) + " requests wait and " +
+                       number(static_cast<int64_t>(core.dispatched())) + " are on nodes, of " +
+                       number(static_cast<int64_t>(core.live())));
   if (core.queued() > queue_max) {
     // What a node had before may come back to a full queue.
     const auto returned = std::count_if(router.live.begin(), router.live.end(),

@@ -211,7 +211,8 @@ Scenario scenario_of_size(int32_t node_count) {
     node.beat_interval_ms = edge ? 250 : 100;
     EngineSpec& engine = node.engine;
     engine.slots = edge ? 2 : 64;
-    engine.context_tokens = edge ? 2048 : 32'768;
+    engine.context_tokens = edge ? 1024 : 32'768;
+    engine.page_tokens = 128;
     engine.kv_tokens = engine.context_tokens * 2;
     engine.prefill_tokens_per_s = edge ? 600 : 20'000;
     engine.decode_tokens_per_s = edge ? 30 : 120;

@@ -206,6 +206,7 @@ void SimEngine::begin_step() {
   }
   stepping_ = true;
   current_step_s_ = step_s() * slowness_;
+  longest_step_ns_ = std::max(longest_step_ns_, static_cast<int64_t>(current_step_s_ * 1e9));
   world_.after(static_cast<int64_t>(current_step_s_ * 1e9) + 1, [self = weak_from_this()] {
     if (const auto engine = self.lock()) engine->end_step();
   });

@@ -68,6 +68,8 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   std::string check_pages() const;
   int64_t generated_tokens() const { return generated_tokens_; }
   double busy_s() const { return busy_s_; }
+  // So long a cancel or a deadline may have to wait.
+  int64_t longest_step_ns() const { return longest_step_ns_; }
 
  private:
   struct Job {
@@ -139,6 +141,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   int64_t requests_failed_ = 0;
   int64_t generated_tokens_ = 0;
   double busy_s_ = 0.0;
+  int64_t longest_step_ns_ = 0;
 };
 
 }  // namespace updraft::sim

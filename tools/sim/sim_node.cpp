@@ -26,6 +26,8 @@ SimNode::SimNode(World& world, Network& network, Ledger& ledger, NodeSpec spec,
       router_count_(router_count),
       number_(network.add_node(*this)) {
   ledger.add_node(spec_.id, {spec_.tier, spec_.engine.context_tokens});
+  ledger.set_slack({true, number_},
+                   [this] { return engine_ ? engine_->longest_step_ns() : int64_t{0}; });
 }
 
 void SimNode::start(ProcessClock clock, int64_t wall_ms) {
@@ -224,7 +226,7 @@ void SimNode::run(int router) {
   if (sent == kFramesPerTurn) run_soon(router);
   const int64_t due_ns = l.core->next_due_ns();
   if (due_ns == INT64_MAX) return;
-  const int64_t wake_ns = std::max(clock_.world_ns(due_ns), world_.now_ns() + 1000);
+  const int64_t wake_ns = std::max(clock_.world_ns(due_ns), world_.now_ns() + kNsPerMs);
   if (l.wake_ns > world_.now_ns() && l.wake_ns <= wake_ns) return;
   l.wake_ns = wake_ns;
   world_.at(wake_ns, [this, router, life = life_, wake_ns] {
@@ -247,6 +249,7 @@ void SimNode::carry_out(int router) {
 
 void SimNode::submit_local(int router, LinkCore::SubmitLocal&& submit) {
   const RequestId id = submit.request.id;
+  ledger_.on_node_work(router, spec_.id, id);
   engine_->submit(std::move(submit.request),
                   [this, life = life_, router, id, serial = submit.serial](Event event) {
                     if (life != life_) return;

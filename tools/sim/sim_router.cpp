@@ -157,11 +157,15 @@ void SimRouter::on_frame(const PeerId& peer, int node, std::vector<std::byte>&& 
     }
     return **message;
   }();
-  const bool is_hello = std::holds_alternative<NodeHello>(seen);
-  const bool is_new_session =
-      is_hello || (index != kNoNode && core_->registry().load(index).freshness != Freshness::kDead);
+  const bool known =
+      index != kNoNode && core_->registry().load(index).freshness != Freshness::kDead;
+  const auto* hello = std::get_if<NodeHello>(&seen);
+  const bool new_session =
+      hello != nullptr &&
+      (!known || core_->registry().node(index).hello.boot_epoch != hello->boot_epoch);
   core_->on_message(from, std::move(**message), now, actions_);
-  if (is_new_session) ledger_.on_router_in(number_, from, seen, *core_, beat_seq);
+  if (known || hello != nullptr)
+    ledger_.on_router_in(number_, from, seen, *core_, beat_seq, new_session);
   carry_out();
   flush();
 }
@@ -174,7 +178,6 @@ void SimRouter::tick(uint64_t life) {
   carry_out();
   core_->take_changes();
   flush();
-  ledger_.on_router_idle(number_, *core_);
 }
 
 void SimRouter::carry_out() {
@@ -194,6 +197,7 @@ void SimRouter::carry_out() {
       core_->on_unsendable(*submit, now_ns(), actions_);
   }
   actions_.clear();
+  ledger_.on_router_idle(number_, *core_);
 }
 
 void SimRouter::flush() {
