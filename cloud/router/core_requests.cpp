@@ -356,6 +356,7 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
              now_ns);
   if (UPDRAFT_PLANT(kEndTwice)) deliver(stream, event, out);
   deliver(stream, std::move(event), out);
+  remember_risen(stream);
   streams_.erase(stream);
   if (finished_there) serve_queue(node, now_ns, out);
 }
@@ -367,6 +368,7 @@ void RouterCore::end_unanswered(Stream& stream, int64_t now_ns, Actions& out) {
   leave_queue(stream);
   cancel_on_node(stream, out);
   leave_node(stream, false, BreakerTable::Outcome::kNeutral, now_ns);
+  remember_risen(stream);
   streams_.erase(stream);
 }
 

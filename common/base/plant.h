@@ -32,6 +32,7 @@ enum class Plant : uint8_t {
   kOverBegins,        // the word that ended a session begins one
   kDrainForgotten,    // a node's silence undoes an operator's drain
   kRunsTwice,         // a Submit that comes twice runs twice
+  kRisesTwice,        // and so does one from an edge
   kReservePerRouter,  // each router keeps an edge's whole reserve out of its part
   kCount,
 };

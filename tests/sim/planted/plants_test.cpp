@@ -42,6 +42,7 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kOverBegins, "over begins", {invariant::kRest}},
     {Plant::kDrainForgotten, "drain forgotten", {invariant::kDraining}},
     {Plant::kRunsTwice, "runs twice", {invariant::kTwice}},
+    {Plant::kRisesTwice, "rises twice", {invariant::kOracle}},
     {Plant::kReservePerRouter, "reserve per router", {invariant::kHeal}},
 }};
 
