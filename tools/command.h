@@ -26,6 +26,7 @@ void add_quantize(CLI::App& app, int& exit_status);
 void add_quality(CLI::App& app, int& exit_status);
 void add_keys(CLI::App& app, int& exit_status);
 void add_explain(CLI::App& app, int& exit_status);
+void add_sim(CLI::App& app, int& exit_status);
 
 // "updraft: <message>" on standard error; returns 1, the exit status.
 int complain(const std::string& message);

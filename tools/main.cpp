@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
   updraft::add_quality(app, exit_status);
   updraft::add_keys(app, exit_status);
   updraft::add_explain(app, exit_status);
+  updraft::add_sim(app, exit_status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

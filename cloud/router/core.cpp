@@ -6,6 +6,7 @@
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 constexpr int64_t kSweepEveryNs = 50 * kNsPerMs;
 constexpr int64_t kModelsEveryNs = 100 * kNsPerMs;
 constexpr int64_t kPauseNs = 500 * kNsPerMs;
+constexpr size_t kRisenEndedMax = 8192;
 constexpr uint64_t kBreakerSeed = 0x5851F42D4C957F2DULL;  // its draws are not the placement's
 constexpr int32_t kRefusalsMax =
     64;  // of one request; then the pool's nodes and this router disagree for good
@@ -216,6 +218,11 @@ std::vector<std::pair<uint32_t, uint32_t>> RouterCore::snapshot(
 void RouterCore::handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, Actions& out) {
   const NodeIndex origin = registry_.find_peer(from.peer);
   const Requester requester{0, from.peer, submit.epoch};
+  const auto ended = risen_ended_.find(from.peer + ' ' + submit.request.id);
+  if (ended != risen_ended_.end() && submit.epoch <= ended->second && !UPDRAFT_PLANT(kRisesTwice)) {
+    ++stats_.stale_messages;
+    return;
+  }
   if (Stream* known = streams_.find(submit.request.id);
       known != nullptr && known->wish.origin == registry_.ref(origin)) {
     if (submit.epoch <= known->origin_epoch) {
@@ -227,6 +234,16 @@ void RouterCore::handle(const PeerInfo& from, Submit&& submit, int64_t now_ns, A
   // What a gateway calls its clients says nothing beyond it: two gateways' uid 1000 are two people.
   submit.request.tenant = registry_.node(origin).hello.node_id + '/' + submit.request.tenant;
   take_in(std::move(submit.request), requester, origin, now_ns, out);
+}
+
+void RouterCore::remember_risen(const Stream& stream) {
+  if (!stream.rose() || !registry_.same(stream.wish.origin)) return;
+  const std::string key = registry_.node(stream.wish.origin.index).peer + ' ' + stream.request.id;
+  if (risen_ended_.insert_or_assign(key, stream.origin_epoch).second)
+    risen_ended_order_.push_back(key);
+  if (risen_ended_order_.size() <= kRisenEndedMax) return;
+  risen_ended_.erase(risen_ended_order_.front());
+  risen_ended_order_.pop_front();
 }
 
 void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t now_ns, Actions& out) {
@@ -246,6 +263,7 @@ void RouterCore::handle(const PeerInfo& from, Cancel&& cancel, int64_t now_ns, A
 Stream* RouterCore::owned(const PeerInfo& from, const RequestId& id, uint32_t epoch) {
   Stream* stream = streams_.find(id);
   const NodeIndex node = registry_.find_peer(from.peer);
+  if (stream != nullptr && stream->node != kNoNode && UPDRAFT_PLANT(kEpochUnchecked)) return stream;
   if (stream != nullptr && stream->node == node && stream->epoch == epoch) return stream;
   ++stats_.stale_messages;
   return nullptr;
@@ -372,7 +390,7 @@ void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, A
   const bool worth_it = worth_a_retry(failed.error.code);
   RequestError error = for_client(std::move(failed.error), registry_.node(node).hello.node_id);
   if (worth_it && !stream->tokens_sent && stream->retries < config_.retries_max &&
-      retry_budget_ >= 1.0) {
+      (retry_budget_ >= 1.0 || UPDRAFT_PLANT(kRetryUnbounded))) {
     retry_budget_ -= 1.0;
     stream->failure = std::move(error);
     lose(*stream, "failed", Loss::kAnswered, outcome, now_ns, out);

@@ -11,10 +11,12 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <queue>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -227,6 +229,8 @@ class RouterCore {
   void breach(Stream& stream, const std::string& why, int64_t now_ns, Actions& out);
   void lose_node(NodeIndex node, const std::string& why, int64_t now_ns, Actions& out);
   void drop_risen(NodeIndex node, int64_t now_ns, Actions& out);
+  // On the connection that it rose on, this request has ended.
+  void remember_risen(const Stream& stream);
   void find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_ns, Actions& out);
   void welcome(const PeerId& peer, uint64_t epoch, Actions& out) const;
   void refresh_models(int64_t now_ns, Actions& out);
@@ -273,6 +277,10 @@ class RouterCore {
   uint64_t models_version_ = 0;
   std::vector<ModelInfo> pool_models_;
   std::vector<NodeIndex> lost_;  // scratch
+  // Requests that rose and have ended, by connection and id, with their epochs; the last
+  // kRisenEndedMax of them. One that is said again does not run again.
+  std::unordered_map<std::string, uint32_t> risen_ended_;
+  std::deque<std::string> risen_ended_order_;
   RouterStats stats_;
 };
 

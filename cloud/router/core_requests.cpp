@@ -7,6 +7,7 @@
 #include "cloud/router/core.h"
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 #include "common/message/prefix_chain.h"
 #include "common/message/request_check.h"
 
@@ -192,7 +193,7 @@ bool RouterCore::must_wait_behind_others(const Stream& stream, NodeIndex node) c
 }
 
 void RouterCore::enqueue(Stream& stream, int64_t now_ns, Actions& out) {
-  if (queue_.full() && stream.epoch == 0) {
+  if (queue_.full() && stream.epoch == 0 && !UPDRAFT_PLANT(kQueueUnbounded)) {
     const int32_t wait_ms = retry_after_ms(stream.wish);
     const std::string why =
         "the queue is full: " + std::to_string(queue_.size()) + " requests are waiting for a node";
@@ -272,7 +273,8 @@ void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
     if (next == nullptr) return;
     Stream& stream = streams_.at(next->slot);
     // One whose deadline is over is ended by its timer.
-    const bool late = stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns;
+    const bool late = stream.wish.deadline_ns > 0 && stream.wish.deadline_ns <= now_ns &&
+                      !UPDRAFT_PLANT(kDeadlineIgnored);
     const Serving* serving = registry_.find_serving(stream.wish.model, node);
     if (late || serving == nullptr || !placer_.capable(stream.wish, *serving) ||
         !placer_.admits(stream.wish, node, now_ns)) {
@@ -293,6 +295,7 @@ void RouterCore::leave_node(Stream& stream, bool give_back, BreakerTable::Outcom
   if (stream.node == kNoNode) return;
   breakers_.score(stream.node, stream.wish.model, outcome, std::exchange(stream.probe, false),
                   now_ns);
+  if (UPDRAFT_PLANT(kSlotKept)) return streams_.detach(stream);
   registry_.release(stream.node, stream.assignment_seq, stream.assigned_slots,
                     stream.assigned_kv_tokens, give_back);
   streams_.detach(stream);
@@ -307,7 +310,7 @@ void RouterCore::lose(Stream& stream, const std::string& why, Loss loss,
                       BreakerTable::Outcome outcome, int64_t now_ns, Actions& out) {
   const NodeIndex node = stream.node;
   const std::string node_id = registry_.node(node).hello.node_id;
-  if (loss != Loss::kGone)
+  if (loss != Loss::kGone && !UPDRAFT_PLANT(kFailedNodeAgain))
     stream.wish.excluded.push_back({registry_.ref(node), stream.node_boot_epoch});
   leave_node(stream, loss == Loss::kAnswered, outcome, now_ns);
   if (stream.tokens_sent || stream.retries >= config_.retries_max) {
@@ -372,11 +375,13 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
     double& average = service(stream.wish.model).seconds;
     average += 0.1 * (seconds - average);
   }
-  leave_queue(stream);
+  if (!UPDRAFT_PLANT(kQueueLeak)) leave_queue(stream);
   leave_node(stream, finished_there,
              finished_there ? BreakerTable::Outcome::kSuccess : BreakerTable::Outcome::kNeutral,
              now_ns);
+  if (UPDRAFT_PLANT(kEndTwice)) deliver(stream, event, out);
   deliver(stream, std::move(event), out);
+  remember_risen(stream);
   streams_.erase(stream);
   if (finished_there) serve_queue(node, now_ns, out);
 }
@@ -388,12 +393,13 @@ void RouterCore::end_unanswered(Stream& stream, int64_t now_ns, Actions& out) {
   leave_queue(stream);
   cancel_on_node(stream, out);
   leave_node(stream, false, BreakerTable::Outcome::kNeutral, now_ns);
+  remember_risen(stream);
   streams_.erase(stream);
 }
 
 void RouterCore::cancel(const RequestId& id, int64_t now_ns, Actions& out) {
   Stream* stream = streams_.find(id);
-  if (stream == nullptr || stream->rose()) return;
+  if (stream == nullptr || stream->rose() || UPDRAFT_PLANT(kCancelIgnored)) return;
   cancel_on_node(*stream, out);
   end(*stream, error_of(ErrorCode::kCancelled, "the client left"), now_ns, out);
 }
@@ -415,6 +421,7 @@ int64_t RouterCore::due_ns(const Stream& stream) const {
   const int64_t deadline_ns = stream.wish.deadline_ns;
   if (stream.state != Stream::State::kQueued)
     return deadline_ns > 0 ? deadline_ns + kNodeDeadlineSlackNs : 0;
+  if (UPDRAFT_PLANT(kDeadlineIgnored)) return stream.queue_until_ns;
   return deadline_ns > 0 ? std::min(deadline_ns, stream.queue_until_ns) : stream.queue_until_ns;
 }
 

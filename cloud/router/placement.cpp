@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -205,6 +206,7 @@ int32_t Placer::reserve(NodeIndex node) const {
 bool Placer::allowed(const Wish& wish, const Serving& serving) const {
   const NodeLoad& load = registry_.load(serving.node);
   if (wish.local_only && load.tier != Tier::kEdge) return false;
+  if (UPDRAFT_PLANT(kHintIgnored)) return true;
   if (wish.tier != Tier::kAny && wish.tier != load.tier) return false;
   return wish.origin.index != serving.node || !registry_.same(wish.origin);
 }
@@ -304,8 +306,14 @@ int64_t Placer::kv_needed(const Wish& wish, NodeIndex node) const {
 }
 
 bool Placer::fits(const Wish& wish, NodeIndex node, int32_t free_slots) const {
-  return free_slots - reserve(node) >= slots_needed(wish, node) &&
-         registry_.load(node).free_kv_tokens() >= kv_needed(wish, node);
+  const NodeLoad& load = registry_.load(node);
+  // The reserve is of the whole node; a grant is this router's part of it.
+  const int32_t open = load.grants && !UPDRAFT_PLANT(kReservePerRouter)
+                           ? load.slots_free - load.assigned_slots + load.returned_slots
+                           : free_slots;
+  const int32_t needed = slots_needed(wish, node);
+  return free_slots >= needed && open - reserve(node) >= needed &&
+         load.free_kv_tokens() >= kv_needed(wish, node);
 }
 
 bool Placer::has_room(const Wish& wish, NodeIndex node, int64_t now_ns) const {
@@ -355,7 +363,7 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
   const Survey seen = survey(wish, now_ns);
   wish.edge_serves = seen.edge_serves;
   wish.deadline_excludes_edge = false;
-  wish.tier_now = wish.tier;
+  wish.tier_now = UPDRAFT_PLANT(kHintIgnored) ? Tier::kAny : wish.tier;
   const bool risen =
       session != nullptr && session->risen && wish.tier == Tier::kAny && !wish.local_only;
   if (risen && seen.any_cloud) wish.tier_now = Tier::kCloud;

@@ -9,6 +9,7 @@
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -127,7 +128,8 @@ Result<void> check_beat(const NodeBeat& beat) {
 }
 
 Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
-  if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs) return Freshness::kDead;
+  if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs && !UPDRAFT_PLANT(kLeaseIgnored))
+    return Freshness::kDead;
   const int64_t age_ns = now_ns - load.last_beat_ns;
   const int64_t interval_ns = load.interval_ms * kNsPerMs;
   if (age_ns < 3 * interval_ns) return Freshness::kFresh;
@@ -199,8 +201,13 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
   if (const auto known = by_key_.find(key); known != by_key_.end()) {
     index = known->second;
     const Node& node = nodes_[index];
-    if (hello.boot_epoch < node.hello.boot_epoch) return {HelloOutcome::kOld, index};
-    if (hello.boot_epoch > node.hello.boot_epoch) {
+    // An older life speaks only as long as the newer one may: a machine whose clock was set back
+    // comes in when the lease of its last life is over.
+    const bool alive = loads_[index].freshness != Freshness::kDead || UPDRAFT_PLANT(kClockSetBack);
+    if (hello.boot_epoch < node.hello.boot_epoch && alive) {
+      return {HelloOutcome::kOld, index};
+    }
+    if (hello.boot_epoch != node.hello.boot_epoch) {
       outcome = HelloOutcome::kRestarted;
     } else {
       outcome = node.peer == peer ? HelloOutcome::kUpdated : HelloOutcome::kReconnected;
@@ -214,7 +221,10 @@ Registry::HelloResult Registry::on_hello(const PeerId& peer, const std::string& 
   const bool was_dead = loads_[index].freshness == Freshness::kDead;
   const bool fresh_start =
       outcome == HelloOutcome::kJoined || outcome == HelloOutcome::kRestarted || was_dead;
+  // A drain ends with the node's life or by an operator, not with a silence.
+  const bool drained = loads_[index].draining && outcome != HelloOutcome::kRestarted;
   if (fresh_start) reset_load(index, now_ns);
+  loads_[index].draining = drained && !UPDRAFT_PLANT(kDrainForgotten);
   take_hello(index, peer, std::move(hello), now_ns);
   ever_joined_ = true;
   const std::string& device = nodes_[index].hello.device;
@@ -309,7 +319,8 @@ Registry::BeatOutcome Registry::on_beat(const PeerId& peer, const NodeBeat& beat
   if (index == kNoNode || loads_[index].freshness == Freshness::kDead)
     return BeatOutcome::kUnknownPeer;
   Node& node = nodes_[index];
-  if (beat.boot_epoch != node.hello.boot_epoch || (node.beaten && beat.seq <= node.beat_seq)) {
+  if (beat.boot_epoch != node.hello.boot_epoch ||
+      (node.beaten && beat.seq <= node.beat_seq && !UPDRAFT_PLANT(kStaleBeat))) {
     ++beats_old_;
     return BeatOutcome::kOld;
   }

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/plant.h"
 #include "common/base/result.h"
 #include "common/message/node_status.h"
 #include "common/message/service.h"
@@ -87,7 +88,8 @@ struct NodeLoad {
   int32_t requests() const { return running + waiting + assigned_slots; }
   // Takes new work as far as its state goes.
   bool takes_work() const {
-    return used && state == NodeState::kReady && !draining && freshness != Freshness::kDead;
+    return used && (state == NodeState::kReady || UPDRAFT_PLANT(kDrainingServed)) &&
+           (!draining || UPDRAFT_PLANT(kDrainingServed)) && freshness != Freshness::kDead;
   }
   // What it granted has run out: it must report before it gets anything.
   bool lapsed(int64_t now_ns) const { return grants && now_ns >= credit_until_ns; }

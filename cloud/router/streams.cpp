@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 namespace {
@@ -36,11 +37,11 @@ ChunkVerdict take_chunk(Stream& stream, const TokenChunk& chunk, int64_t tokens_
   const auto have = static_cast<int64_t>(choice.ids.size());
   const int64_t begin = chunk.offset;
   const int64_t end = begin + static_cast<int64_t>(chunk.ids.size());
-  if (begin < 0 || begin > have) {
+  if (begin < 0 || (begin > have && !UPDRAFT_PLANT(kTornTokens))) {
     *why = "gap: offset " + std::to_string(begin) + " after " + std::to_string(have) + " tokens";
     return ChunkVerdict::kFault;
   }
-  if (begin < have) {
+  if (begin < have && !UPDRAFT_PLANT(kRepeatedTokens)) {
     const bool same =
         end <= have && std::equal(chunk.ids.begin(), chunk.ids.end(), choice.ids.begin() + begin);
     if (same) return ChunkVerdict::kDrop;

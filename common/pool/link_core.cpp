@@ -8,6 +8,7 @@
 
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/base/plant.h"
 #include "common/message/prefix_chain.h"
 #include "common/message/request_check.h"
 
@@ -22,6 +23,7 @@ constexpr int32_t kRetryAfterMs = 2000;
 // The router is told all prefixes anew so often, should it ever have lost a beat's change.
 constexpr int64_t kPrefixesAnewNs = 30 * kNsPerSecond;
 constexpr float kBytesPerTokenAssumed = 3.0F;
+constexpr size_t kEndedMax = 1024;
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // Joins what follows on directly; keeps chunks of different choices and past a finish apart.
@@ -66,6 +68,10 @@ LinkCore::LinkCore(LinkCoreConfig config)
 void LinkCore::on_connected(int64_t now_ns) {
   UPDRAFT_CHECK(!connected_);
   connected_ = true;
+  over_epoch_ = 0;
+  ++connection_;
+  ended_.clear();
+  ended_order_.clear();
   say_hello(now_ns);
 }
 
@@ -91,9 +97,14 @@ void LinkCore::end_session() {
     work.next.reset();
     mute(id, work);
   }
-  std::erase_if(works_, [](const auto& entry) { return entry.second.end.has_value(); });
+  std::erase_if(works_, [this](const auto& entry) {
+    if (!entry.second.end) return false;
+    remember_end(entry.first, entry.second.epoch, entry.second.connection);
+    return true;
+  });
   std::map<RequestId, Upward> upward = std::exchange(upward_, {});
   for (auto& [id, entry] : upward) {
+    if (UPDRAFT_PLANT(kUpwardForgotten)) continue;
     deliver(entry,
             entry.started
                 ? error_of(ErrorCode::kNodeLost,
@@ -122,11 +133,11 @@ void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
   } else if (const auto* drain = std::get_if<Drain>(&message)) {
     on_drain(*drain, now_ns);
   } else if (auto* accepted = std::get_if<Accepted>(&message)) {
-    on_accepted(std::move(*accepted));
+    on_accepted(std::move(*accepted), now_ns);
   } else if (auto* tokens = std::get_if<Tokens>(&message)) {
-    on_tokens(std::move(*tokens));
+    on_tokens(std::move(*tokens), now_ns);
   } else if (auto* done = std::get_if<Done>(&message)) {
-    if (upward_of(done->id, done->epoch) != nullptr) end_upward(done->id, done->finished);
+    on_done(std::move(*done));
   } else if (auto* failed = std::get_if<Failed>(&message)) {
     if (upward_of(failed->id, failed->epoch) != nullptr)
       end_upward(failed->id, std::move(failed->error));
@@ -149,10 +160,12 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
     // Another router took over this connection (it restarted behind a load balancer) and knows
     // nothing of us.
     end_session();
-    router_epoch_ = welcome.router_epoch;
+    over_epoch_ = welcome.router_epoch;
     say_hello(now_ns);
     return;
   }
+  // Each beat that was still under way is answered like that; the hello's answer is another.
+  if (!welcomed_ && welcome.router_epoch == over_epoch_ && !UPDRAFT_PLANT(kOverBegins)) return;
   router_epoch_ = welcome.router_epoch;
   router_id_ = std::move(welcome.router_id);
   pool_models_ = std::move(welcome.pool_models);
@@ -169,8 +182,32 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
 
 // ---------------------------------------------------------------- work of the router's
 
+// The work runs, waits or has ended under this epoch or a newer one.
+bool LinkCore::said_before(const Submit& submit) const {
+  if (const auto ended = ended_.find(submit.request.id);
+      ended != ended_.end() && submit.epoch <= ended->second) {
+    return true;
+  }
+  const auto at = works_.find(submit.request.id);
+  if (at == works_.end()) return false;
+  const Work& work = at->second;
+  if (work.next) return submit.epoch <= work.next->epoch;
+  return (!work.muted || work.connection == connection_) && submit.epoch <= work.epoch;
+}
+
+void LinkCore::remember_end(const RequestId& id, uint32_t epoch, uint64_t connection) {
+  if (connection != connection_) return;
+  const auto [at, is_new] = ended_.try_emplace(id, epoch);
+  at->second = std::max(at->second, epoch);
+  if (is_new) ended_order_.push_back(id);
+  if (ended_order_.size() <= kEndedMax) return;
+  ended_.erase(ended_order_.front());
+  ended_order_.pop_front();
+}
+
 void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
   last_assignment_seq_ = std::max(last_assignment_seq_, submit.assignment_seq);
+  if (said_before(submit) && !UPDRAFT_PLANT(kRunsTwice)) return;
   if (grant_link_ != 0 && !grants_->take(grant_link_, slots_of(submit), now_ns)) {
     beat_soon(now_ns);
     return reject(submit.request.id, submit.epoch,
@@ -180,11 +217,6 @@ void LinkCore::on_submit(Submit&& submit, int64_t now_ns) {
   const auto at = works_.find(submit.request.id);
   if (at == works_.end()) return begin_work(std::move(submit), now_ns);
   Work& work = at->second;
-  const uint32_t newest = work.next ? work.next->epoch : work.epoch;
-  if (!(work.muted && !work.next) && submit.epoch <= newest) {  // the same again
-    grants_->give(grant_link_, slots_of(submit));
-    return;
-  }
   const RequestId id = submit.request.id;
   if (work.next) grants_->give(grant_link_, slots_of(*work.next));
   work.next = std::move(submit);
@@ -207,6 +239,7 @@ void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
   }
   Work work;
   work.serial = next_serial_++;
+  work.connection = connection_;
   work.epoch = submit.epoch;
   work.arrived_ns = now_ns;
   work.chain = prefix_chain(submit.request);
@@ -239,6 +272,7 @@ void LinkCore::mute(const RequestId& id, Work& work) {
 }
 
 void LinkCore::reject(const RequestId& id, uint32_t epoch, RequestError error) {
+  remember_end(id, epoch, connection_);
   UPDRAFT_CHECK(outgoing_.push(id, Rejected{id, epoch, std::move(error), fresh_credit()}),
                 "a rejection is small");
 }
@@ -267,6 +301,7 @@ void LinkCore::on_local_event(const RequestId& id, uint64_t serial, Event event,
     return;
   }
   std::optional<Submit> next = std::move(work.next);
+  remember_end(id, work.epoch, work.connection);
   works_.erase(at);
   if (next) begin_work(std::move(*next), now_ns);
 }
@@ -277,7 +312,12 @@ void LinkCore::pump() {
   for (size_t left = works_.size(); left > 0 && outgoing_.small_count() < kSmallFramesMax; --left) {
     if (at == works_.end()) at = works_.begin();
     pumped_last_ = at->first;
-    at = pump_one(at->first, at->second) ? works_.erase(at) : std::next(at);
+    if (pump_one(at->first, at->second)) {
+      remember_end(at->first, at->second.epoch, at->second.connection);
+      at = works_.erase(at);
+    } else {
+      ++at;
+    }
   }
 }
 
@@ -378,6 +418,7 @@ void LinkCore::on_upward(Request request, EventSink sink, int64_t now_ns) {
         error_of(ErrorCode::kOverloaded, "too much is under way to the router", kRetryAfterMs));
   }
   Upward upward;
+  upward.open_choices = std::max(1, total_choices(request));
   upward.answer_due_ns = now_ns + config_.answer_timeout_ms * kNsPerMs;
   if (request.hints.deadline_ms > 0)
     upward.deadline_ns = now_ns + (request.hints.deadline_ms + 1000) * kNsPerMs;
@@ -424,17 +465,19 @@ void LinkCore::end_upward(const RequestId& id, Event end) {
   upward_.erase(at);
 }
 
-void LinkCore::on_accepted(Accepted&& message) {
+void LinkCore::on_accepted(Accepted&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
   upward->started = true;
+  upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
   if (message.started.prompt_tokens == 0) message.started.prompt_tokens = message.prompt_tokens;
   deliver(*upward, std::move(message.started));
 }
 
-void LinkCore::on_tokens(Tokens&& message) {
+void LinkCore::on_tokens(Tokens&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
+  upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
   if (!upward->started) {
     upward->started = true;
     Started started;
@@ -443,9 +486,10 @@ void LinkCore::on_tokens(Tokens&& message) {
     deliver(*upward, std::move(started));
   }
   for (TokenChunk& chunk : message.chunks) {
-    int64_t& next = upward->next_offset[chunk.choice];
+    Upward::Choice& choice = upward->choices[chunk.choice];
+    int64_t& next = choice.next_offset;
     const int64_t end = chunk.offset + static_cast<int64_t>(chunk.ids.size());
-    if (chunk.offset < next && end <= next) continue;  // already seen
+    if (choice.finished || (chunk.offset < next && end <= next)) continue;  // already seen
     if (chunk.offset != next) {
       const uint32_t epoch = upward->epoch;
       end_upward(message.id,
@@ -456,8 +500,18 @@ void LinkCore::on_tokens(Tokens&& message) {
       return;
     }
     next = end;
+    choice.finished = chunk.finish.has_value();
+    if (choice.finished) --upward->open_choices;
     deliver(*upward, std::move(chunk));
   }
+}
+
+void LinkCore::on_done(Done&& message) {
+  const Upward* upward = upward_of(message.id, message.epoch);
+  if (upward == nullptr) return;
+  if (upward->open_choices <= 0 || UPDRAFT_PLANT(kEndUnchecked))
+    return end_upward(message.id, message.finished);
+  end_upward(message.id, error_of(ErrorCode::kNodeLost, "the end of the answer was lost"));
 }
 
 // ---------------------------------------------------------------- state and time
@@ -486,16 +540,19 @@ void LinkCore::tick(int64_t now_ns) {
   if (connected_ && !welcomed_ && now_ns >= hello_due_ns_) say_hello(now_ns);
   std::vector<RequestId> late;
   for (const auto& [id, upward] : upward_) {
-    const bool unanswered = !upward.started && now_ns >= upward.answer_due_ns;
-    if (unanswered || (upward.deadline_ns > 0 && now_ns >= upward.deadline_ns)) late.push_back(id);
+    const bool silent =
+        now_ns >= upward.answer_due_ns && !(upward.started && UPDRAFT_PLANT(kSilenceEndless));
+    if (silent || (upward.deadline_ns > 0 && now_ns >= upward.deadline_ns)) late.push_back(id);
   }
   for (const RequestId& id : late) {
     const Upward& upward = upward_.at(id);
     const uint32_t epoch = upward.epoch;
     const bool deadline = upward.deadline_ns > 0 && now_ns >= upward.deadline_ns;
-    end_upward(id, deadline ? error_of(ErrorCode::kDeadline, "the deadline passed")
-                            : error_of(ErrorCode::kOverloaded, "the router did not answer",
-                                       kRetryAfterMs));
+    RequestError error =
+        error_of(ErrorCode::kOverloaded, "the router did not answer", kRetryAfterMs);
+    if (upward.started) error = error_of(ErrorCode::kNodeLost, "the answer did not go on");
+    if (deadline) error = error_of(ErrorCode::kDeadline, "the deadline passed");
+    end_upward(id, std::move(error));
     UPDRAFT_CHECK(outgoing_.push(id, Cancel{id, epoch}), "a Cancel is small");
   }
 }
@@ -543,7 +600,7 @@ int64_t LinkCore::next_due_ns() const {
   if (connected_ && !welcomed_) due = std::min(due, hello_due_ns_);
   if (welcomed_) due = std::min(due, beat_due_ns_);
   for (const auto& [id, upward] : upward_) {
-    if (!upward.started) due = std::min(due, upward.answer_due_ns);
+    due = std::min(due, upward.answer_due_ns);
     if (upward.deadline_ns > 0) due = std::min(due, upward.deadline_ns);
   }
   return due;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -33,6 +34,8 @@ struct LinkCoreConfig {
       2 * kMessageBytesMax;  // above it new requests that want to rise are refused
   int32_t answer_timeout_ms =
       60000;  // a risen request without Accepted or Rejected for that long ends
+  int32_t silence_timeout_ms =
+      300'000;  // and one that has started and hears nothing for that long: its end was lost
   // What this node grants, shared with its links to other routers. Null: the link makes its own.
   std::shared_ptr<GrantLedger> grants;
 };
@@ -110,6 +113,7 @@ class LinkCore {
   // A Submit of the router's, from its arrival until its end event was queued.
   struct Work {
     uint64_t serial = 0;
+    uint64_t connection = 0;  // it came on
     uint32_t epoch = 1;
     int32_t slots = 1;                   // of the grants that it holds until its end
     GrantLedger::LinkId grant_link = 0;  // the session it came in
@@ -128,19 +132,27 @@ class LinkCore {
     EventSink sink;
     uint32_t epoch = 1;
     bool started = false;
-    int64_t answer_due_ns = 0;
-    int64_t deadline_ns = 0;                 // 0: none
-    std::map<int32_t, int64_t> next_offset;  // per choice
+    int64_t answer_due_ns = 0;  // by then something has to come
+    int64_t deadline_ns = 0;    // 0: none
+    struct Choice {
+      int64_t next_offset = 0;
+      bool finished = false;
+    };
+    int32_t open_choices = 1;  // that have not finished
+    std::map<int32_t, Choice> choices;
   };
 
   void on_message(PoolMessage&& message, int64_t now_ns);
   void on_submit(Submit&& submit, int64_t now_ns);
+  bool said_before(const Submit& submit) const;
+  void remember_end(const RequestId& id, uint32_t epoch, uint64_t connection);
   void begin_work(Submit&& submit, int64_t now_ns);
   void on_cancel(const Cancel& cancel);
   void on_drain(const Drain& drain, int64_t now_ns);
   void on_welcome(Welcome&& welcome, int64_t now_ns);
-  void on_accepted(Accepted&& message);
-  void on_tokens(Tokens&& message);
+  void on_accepted(Accepted&& message, int64_t now_ns);
+  void on_tokens(Tokens&& message, int64_t now_ns);
+  void on_done(Done&& message);
   void mute(const RequestId& id, Work& work);
   bool pump_one(const RequestId& id, Work& work);
   void reject(const RequestId& id, uint32_t epoch, RequestError error);
@@ -161,6 +173,7 @@ class LinkCore {
   std::vector<Effect> effects_;
 
   bool connected_ = false;
+  uint64_t connection_ = 0;  // grows with each
   bool welcomed_ = false;
   int64_t hello_due_ns_ = 0;
   int64_t beat_due_ns_ = 0;
@@ -169,6 +182,7 @@ class LinkCore {
   bool drained_by_router_ = false;
   std::string router_id_;
   uint64_t router_epoch_ = 0;
+  uint64_t over_epoch_ = 0;  // of the Welcome that ended the last session: it begins none
   uint64_t welcome_count_ = 0;
   std::vector<ModelInfo> pool_models_;
   uint64_t last_assignment_seq_ = 0;
@@ -181,6 +195,10 @@ class LinkCore {
   uint64_t next_serial_ = 1;
   std::map<RequestId, Work> works_;
   RequestId pumped_last_;
+  // Works that came on this connection and have ended, the last kEndedMax of them: one that is said
+  // again does not run again.
+  std::map<RequestId, uint32_t> ended_;  // and their epochs
+  std::deque<RequestId> ended_order_;
   std::map<RequestId, Upward> upward_;
 };
 

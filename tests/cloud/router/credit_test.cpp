@@ -51,6 +51,28 @@ TEST_CASE("no more is sent than was granted, whatever else a beat shows free") {
   CHECK(pool.core.queued() == 2);
 }
 
+TEST_CASE("an edge's reserve is of the whole node, not of each router's part of it") {
+  RouterCoreConfig config;
+  config.edge_reserve_slots = 1;
+  PoolFixture pool(config);
+  FakeNode& edge = pool.join("edge-1", Tier::kEdge, 4096, 2);
+  NodeBeat beat = edge.beat;
+  beat.seq = ++edge.beat.seq;
+  beat.credit = Credit{100, 0, 1, 8192, 600};  // the other slot is granted to another router
+  pool.say(edge, beat);
+  pool.submit(PoolFixture::chat("a", 30));
+  CHECK(edge.work.size() == 1);
+  beat.seq = ++edge.beat.seq;
+  beat.slots_free = 1;  // now somebody has it
+  beat.running = 1;
+  beat.last_assignment_seq = 1;
+  beat.credit = Credit{101, 1, 1, 8192, 600};
+  pool.say(edge, beat);
+  pool.submit(PoolFixture::chat("b", 30));
+  CHECK(edge.work.size() == 1);
+  CHECK(pool.core.queued() == 1);
+}
+
 TEST_CASE("a grant's memory is a limit like its slots") {
   GrantingPool pool(4);
   FakeNode& node = pool.node();

@@ -222,6 +222,54 @@ TEST_CASE("a hello of an earlier boot changes nothing") {
 }
 
 TEST_CASE(
+    "a node that an operator drained stays drained when it was silent for longer than its lease") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
+  pool.settle();
+  Actions out;
+  REQUIRE(pool.core.drain_node("cloud-1", 1000, out));  // its Drain never arrives
+  node.beating = false;
+  pool.advance_ms(4000);
+  CHECK(state_of(pool, "cloud-1") == "dead");
+  node.peer.peer = "peer-cloud-1-again";
+  pool.say(node, node.hello);
+  node.beating = true;
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "cloud-1") == "draining");
+  node.peer.peer = "peer-cloud-1-anew";
+  node.hello.boot_epoch = ++node.beat.boot_epoch;
+  node.beat.seq = 0;
+  pool.say(node, node.hello);
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "cloud-1") == "fresh");
+}
+
+TEST_CASE("a machine whose clock was set back joins when the lease of its last life is over") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("edge-1", Tier::kEdge, 4096);
+  node.hello.boot_epoch = node.beat.boot_epoch = 5000;
+  pool.say(node, node.hello);
+  pool.beat(node);
+  pool.settle();
+  node.beating = false;  // restarted in the past, on a new connection
+  node.peer.peer = "peer-edge-1-again";
+  node.hello.boot_epoch = node.beat.boot_epoch = 17;
+  pool.say(node, node.hello);
+  CHECK(pool.core.registry().find_peer(node.peer.peer) == kNoNode);
+  pool.advance_ms(3000);
+  CHECK(state_of(pool, "edge-1") == "dead");
+  pool.say(node, node.hello);
+  node.beat.seq = 0;
+  node.beating = true;
+  pool.advance_ms(500);
+  CHECK(state_of(pool, "edge-1") == "fresh");
+  const ClientId client = pool.submit(PoolFixture::chat("r1", 10));
+  REQUIRE(node.work.size() == 1);
+  pool.serve(node, node.work[0]);
+  CHECK(pool.finished(client));
+}
+
+TEST_CASE(
     "a node id held by a live node of another key is refused; that of a dead one is taken over") {
   PoolFixture pool;
   FakeNode& first = pool.join("cloud-1", Tier::kCloud, 4096);

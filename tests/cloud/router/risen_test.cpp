@@ -159,3 +159,17 @@ TEST_CASE("risen work ends with its edge's connection, and is cancelled in the c
   CHECK(pool.core.live() == 0);
   CHECK(pool.cloud().cancels.size() == 1);
 }
+
+TEST_CASE("a risen request that is said again after its end does not run again") {
+  RisingPool pool;
+  pool.rise(PoolFixture::chat("up", 3000), 7);
+  REQUIRE(pool.cloud().work.size() == 1);
+  pool.serve(pool.cloud(), pool.cloud().work[0]);
+  REQUIRE(pool.answers<Done>().size() == 1);
+  pool.rise(PoolFixture::chat("up", 3000), 7);  // a frame that came twice
+  CHECK(pool.cloud().work.size() == 1);
+  CHECK(pool.core.live() == 0);
+  CHECK(pool.core.stats().stale_messages == 1);
+  pool.rise(PoolFixture::chat("up", 3000), 8);  // asked anew
+  CHECK(pool.cloud().work.size() == 2);
+}

@@ -392,9 +392,14 @@ TEST_CASE(
   CHECK(h.cancelled == std::vector<RequestId>{"w"});
   CHECK(h.all<NodeHello>().size() == 1);
   CHECK_FALSE(h.core.welcomed());
-  h.hear(Welcome{"router", 2, {}});
+  h.hear(Welcome{"router", 2, {}});  // a beat under way was answered, too: no answer to the hello
+  CHECK_FALSE(h.core.welcomed());
+  h.core.tick(h.now_ns + 2 * kNsPerSecond);
+  h.settle();
+  CHECK(h.all<NodeHello>().size() == 2);
+  h.hear(Welcome{"router", 3, {}});
   CHECK(h.core.welcomed());
-  h.hear(Welcome{"router", 2, {{"m2", "", "", 0, 0, false}}});  // the pool's models changed
+  h.hear(Welcome{"router", 3, {{"m2", "", "", 0, 0, false}}});  // the pool's models changed
   CHECK(h.core.pool_models().size() == 1);
   CHECK(h.core.welcomed());
 }
@@ -414,7 +419,10 @@ TEST_CASE("a request rises, streams and finishes; it never asks to come back") {
   h.hear(Tokens{"u", 1, {chunk(0, {1, 2}, "ab")}});  // a repeat is dropped
   h.hear(Accepted{"u", 2, 5, Started{"cloud-2", Tier::kCloud, "big", "moved", 0}});
   h.hear(Tokens{"u", 1, {chunk(3, {8}, "old")}});  // of the node before the move
-  h.hear(Tokens{"u", 2, {chunk(3, {4}, "d")}});
+  TokenChunk last = chunk(3, {4}, "d");
+  last.finish = FinishReason::kStop;
+  h.hear(Tokens{"u", 2, {last}});
+  h.hear(Tokens{"u", 2, {last}});
   h.hear(Done{"u", 2, {{5, 4, 0}, {}}});
   h.hear(Done{"u", 2, {}});
   CHECK(up.text() == "abcd");
@@ -422,6 +430,47 @@ TEST_CASE("a request rises, streams and finishes; it never asks to come back") {
   CHECK(std::holds_alternative<Finished>(up.list.back()));
   CHECK(std::get<Started>(up.list.front()).prompt_tokens == 5);
   CHECK(h.core.upward_count() == 0);
+}
+
+TEST_CASE("work that is said twice runs once, also when it has ended") {
+  Harness h;
+  h.join();
+  const Submit work{chat("w"), 1, 1};
+  h.hear(work);
+  h.hear(work);
+  REQUIRE(h.submitted.size() == 1);
+  h.local(h.submitted[0], Finished{});
+  CHECK(h.all<Done>().size() == 1);
+  h.hear(work);
+  CHECK(h.submitted.size() == 1);
+  CHECK(h.all<Rejected>().empty());
+  h.hear(Submit{chat("w"), 2, 2});  // another attempt
+  CHECK(h.submitted.size() == 2);
+  h.core.on_disconnected(h.now_ns);
+  h.settle();
+  h.local(h.submitted[1], error(ErrorCode::kCancelled));
+  h.join();
+  h.hear(work);  // of another session
+  CHECK(h.submitted.size() == 3);
+}
+
+TEST_CASE("a risen answer whose last tokens were lost is not taken for whole") {
+  Harness h;
+  h.join();
+  Events up;
+  Request request = chat("u");
+  request.choice_count = 2;
+  h.core.on_upward(request, up.sink(), h.now_ns);
+  TokenChunk last = chunk(0, {1}, "a");
+  last.finish = FinishReason::kStop;
+  h.hear(Tokens{"u", 1, {last}});
+  TokenChunk nothing_new = chunk(1, {}, "");
+  nothing_new.finish = FinishReason::kStop;
+  h.hear(Tokens{"u", 1, {nothing_new, chunk(0, {1}, "b", 1)}});  // a repeat, and no end of choice 1
+  h.hear(Done{"u", 1, {{5, 2, 0}, {}}});
+  CHECK(up.text() == "ab");
+  CHECK(up.end_count() == 1);
+  CHECK(up.error_code() == ErrorCode::kNodeLost);
 }
 
 TEST_CASE("a gap in a risen stream ends it and cancels above") {
@@ -564,6 +613,34 @@ TEST_CASE("a router that never answers and a deadline that passes end the reques
   h.settle();
   CHECK(silent.error_code() == ErrorCode::kOverloaded);
   CHECK(h.all<Cancel>().size() == 2);
+}
+
+TEST_CASE("a risen answer that goes silent ends, one that goes on does not") {
+  Harness h;
+  h.join();
+  Events lost, slow;
+  h.core.on_upward(chat("lost"), lost.sink(), h.now_ns);
+  h.core.on_upward(chat("slow"), slow.sink(), h.now_ns);
+  h.settle();
+  h.hear(Accepted{"lost", 1, 9, {}});
+  h.hear(Accepted{"slow", 1, 9, {}});
+  h.now_ns += 200 * kNsPerSecond;
+  Tokens tokens{"slow", 1, {}};
+  tokens.chunks.push_back({0, 0, {7}, "x", {}, {}});
+  h.hear(tokens);
+  h.now_ns += 101 * kNsPerSecond;
+  CHECK(h.core.next_due_ns() <= h.now_ns);
+  h.core.tick(h.now_ns);
+  h.settle();
+  CHECK(lost.end_count() == 1);
+  CHECK(lost.error_code() == ErrorCode::kNodeLost);
+  CHECK(slow.end_count() == 0);
+  REQUIRE(h.all<Cancel>().size() == 1);
+  CHECK(h.all<Cancel>()[0].id == "lost");
+  h.now_ns += 200 * kNsPerSecond;
+  h.core.tick(h.now_ns);
+  h.settle();
+  CHECK(slow.end_count() == 1);
 }
 
 TEST_CASE("draining says so, and what outlasts the grace is failed towards the router") {

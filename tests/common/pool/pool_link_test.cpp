@@ -125,7 +125,9 @@ TEST_CASE("a large request rises in parts while beats go on, and streams back") 
   REQUIRE(s.router.run_until([&] { return s.router.find_submit("u1") != nullptr; }));
   CHECK(s.router.find_submit("u1")->request.messages[0].parts[1].bytes.size() == 8'000'000);
   s.router.send("u1", Accepted{"u1", 1, 9, Started{"cloud-1", Tier::kCloud, "big", "", 9}});
-  s.router.send("u1", Tokens{"u1", 1, {chunk(0, "a"), chunk(1, "b")}});
+  TokenChunk last = chunk(1, "b");
+  last.finish = FinishReason::kStop;
+  s.router.send("u1", Tokens{"u1", 1, {chunk(0, "a"), last}});
   s.router.send("u1", Done{"u1", 1, {}});
   REQUIRE(s.router.run_until([&] { return answer.end_count() == 1; }));
   CHECK(answer.text() == "ab");
