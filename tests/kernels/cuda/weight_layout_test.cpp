@@ -1,0 +1,98 @@
+// Packing for the GPU loses nothing: unpacking gives the reference decoder's values bit for bit.
+#include "kernels/cuda/weight_layout.h"
+
+#include <doctest/doctest.h>
+
+#include <bit>
+#include <random>
+#include <vector>
+
+#include "kernels/quant/quant.h"
+
+using namespace updraft;
+using namespace updraft::cuda;
+
+namespace {
+
+// Random bytes are valid blocks of every quantised format but for scales that are not finite.
+std::vector<std::byte> random_matrix(DType type, int64_t rows, int64_t cols, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> bytes(static_cast<size_t>(rows * row_bytes(type, cols)));
+  std::vector<float> values(static_cast<size_t>(cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (float& v : values) v = normal(random);
+    quantize_row(type, values, bytes.data() + r * row_bytes(type, cols));
+  }
+  return bytes;
+}
+
+std::vector<std::byte> packed(const WeightView& weight, const PackedLayout& layout) {
+  std::vector<std::byte> out(static_cast<size_t>(layout.bytes), std::byte{0xFF});
+  // In two parts, as two threads would.
+  const int64_t tiles = layout.rows_padded / kTileRows;
+  pack_tiles(weight, layout, tiles / 2, tiles, out);
+  pack_tiles(weight, layout, 0, tiles / 2, out);
+  return out;
+}
+
+int differing(const WeightView& weight, const PackedLayout& layout,
+              std::span<const std::byte> bytes) {
+  int count = 0;
+  std::vector<float> expected(static_cast<size_t>(weight.cols));
+  std::vector<float> got(expected.size());
+  for (int64_t r = 0; r < weight.rows; ++r) {
+    dequantize_row(weight.type, weight.data + r * row_bytes(weight.type, weight.cols), expected);
+    unpack_row(layout, bytes, r, got);
+    for (size_t c = 0; c < got.size(); ++c) {
+      count += std::bit_cast<uint32_t>(got[c]) == std::bit_cast<uint32_t>(expected[c]) ? 0 : 1;
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("packed weights are the file's, bit for bit, also beside padding") {
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K}) {
+    const int64_t block = dtype_info(type).block_elems;
+    for (const int64_t rows : {16, 37}) {
+      const int64_t cols = block == 256 ? 512 : 96;  // 96: half a tile of Q4_0 pads
+      const auto bytes = random_matrix(type, rows, cols, static_cast<uint32_t>(rows));
+      const WeightView weight{bytes.data(), type, rows, cols};
+      const auto layout = PackedLayout::of(type, rows, cols);
+      REQUIRE(layout.ok());
+      CHECK(differing(weight, *layout, packed(weight, *layout)) == 0);
+    }
+  }
+}
+
+TEST_CASE(
+    "a packed matrix takes no more than its format's bits and Q4_K's and Q6_K's wider scales") {
+  const auto bits = [](DType type) {
+    return static_cast<double>(PackedLayout::of(type, 4096, 4096)->bytes) * 8 / (4096.0 * 4096.0);
+  };
+  CHECK(bits(DType::kQ4_0) == 4.5);
+  CHECK(bits(DType::kQ8_0) == 8.5);
+  CHECK(bits(DType::kBF16) == 16);
+  CHECK(bits(DType::kQ4_K) == 4.625);
+  CHECK(bits(DType::kQ6_K) == 6.5625);
+}
+
+TEST_CASE("a wide float is packed as the nearest bfloat16") {
+  const std::vector<float> values = {1.0F, 1.00390625F, -3.14159F, 65504.0F};
+  std::vector<float> row(32);
+  for (size_t i = 0; i < row.size(); ++i) row[i] = values[i % values.size()];
+  const WeightView weight{reinterpret_cast<const std::byte*>(row.data()), DType::kF32, 1, 32};
+  const auto layout = PackedLayout::of(DType::kBF16, 1, 32);
+  REQUIRE(layout.ok());
+  std::vector<float> got(32);
+  unpack_row(*layout, packed(weight, *layout), 0, got);
+  for (size_t i = 0; i < row.size(); ++i) CHECK(got[i] == bf16_to_float(float_to_bf16(row[i])));
+}
+
+TEST_CASE("what has no layout is refused by name") {
+  CHECK(PackedLayout::of(DType::kQ5_1, 16, 64).message().find("Q5_1") != std::string::npos);
+  CHECK_FALSE(PackedLayout::of(DType::kQ4_0, 16, 40).ok());
+  CHECK_FALSE(PackedLayout::of(DType::kQ4_0, 0, 64).ok());
+}
