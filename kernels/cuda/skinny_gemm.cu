@@ -46,11 +46,15 @@ struct TileRegisters {
   static constexpr int kPieces = kType == DType::kBF16 ? 2 : 1;
   static constexpr int kChunks = tile_cols(kType) / kChunk;
   static constexpr bool kSuper = kType == DType::kQ4_K || kType == DType::kQ6_K;
-  static constexpr int kScales = kType == DType::kBF16 ? 0 : kType == DType::kQ6_K ? 4 : kChunks;
+  static constexpr int kScaleWords = kType == DType::kBF16 ? 0 : kChunks;
+  static constexpr int kSuperWords = kType == DType::kQ4_K ? 2 : kType == DType::kQ6_K ? 1 : 0;
   Vec16 quants[kPieces];
-  Vec8 high;                                       // Q6_K
-  uint16_t scales[kScales == 0 ? 1 : kScales][2];  // of the rows g and g + 8
-  uint32_t supers[2];
+  Vec8 high;  // Q6_K
+  // Of a chunk: 16 bits of row g, 16 bits of row g + 8; Q6_K: 8 bits each of both rows, step 0
+  // before step 1.
+  uint32_t scales[kScaleWords == 0 ? 1 : kScaleWords];
+  uint32_t supers[kSuperWords == 0 ? 1 : kSuperWords];  // Q4_K: of row g, of row g + 8; Q6_K: both
+                                                        // in one
 };
 
 template <DType kType>
@@ -66,26 +70,30 @@ UPDRAFT_DEVICE TileRegisters<kType> fetch_tile(const Arguments& in, int band, in
   }
   const int g = lane / 4;
   UPDRAFT_UNROLL
-  for (int s = 0; s < Registers::kScales; ++s) {
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int64_t index = (at * Registers::kScales + s) * kTileRows + g + 8 * i;
-      if constexpr (kType == DType::kQ6_K) {
-        out.scales[s][i] = load(reinterpret_cast<const uint8_t*>(in.scales) + index);
-      } else {
-        out.scales[s][i] = load(reinterpret_cast<const uint16_t*>(in.scales) + index);
-      }
+  for (int c = 0; c < Registers::kScaleWords; ++c) {
+    const int64_t index = at * Registers::kScaleWords + c;
+    if constexpr (kType == DType::kQ6_K) {
+      const auto* bytes = reinterpret_cast<const uint8_t*>(in.scales) + index * 2 * kTileRows + g;
+      out.scales[c] = static_cast<uint32_t>(load(bytes)) |
+                      static_cast<uint32_t>(load(bytes + 8)) << 8 |
+                      static_cast<uint32_t>(load(bytes + 16)) << 16 |
+                      static_cast<uint32_t>(load(bytes + 24)) << 24;
+    } else {
+      const auto* both = reinterpret_cast<const uint16_t*>(in.scales) + index * kTileRows + g;
+      out.scales[c] = static_cast<uint32_t>(load(both)) | static_cast<uint32_t>(load(both + 8))
+                                                              << 16;
     }
   }
   if constexpr (Registers::kSuper) {
     const int64_t super = (static_cast<int64_t>(band) * (in.tiles / 4) + tile / 4) * kTileRows + g;
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      if constexpr (kType == DType::kQ4_K) {
-        out.supers[i] = load(reinterpret_cast<const uint32_t*>(in.supers) + super + 8 * i);
-      } else {
-        out.supers[i] = load(reinterpret_cast<const uint16_t*>(in.supers) + super + 8 * i);
-      }
+    if constexpr (kType == DType::kQ4_K) {
+      const auto* pairs = reinterpret_cast<const uint32_t*>(in.supers) + super;
+      out.supers[0] = load(pairs);
+      out.supers[1] = load(pairs + 8);
+    } else {
+      const auto* halves = reinterpret_cast<const uint16_t*>(in.supers) + super;
+      out.supers[0] = static_cast<uint32_t>(load(halves)) | static_cast<uint32_t>(load(halves + 8))
+                                                                << 16;
     }
   }
   return out;
@@ -160,21 +168,22 @@ UPDRAFT_DEVICE void multiply_chunk(const TileRegisters<kType>& tile, int chunk,
   float scale[2][2] = {};  // [step][row g, row g + 8]; formats with one scale a chunk use step 0
   float min[2] = {};
   if constexpr (kType == DType::kQ4_0 || kType == DType::kQ8_0) {
-    for (int i = 0; i < 2; ++i) scale[0][i] = half_bits(tile.scales[chunk][i]);
+    scale[0][0] = half_bits(tile.scales[chunk]);
+    scale[0][1] = half_bits(tile.scales[chunk] >> 16);
   } else if constexpr (kType == DType::kQ4_K) {
     UPDRAFT_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const uint32_t both = tile.scales[chunk][i];
+      const uint32_t both = tile.scales[chunk] >> (16 * i);
       scale[0][i] = half_bits(tile.supers[i]) * static_cast<float>(both & 0xFFU);
-      min[i] = half_bits(tile.supers[i] >> 16) * static_cast<float>(both >> 8);
+      min[i] = half_bits(tile.supers[i] >> 16) * static_cast<float>(both >> 8 & 0xFFU);
     }
   } else if constexpr (kType == DType::kQ6_K) {
     UPDRAFT_UNROLL
     for (int s = 0; s < 2; ++s) {
       UPDRAFT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const auto factor = static_cast<int8_t>(tile.scales[2 * chunk + s][i]);
-        scale[s][i] = half_bits(tile.supers[i]) * static_cast<float>(factor);
+        const auto factor = static_cast<int8_t>(tile.scales[chunk] >> (16 * s + 8 * i) & 0xFFU);
+        scale[s][i] = half_bits(tile.supers[0] >> (16 * i)) * static_cast<float>(factor);
       }
     }
   }
@@ -243,7 +252,7 @@ template <DType kType, int kTokenTiles, int kRowTiles>
 UPDRAFT_KERNEL(kThreads)
 skinny_gemm_kernel(Arguments in) {
   using Registers = TileRegisters<kType>;
-  constexpr int kDepth = kTokenTiles * kRowTiles <= 4 ? 4 : 2;  // tiles in flight
+  constexpr int kDepth = kTokenTiles <= 2 ? 4 : 2;  // tiles in flight
   constexpr int kTokens = kTokenTiles * kTileTokens;
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;
@@ -337,7 +346,8 @@ skinny_gemm_kernel(Arguments in) {
 // activations.
 template <DType kType, int kTokenTiles>
 Result<void> run(const SkinnyGemm& op, const Arguments& in, Stream stream) {
-  constexpr int kRowTiles = kTokenTiles <= 2 ? 2 : 4;
+  constexpr bool kSuper = TileRegisters<kType>::kSuper;
+  constexpr int kRowTiles = kTokenTiles == 4 && !kSuper ? 4 : 2;  // what the registers hold
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((in.bands + kRowTiles - 1) / kRowTiles),
                 static_cast<uint32_t>(op.splits), 1};
