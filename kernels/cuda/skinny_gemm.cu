@@ -347,7 +347,9 @@ skinny_gemm_kernel(Arguments in) {
 template <DType kType, int kTokenTiles>
 Result<void> run(const SkinnyGemm& op, const Arguments& in, Stream stream) {
   constexpr bool kSuper = TileRegisters<kType>::kSuper;
-  constexpr int kRowTiles = kTokenTiles == 4 && !kSuper ? 4 : 2;  // what the registers hold
+  constexpr int kRowTiles = kTokenTiles == 8 && kType == DType::kQ4_K ? 1
+                            : kTokenTiles == 4 && !kSuper             ? 4
+                                                          : 2;  // what the registers hold
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((in.bands + kRowTiles - 1) / kRowTiles),
                 static_cast<uint32_t>(op.splits), 1};
