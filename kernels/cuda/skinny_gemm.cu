@@ -11,20 +11,17 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/skinny_gemm.h"
+#include "kernels/cuda/weight_tile.h"
 
 namespace updraft::cuda {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kChunk = 32;  // columns of one 16-byte load of activations
 constexpr int kTileTokens = 8;
 
 struct Arguments {
-  const std::byte* quants;
-  const std::byte* high;
-  const std::byte* scales;
-  const std::byte* supers;
+  PackedWeight weight;
   const Bf16* x;
   const float* bias;
   Bf16* y_bf16;
@@ -37,103 +34,7 @@ struct Arguments {
   int32_t rows;
   int32_t bands;  // of 16 rows
   int32_t cols;
-  int32_t tiles;  // across the columns
 };
-
-// What one lane holds of one tile until it is multiplied.
-template <DType kType>
-struct TileRegisters {
-  static constexpr int kPieces = kType == DType::kBF16 ? 2 : 1;
-  static constexpr int kChunks = tile_cols(kType) / kChunk;
-  static constexpr bool kSuper = kType == DType::kQ4_K || kType == DType::kQ6_K;
-  static constexpr int kScaleWords = kType == DType::kBF16 ? 0 : kChunks;
-  static constexpr int kSuperWords = kType == DType::kQ4_K ? 2 : kType == DType::kQ6_K ? 1 : 0;
-  Vec16 quants[kPieces];
-  Vec8 high;  // Q6_K
-  // Of a chunk: 16 bits of row g, 16 bits of row g + 8; Q6_K: 8 bits each of both rows, step 0
-  // before step 1.
-  uint32_t scales[kScaleWords == 0 ? 1 : kScaleWords];
-  uint32_t supers[kSuperWords == 0 ? 1 : kSuperWords];  // Q4_K: of row g, of row g + 8; Q6_K: both
-                                                        // in one
-};
-
-template <DType kType>
-UPDRAFT_DEVICE TileRegisters<kType> fetch_tile(const Arguments& in, int band, int tile, int lane) {
-  using Registers = TileRegisters<kType>;
-  Registers out;
-  const int64_t at = static_cast<int64_t>(band) * in.tiles + tile;
-  const auto* pieces = reinterpret_cast<const Vec16*>(in.quants) + at * Registers::kPieces * 32;
-  UPDRAFT_UNROLL
-  for (int p = 0; p < Registers::kPieces; ++p) out.quants[p] = load_once(pieces + p * 32 + lane);
-  if constexpr (kType == DType::kQ6_K) {
-    out.high = load_once(reinterpret_cast<const Vec8*>(in.high) + at * 32 + lane);
-  }
-  const int g = lane / 4;
-  UPDRAFT_UNROLL
-  for (int c = 0; c < Registers::kScaleWords; ++c) {
-    const int64_t index = at * Registers::kScaleWords + c;
-    if constexpr (kType == DType::kQ6_K) {
-      const auto* bytes = reinterpret_cast<const uint8_t*>(in.scales) + index * 2 * kTileRows + g;
-      out.scales[c] = static_cast<uint32_t>(load(bytes)) |
-                      static_cast<uint32_t>(load(bytes + 8)) << 8 |
-                      static_cast<uint32_t>(load(bytes + 16)) << 16 |
-                      static_cast<uint32_t>(load(bytes + 24)) << 24;
-    } else {
-      const auto* both = reinterpret_cast<const uint16_t*>(in.scales) + index * kTileRows + g;
-      out.scales[c] = static_cast<uint32_t>(load(both)) | static_cast<uint32_t>(load(both + 8))
-                                                              << 16;
-    }
-  }
-  if constexpr (Registers::kSuper) {
-    const int64_t super = (static_cast<int64_t>(band) * (in.tiles / 4) + tile / 4) * kTileRows + g;
-    if constexpr (kType == DType::kQ4_K) {
-      const auto* pairs = reinterpret_cast<const uint32_t*>(in.supers) + super;
-      out.supers[0] = load(pairs);
-      out.supers[1] = load(pairs + 8);
-    } else {
-      const auto* halves = reinterpret_cast<const uint16_t*>(in.supers) + super;
-      out.supers[0] = static_cast<uint32_t>(load(halves)) | static_cast<uint32_t>(load(halves + 8))
-                                                                << 16;
-    }
-  }
-  return out;
-}
-
-// Registers a0..a3 of one step of a tile: bfloat16 pairs of the quants, their offset removed (Q4_K
-// has none).
-template <DType kType>
-UPDRAFT_DEVICE void make_fragment(const TileRegisters<kType>& tile, int step, uint32_t (&a)[4]) {
-  if constexpr (kType == DType::kBF16) {
-    UPDRAFT_UNROLL
-    for (int j = 0; j < 4; ++j) a[j] = tile.quants[step].word[j];
-  } else if constexpr (kType == DType::kQ8_0) {
-    UPDRAFT_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t q = tile.quants[0].word[2 * step + j / 2] >> (8 * (j % 2));
-      // Seven bits, less 128, or less 256 when the sign bit is set.
-      a[j] = add_bf16_pairs((q & 0x007F007FU) | 0x43004300U, (q & 0x00800080U) | 0xC300C300U);
-    }
-  } else {
-    const uint32_t low = tile.quants[0].word[step];
-    uint32_t high = 0;
-    uint32_t offset = kType == DType::kQ4_0 ? 0xC308C308U : 0xC300C300U;  // -136, -128
-    if constexpr (kType == DType::kQ6_K) {
-      offset = 0xC320C320U;  // -160
-      const uint32_t bits = tile.high.word[step / 2] >> (16 * (step % 2)) & 0xFFFFU;
-      high = bits | bits << 8;
-    }
-    UPDRAFT_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      uint32_t q = low >> (4 * j) & 0x000F000FU;
-      if constexpr (kType == DType::kQ6_K) q |= (high >> (2 * j) & 0x00030003U) << 4;
-      a[j] = add_bf16_pairs(q | 0x43004300U, offset);
-    }
-  }
-}
-
-UPDRAFT_DEVICE float half_bits(uint32_t bits) {
-  return to_float(Half{static_cast<uint16_t>(bits & 0xFFFFU)});
-}
 
 // b[2 * step], b[2 * step + 1] are the registers of a step: the lane's 8 columns of one token.
 template <DType kType>
@@ -165,28 +66,7 @@ UPDRAFT_DEVICE void multiply_chunk(const TileRegisters<kType>& tile, int chunk,
   uint32_t a[2][4];
   make_fragment(tile, 2 * chunk, a[0]);
   make_fragment(tile, 2 * chunk + 1, a[1]);
-  float scale[2][2] = {};  // [step][row g, row g + 8]; formats with one scale a chunk use step 0
-  float min[2] = {};
-  if constexpr (kType == DType::kQ4_0 || kType == DType::kQ8_0) {
-    scale[0][0] = half_bits(tile.scales[chunk]);
-    scale[0][1] = half_bits(tile.scales[chunk] >> 16);
-  } else if constexpr (kType == DType::kQ4_K) {
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t both = tile.scales[chunk] >> (16 * i);
-      scale[0][i] = half_bits(tile.supers[i]) * static_cast<float>(both & 0xFFU);
-      min[i] = half_bits(tile.supers[i] >> 16) * static_cast<float>(both >> 8 & 0xFFU);
-    }
-  } else if constexpr (kType == DType::kQ6_K) {
-    UPDRAFT_UNROLL
-    for (int s = 0; s < 2; ++s) {
-      UPDRAFT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const auto factor = static_cast<int8_t>(tile.scales[chunk] >> (16 * s + 8 * i) & 0xFFU);
-        scale[s][i] = half_bits(tile.supers[0] >> (16 * i)) * static_cast<float>(factor);
-      }
-    }
-  }
+  const ChunkScales by = chunk_scales(tile, chunk);
   UPDRAFT_UNROLL
   for (int n = 0; n < kTokenTiles; ++n) {
     if constexpr (kType == DType::kBF16) {
@@ -197,14 +77,15 @@ UPDRAFT_DEVICE void multiply_chunk(const TileRegisters<kType>& tile, int chunk,
       for (int s = 0; s < 2; ++s) {
         float group[4] = {0.0F, 0.0F, 0.0F, 0.0F};
         mma_bf16(group, a[s], b[n].word[2 * s], b[n].word[2 * s + 1]);
-        add_scaled(sums[n], group, scale[s][0], scale[s][1]);
+        add_scaled(sums[n], group, by.scale[s][0], by.scale[s][1]);
       }
     } else {
       float group[4] = {0.0F, 0.0F, 0.0F, 0.0F};
       mma_bf16(group, a[0], b[n].word[0], b[n].word[1]);
       mma_bf16(group, a[1], b[n].word[2], b[n].word[3]);
-      add_scaled(sums[n], group, scale[0][0], scale[0][1]);
-      if constexpr (kType == DType::kQ4_K) add_scaled(sums[n], column_sums[n], -min[0], -min[1]);
+      add_scaled(sums[n], group, by.scale[0][0], by.scale[0][1]);
+      if constexpr (kType == DType::kQ4_K)
+        add_scaled(sums[n], column_sums[n], -by.min[0], -by.min[1]);
     }
   }
 }
@@ -263,9 +144,10 @@ skinny_gemm_kernel(Arguments in) {
   // The columns are cut into 8 parts per split, whole superblocks each.
   const int parts = kWarps * static_cast<int>(grid_y());
   const int unit = Registers::kSuper ? 4 : 1;
-  const int per_part = ((in.tiles + parts - 1) / parts + unit - 1) / unit * unit;
+  const int per_part = ((in.weight.tiles + parts - 1) / parts + unit - 1) / unit * unit;
   const int tile_first = (static_cast<int>(block_y()) * kWarps + warp) * per_part;
-  const int tile_end = tile_first + per_part < in.tiles ? tile_first + per_part : in.tiles;
+  const int tile_end =
+      tile_first + per_part < in.weight.tiles ? tile_first + per_part : in.weight.tiles;
 
   Registers ring[kDepth][kRowTiles];
   const auto fetch = [&](int tile, Registers(&to)[kRowTiles]) {
@@ -273,7 +155,7 @@ skinny_gemm_kernel(Arguments in) {
     for (int r = 0; r < kRowTiles; ++r) {
       // A band beyond the last repeats it; its sums are not written.
       const int band = band_first + r < in.bands ? band_first + r : in.bands - 1;
-      if (tile < tile_end) to[r] = fetch_tile<kType>(in, band, tile, lane);
+      if (tile < tile_end) to[r] = fetch_tile<kType>(in.weight, band, tile, lane);
     }
   };
   UPDRAFT_UNROLL
@@ -404,10 +286,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
     return fail("skinny gemm: " + std::to_string(op.splits) + " splits without a workspace");
   }
   Arguments in{};
-  in.quants = op.weight;
-  in.high = op.weight + layout.high_offset;
-  in.scales = op.weight + layout.scales_offset;
-  in.supers = op.weight + layout.supers_offset;
+  in.weight = PackedWeight::of(layout, op.weight);
   in.x = op.x;
   in.bias = op.bias;
   in.y_bf16 = op.y_bf16;
@@ -422,7 +301,6 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   in.rows = static_cast<int32_t>(layout.rows);
   in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
   in.cols = static_cast<int32_t>(layout.cols);
-  in.tiles = static_cast<int32_t>(layout.cols_padded / tile_cols(layout.type));
   switch (layout.type) {
     case DType::kQ4_0:
       return run_for_tokens<DType::kQ4_0>(op, in, stream);
