@@ -268,6 +268,10 @@ UPDRAFT_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
 }
 UPDRAFT_DEVICE int32_t round_to_int(float value) { return __float2int_rn(value); }
+UPDRAFT_DEVICE float log2_of(float value) { return log2f(value); }
+UPDRAFT_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+// Index of the lowest bit set; at least one is.
+UPDRAFT_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 // --- launching ---
 struct Dim3 {

@@ -92,6 +92,11 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
 }
 inline int32_t round_to_int(float value) { return static_cast<int32_t>(std::nearbyint(value)); }
 
+inline float log2_of(float value) { return std::log2(value); }
+inline int count_bits(uint32_t bits) { return std::popcount(bits); }
+// Index of the lowest bit set; at least one is.
+inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
+
 // --- launching ---
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
