@@ -108,7 +108,7 @@ TEST_CASE("each draw falls on the token whose share of the kept tokens it lies i
   const std::vector<SampleRow> ways = {
       {1.0F, 0.0F, 1.0F, 0, 0},    {0.7F, 0.0F, 1.0F, 1, 0},    {1.3F, 0.0F, 1.0F, 40, 0},
       {1.0F, 0.0F, 0.9F, 0, 0},    {1.0F, 0.0F, 0.001F, 0, 0},  {0.8F, 0.05F, 1.0F, 0, 0},
-      {1.0F, 0.02F, 0.8F, 100, 0}, {2.0F, 0.0F, 0.5F, 3000, 0},
+      {1.0F, 0.02F, 0.8F, 100, 0}, {2.0F, 0.0F, 0.5F, 3000, 0}, {1.0F, 0.0F, 0.0F, 0, 0},
   };
   for (const SampleRow& way : ways) {
     CAPTURE(way.top_k);
