@@ -1,3 +1,5 @@
+// Packing and its inverse, one weight at a time through slot_of(): load-time code, plain on
+// purpose.
 #include "kernels/cuda/weight_layout.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The scheduler: fibers of one block at a time, what they wait for, and the report when nothing can
+// go on.
 #include "kernels/simt/launch.h"
 
 #include <algorithm>

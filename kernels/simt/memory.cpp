@@ -1,3 +1,4 @@
+// The list of memory blocks and their guards.
 #include "kernels/simt/memory.h"
 
 #include <algorithm>

@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "common/base/bytes.h"
 #include "kernels/quant/quant.h"
 
 using namespace updraft;
@@ -77,6 +78,48 @@ TEST_CASE(
   CHECK(bits(DType::kBF16) == 16);
   CHECK(bits(DType::kQ4_K) == 4.625);
   CHECK(bits(DType::kQ6_K) == 6.5625);
+}
+
+TEST_CASE("a lane finds its rows and columns where the layout says") {
+  // A band of 16 rows and 64 columns, the quants a function of row and column, in raw blocks.
+  const auto quant = [](int row, int column) {
+    return (7 * row + 5 * column + row * column / 3) % 16;
+  };
+  std::vector<std::byte> q4(16 * 36), q8(16 * 68);
+  for (int row = 0; row < 16; ++row) {
+    for (int c = 0; c < 64; ++c) {
+      q8[static_cast<size_t>(row * 68 + c / 32 * 34 + 2 + c % 32)] =
+          static_cast<std::byte>(quant(row, c));
+      q4[static_cast<size_t>(row * 36 + c / 32 * 18 + 2 + c % 16)] |=
+          static_cast<std::byte>(quant(row, c) << (c % 32 / 16 * 4));
+    }
+  }
+  const auto layout4 = PackedLayout::of(DType::kQ4_0, 16, 64);
+  const auto layout8 = PackedLayout::of(DType::kQ8_0, 16, 64);
+  const auto packed4 = packed({q4.data(), DType::kQ4_0, 16, 64}, *layout4);
+  const auto packed8 = packed({q8.data(), DType::kQ8_0, 16, 64}, *layout8);
+  int wrong = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4;
+    const int t = lane % 4;
+    for (int step = 0; step < 4; ++step) {
+      const int c = step / 2 * 32 + 8 * t + 4 * (step % 2);
+      const int column[4] = {c, c, c + 2, c + 2};
+      const int row[4] = {g, g + 8, g, g + 8};
+      const auto word4 = load_le<uint32_t>(packed4.data() + 16 * lane + 4 * step);
+      for (int j = 0; j < 4; ++j) {
+        const auto word8 = load_le<uint32_t>(packed8.data() + step / 2 * 512 + 16 * lane +
+                                             8 * (step % 2) + 4 * (j / 2));
+        const auto first = static_cast<uint32_t>(quant(row[j], column[j]));
+        const auto second = static_cast<uint32_t>(quant(row[j], column[j] + 1));
+        wrong += (word4 >> (4 * j) & 15) == first ? 0 : 1;
+        wrong += (word4 >> (4 * j + 16) & 15) == second ? 0 : 1;
+        wrong += (word8 >> (8 * (j % 2)) & 255) == first ? 0 : 1;
+        wrong += (word8 >> (8 * (j % 2) + 16) & 255) == second ? 0 : 1;
+      }
+    }
+  }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("a wide float is packed as the nearest bfloat16") {
