@@ -31,6 +31,8 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"kernels/quant", {"common/base"}},
     {"kernels", {"common/base", "kernels/quant"}},
     {"kernels/cpu", {"common/base", "kernels", "kernels/quant"}},
+    {"kernels/simt", {"common/base", "kernels/quant"}},
+    {"kernels/cuda", {"common/base", "kernels", "kernels/quant", "kernels/simt"}},
     {"common/model", {"common/base", "kernels", "kernels/quant"}},
     {"common/text", {"common/base", "common/model"}},
     {"common/image", {"common/base"}},
@@ -83,6 +85,9 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^immintrin\\.h$"), {"kernels/cpu/vec_avx", "kernels/cpu/peak_avx"}},
     {std::regex("^arm_neon\\.h$"), {"kernels/cpu/vec_neon", "kernels/cpu/peak_neon"}},
     {std::regex("^sys/auxv\\.h$"), {"kernels/cpu/isa_arm.cpp"}},
+    {std::regex("^cuda.*"), {"kernels/cuda/device_cuda.h"}},
+    {std::regex("^sanitizer/.*"), {"kernels/simt/sanitizers.h"}},
+    {std::regex("^ucontext\\.h$"), {"kernels/simt/fiber.cpp"}},
 };
 
 struct Include {
@@ -99,7 +104,7 @@ std::vector<Include> read_includes() {
   for (const char* top : {"common", "kernels", "edge", "cloud", "tools"}) {
     for (const auto& entry : fs::recursive_directory_iterator(root / top)) {
       const std::string extension = entry.path().extension().string();
-      if (extension != ".h" && extension != ".cpp") continue;
+      if (extension != ".h" && extension != ".cpp" && extension != ".cu") continue;
       const fs::path relative = fs::relative(entry.path(), root);
       std::ifstream in(entry.path());
       std::string line;

@@ -1,0 +1,19 @@
+// What every kernel includes: the operations of a GPU under one name each, as PTX when nvcc
+// compiles the file and as the emulator's when g++ does. Below this header no kernel asks which of
+// the two it is.
+//
+//   UPDRAFT_DEVICE            a function that kernels call
+//   UPDRAFT_KERNEL(threads)   void name(arguments) { ... } that launch() starts with at most
+//   `threads` per block UPDRAFT_UNROLL            unroll the loop behind it: indices of register
+//   arrays must be constants launch(kernel, shape, stream, arguments...)
+//
+// The functions, their layouts and rules: kernels/simt/ops.h.
+#pragma once
+
+#include "kernels/cuda/types.h"
+
+#if defined(__CUDACC__)
+#include "kernels/cuda/device_cuda.h"
+#else
+#include "kernels/cuda/device_simt.h"
+#endif

@@ -1,0 +1,107 @@
+// The device functions on CPU fibers (kernels/simt). Included through device.h.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/base/result.h"
+#include "kernels/cuda/types.h"
+#include "kernels/quant/quant.h"
+#include "kernels/simt/launch.h"
+#include "kernels/simt/ops.h"
+
+#define UPDRAFT_DEVICE inline
+#define UPDRAFT_KERNEL(threads) inline void
+#define UPDRAFT_UNROLL
+
+namespace updraft::cuda {
+
+// NOLINTBEGIN(misc-unused-using-decls): the device functions
+using simt::all;
+using simt::any;
+using simt::arrive_named;
+using simt::atomic_add;
+using simt::atomic_compare_exchange;
+using simt::atomic_exchange;
+using simt::atomic_max;
+using simt::atomic_min;
+using simt::ballot;
+using simt::block_threads;
+using simt::block_x;
+using simt::block_y;
+using simt::block_z;
+using simt::copy_async16;
+using simt::copy_commit;
+using simt::copy_wait;
+using simt::Dim3;
+using simt::dynamic_shared;
+using simt::fence;
+using simt::grid_x;
+using simt::grid_y;
+using simt::LaunchShape;
+using simt::load;
+using simt::load_matrix;
+using simt::load_matrix_transposed;
+using simt::load_once;
+using simt::mma_bf16;
+using simt::mma_f16;
+using simt::mma_s8;
+using simt::reduce_add;
+using simt::reduce_max;
+using simt::reduce_min;
+using simt::shared_array;
+using simt::shuffle;
+using simt::shuffle_down;
+using simt::shuffle_up;
+using simt::shuffle_xor;
+using simt::store;
+using simt::sync_block;
+using simt::sync_named;
+using simt::sync_warp;
+using simt::thread_x;
+// NOLINTEND
+
+// --- numbers ---
+inline float to_float(Bf16 value) { return bf16_to_float(value.bits); }
+inline float to_float(Half value) { return half_to_float(value.bits); }
+inline Bf16 to_bf16(float value) { return {float_to_bf16(value)}; }
+inline Half to_half(float value) { return {float_to_half(value)}; }
+// Two bfloat16 in one register, the first in the low half.
+inline uint32_t pack_bf16(float low, float high) {
+  return static_cast<uint32_t>(float_to_bf16(low)) | static_cast<uint32_t>(float_to_bf16(high))
+                                                         << 16;
+}
+inline float low_bf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
+inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xFFFF0000U); }
+// a + b of each half, rounded to bfloat16 once.
+inline uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
+  return pack_bf16(low_bf16(a) + low_bf16(b), high_bf16(a) + high_bf16(b));
+}
+inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
+inline float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+// a * b + c, rounded once.
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+// Within 2 units in the last place on the GPU.
+inline float exp2_fast(float value) { return std::exp2(value); }
+inline float inverse_sqrt(float value) { return 1.0F / std::sqrt(value); }
+inline void sine_cosine(float angle, float* sine, float* cosine) {
+  *sine = std::sin(angle);
+  *cosine = std::cos(angle);
+}
+inline int32_t round_to_int(float value) { return static_cast<int32_t>(std::nearbyint(value)); }
+
+inline float log2_of(float value) { return std::log2(value); }
+inline int count_bits(uint32_t bits) { return std::popcount(bits); }
+// Index of the lowest bit set; at least one is.
+inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
+
+// --- launching ---
+template <typename... Parameters, typename... Arguments>
+Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
+                    const Arguments&... arguments) {
+  return simt::launch(shape, simt::current_schedule(), [&] { kernel(arguments...); });
+}
+
+}  // namespace updraft::cuda

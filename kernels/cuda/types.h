@@ -1,0 +1,33 @@
+// The number types of CUDA kernels and their arguments, for every compiler: plain bits, no CUDA
+// header.
+#pragma once
+
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace updraft::cuda {
+
+using Stream =
+    CUstream_st*;  // a cudaStream_t; null: the default one. The emulator has no use for it
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// Bytes that travel in one instruction.
+struct alignas(16) Vec16 {
+  uint32_t word[4];
+};
+struct alignas(8) Vec8 {
+  uint32_t word[2];
+};
+struct alignas(8) Float2 {
+  float x;
+  float y;
+};
+
+}  // namespace updraft::cuda

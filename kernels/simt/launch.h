@@ -1,0 +1,64 @@
+// Runs a CUDA kernel's source on the CPU: every thread of a block is a fiber, warps take turns in a
+// random order that a seed fixes, and what cannot go on is reported with the block, warp and place
+// where it stands.
+//
+// What a kernel may use is in ops.h. Its blocks run one after another, in random order. A thread
+// gives way only inside an operation of ops.h, so a kernel that spins on memory never ends here.
+// Kernels hold no objects with destructors: a launch that fails leaves its threads where they are.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "common/base/result.h"
+
+namespace updraft::simt {
+
+struct Dim3 {
+  uint32_t x = 1;
+  uint32_t y = 1;
+  uint32_t z = 1;
+  uint64_t count() const { return static_cast<uint64_t>(x) * y * z; }
+};
+
+// When the bytes of a cp.async arrive. Real ones do at any time between the two.
+enum class Landing : uint8_t {
+  kAtWait,   // the wait for their group: whoever reads without it, or without a barrier behind it,
+             // reads old bytes
+  kAtIssue,  // at once: whoever still reads what they overwrite reads new bytes
+};
+
+// One of the orders in which the hardware might have run a launch.
+struct Schedule {
+  uint64_t seed = 1;
+  Landing landing = Landing::kAtWait;
+};
+
+struct LaunchShape {
+  Dim3 grid;
+  Dim3 block;               // at most 1024 threads
+  size_t shared_bytes = 0;  // dynamic shared memory, at most 227 KiB
+};
+
+// The schedule of launches that name none, per operating-system thread: the host code of a kernel,
+// which runs unchanged on a GPU, knows of no schedules.
+class ScheduleScope {
+ public:
+  explicit ScheduleScope(const Schedule& schedule);
+  ~ScheduleScope();
+  ScheduleScope(const ScheduleScope&) = delete;
+  ScheduleScope& operator=(const ScheduleScope&) = delete;
+
+ private:
+  Schedule before_;
+};
+const Schedule& current_schedule();
+
+// Runs the kernel; `kernel` is called once per thread. Errors name the block, the warp and the
+// place: a barrier that not all threads reach, lanes that differ at a warp operation, an access
+// outside its buffer or not aligned to its size, a guard that was written, a cp.async that nobody
+// waited for.
+Result<void> launch(const LaunchShape& shape, const Schedule& schedule,
+                    const std::function<void()>& kernel);
+
+}  // namespace updraft::simt
