@@ -68,6 +68,7 @@ class RouterImpl : public Router, private AdminTarget {
     relay.core.queue_max = config.queue_max;
     relay.core.queue_timeout_ms = config.queue_timeout_ms;
     relay.core.edge_reserve_slots = config.edge_reserve_slots;
+    relay.core.price_weight = static_cast<float>(config.price_weight_ms) / 1000.0F;
     relay.endpoint = config.pool_endpoint;
     relay.keys = std::move(*keys);
     relay.allowed = std::move(*allowed);

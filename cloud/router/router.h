@@ -27,7 +27,8 @@ struct RouterConfig {
   std::string allowed_keys_folder;        // [pool] nodes; re-read every few seconds, so nodes are added without a restart
   int32_t queue_max = 1024;               // [queue] requests waiting for a node
   int32_t queue_timeout_ms = 30000;       // then 503 with Retry-After
-  int32_t edge_reserve_slots = 0;         // [placement]
+  int32_t edge_reserve_slots = 0;         // [placement] of each edge, kept for its own clients
+  int32_t price_weight_ms = 0;            // by how much longer a request may take to cost one unit of price less
   LogConfig log;
 };
 Result<RouterConfig> load_router_config(const std::string& path);

@@ -53,7 +53,7 @@ TEST_CASE("every key of the router's file arrives in the configuration") {
       "allowed_hosts = [\"llm.example.com\"]\nbody_bytes_max = \"8 MiB\"\nconnections_max = "
       "77\nsse_keepalive_ms = 5000\n"
       "[pool]\nlisten = \"tcp://0.0.0.0:7071\"\nkey = \"router\"\nnodes = \"/etc/nodes\"\n"
-      "[queue]\nmax = 5\ntimeout_ms = 700\n[placement]\nedge_reserve_slots = 2\n"
+      "[queue]\nmax = 5\ntimeout_ms = 700\n[placement]\nedge_reserve_slots = 2\nprice_weight_ms = 250\n"
       "[log]\nlevel = \"debug\"\nformat = \"json\"\n"));
   REQUIRE_MESSAGE(loaded.ok(), loaded.message());
   const RouterConfig& config = *loaded;
@@ -73,6 +73,7 @@ TEST_CASE("every key of the router's file arrives in the configuration") {
   CHECK(config.queue_max == 5);
   CHECK(config.queue_timeout_ms == 700);
   CHECK(config.edge_reserve_slots == 2);
+  CHECK(config.price_weight_ms == 250);
   CHECK(config.log.level == LogLevel::kDebug);
   CHECK(config.log.format == LogFormat::kJson);
 }
