@@ -327,7 +327,7 @@ TEST_CASE("rows that are not placed are moved into shared memory, few of them ri
     request.prompt_parts[1].rows.bytes = rows;
     REQUIRE(client->submit(std::move(request)).ok());
     wait_started(*client);
-    const SharedBytes& bytes = daemon.service.last().prompt_parts.at(1).rows.bytes;
+    const SharedBytes bytes = daemon.service.last().prompt_parts.at(1).rows.bytes;
     CHECK(bytes.text() == rows);
     CHECK((mapping_at(bytes.data()).find("memfd:") != std::string::npos) == (row_count == 400));
     auto end = client->next(10000);
