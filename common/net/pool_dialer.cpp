@@ -18,7 +18,7 @@ namespace {
 // Small on purpose: what libzmq has taken can no longer be overtaken by a beat. The caller's own
 // queue holds the rest.
 constexpr int kSendHwm = 4;
-constexpr int kReceiveHwm = 64;
+constexpr int kReceiveHwm = 1024;  // never reached, and why that matters: pool_listener.cpp
 constexpr int kKernelSendBytes = 256 * 1024;
 constexpr int kReconnectMs = 100;
 constexpr int kReconnectMaxMs = 3000;

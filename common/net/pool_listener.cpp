@@ -11,8 +11,12 @@ namespace {
 
 // In libzmq's stable interface since 4.3, but its name is in the draft header only.
 constexpr int kZapEnforceDomain = 93;
-constexpr int kSendHwm = 64;     // frames of at most kChunkBytes waiting for one peer
-constexpr int kReceiveHwm = 32;  // frames of at most 4 MiB held of one peer before TCP pushes back
+constexpr int kSendHwm = 64;  // frames of at most kChunkBytes waiting for one peer
+// Frames held of one peer before TCP pushes back. Far more than ever wait, for the relay's thread
+// takes frames faster than they are decrypted: once libzmq (4.3.4) has stopped reading a connection
+// that then breaks, a PING left in its buffer ends the process (stream_engine_base.cpp, out_event()
+// after an I/O error).
+constexpr int kReceiveHwm = 1024;
 constexpr int kBacklog = 1024;
 constexpr int kKeepaliveIdleS = 10;  // of silence; with the other two, 25 s
 constexpr int kKeepaliveIntervalS = 5;
