@@ -95,12 +95,7 @@ Result<std::map<std::string, std::string>> wait_until_ready(ChildProcess& child,
     if (monotonic_ns() > deadline_ns) return fail(child.name() + " was not ready within 20 s");
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  std::map<std::string, std::string> facts;
-  std::ifstream in(ready_file);
-  for (std::string line; std::getline(in, line);) {
-    const size_t equals = line.find('=');
-    if (equals != std::string::npos) facts[line.substr(0, equals)] = line.substr(equals + 1);
-  }
+  std::map<std::string, std::string> facts = read_ready_file(ready_file);
   std::error_code ignored;
   fs::remove(ready_file, ignored);
   return facts;

@@ -134,6 +134,17 @@ Result<void> write_ready_file(const std::string& path,
   return {};
 }
 
+std::map<std::string, std::string> read_ready_file(const std::string& path) {
+  std::map<std::string, std::string> facts;
+  std::ifstream in(path);
+  std::string line;
+  while (std::getline(in, line)) {
+    const size_t equals = line.find('=');
+    if (equals != std::string::npos) facts[line.substr(0, equals)] = line.substr(equals + 1);
+  }
+  return facts;
+}
+
 Progress terminal_progress() {
   if (isatty(STDERR_FILENO) == 0) return [](std::string_view, uint64_t, uint64_t) {};
   auto last_ns = std::make_shared<int64_t>(0);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,15 +29,15 @@ void add_daemon_flags(CLI::App& command, DaemonFlags& flags, const std::string& 
 
 // The life of a daemon command, the same for all three: settings -> load (reads and checks the
 // configuration) -> start
-// -> ready file -> until a stop signal (SIGHUP: reload, and on) -> stop. Returns the exit status; every failure is one line
-// on standard error.
+// -> ready file -> until a stop signal (SIGHUP: reload, and on) -> stop. Returns the exit status;
+// every failure is one line on standard error.
 struct DaemonLife {
   std::function<Result<LogConfig>()> load;
   std::function<Result<std::vector<std::pair<std::string, std::string>>>()>
       start;  // facts for the ready file
   std::function<void()> stop;
-  // SIGHUP: the file is read again, and what can change while the daemon runs changes. Returns the names of what cannot
-  // and differs; an error has changed nothing.
+  // SIGHUP: the file is read again, and what can change while the daemon runs changes. Returns the
+  // names of what cannot and differs; an error has changed nothing.
   std::function<Result<std::vector<std::string>>()> reload;
 };
 int run_daemon(const DaemonFlags& flags, const DaemonLife& life);
@@ -53,6 +54,8 @@ int poll_stop_signal(int timeout_ms);
 // half of it.
 Result<void> write_ready_file(const std::string& path,
                               const std::vector<std::pair<std::string, std::string>>& facts);
+// What it says; nothing where there is no such file.
+std::map<std::string, std::string> read_ready_file(const std::string& path);
 
 // Draws "loading weights  43 % (150/346 MB)" on a terminal's standard error; nothing when it is no
 // terminal.

@@ -128,17 +128,6 @@ Result<void> make_keys(const fs::path& folder) {
   return {};
 }
 
-std::map<std::string, std::string> read_ready_file(const std::string& path) {
-  std::map<std::string, std::string> facts;
-  std::ifstream in(path);
-  std::string line;
-  while (std::getline(in, line)) {
-    const size_t equals = line.find('=');
-    if (equals != std::string::npos) facts[line.substr(0, equals)] = line.substr(equals + 1);
-  }
-  return facts;
-}
-
 // The three daemons while they run. Owned by the main thread.
 class Stack {
  public:
