@@ -1,9 +1,10 @@
 // The seam between the engine and a device. One abstract Backend with the operations of one forward pass over a ragged
 // batch; the forward pass itself is written once, above it (common/engine/forward.cpp).
 //
-// Life: open -> add_matrix/add_vector/add_activation (load time) -> make_kv_pool -> { begin, operations, read_logits } per
-// step. Everything for serving is allocated before the first step. One thread, the engine's, calls a Backend; the backend
-// may use threads, streams or graphs of its own inside.
+// Life: open -> add_matrix/add_vector/add_activation (load time) -> make_kv_pool -> { begin, operations, end, read_logits or
+// read_tokens } per step. Everything for serving is allocated before the first step. One thread, the engine's, calls a
+// Backend; the backend may use threads, streams or graphs of its own inside. A backend that samples may have several steps
+// begun and ended before the tokens of the first are read (steps_in_flight_max); reads come in the order of the steps.
 //
 // Activations live on the device in the precision the backend likes (the CPU's are f32) and are named by handles.
 // A fused operation becomes a method that every backend implements, never a second forward pass.
@@ -44,7 +45,17 @@ struct SequenceSlice {
   std::span<const int32_t> pages;
 };
 
-// One step. The spans stay valid until read_logits() or the next begin().
+// How a logit row's token is chosen on a device that samples: temperature, then min_p, top_k, top_p, then a draw, as the
+// sampler does (common/engine/sampler.h).
+struct RowSampling {
+  float temperature = 0.0F;  // below 1e-5: greedy
+  float min_p = 0.0F;        // 0: none
+  float top_p = 1.0F;        // 1: all
+  int32_t top_k = 0;         // 0: all
+  double uniform = 0.0;      // [0, 1): the draw, made from (seed, position)
+};
+
+// One step. The spans stay valid until end(), where a backend samples, otherwise until read_logits().
 struct Batch {
   std::span<const int32_t> token_ids;           // [rows]; below 0: the row's input is given instead
   std::span<const int32_t> positions;           // [rows] rotary position (may differ from the KV index)
@@ -54,6 +65,22 @@ struct Batch {
   // embedding table, in the order of the rows. So enters what is no text: a client's own
   // embeddings, an image's.
   std::span<const float> given_rows = {};
+  // [logit_rows] or empty: of the step the tokens are wanted (read_tokens), not the logits.
+  std::span<const RowSampling> samplings = {};
+  // [rows] or empty. At least 0: the row's token is the one that this logit row of the step before gave, whether the host
+  // has read it or not, and token_ids has 0 there. -1: token_ids says it.
+  std::span<const int32_t> token_sources = {};
+};
+
+// How the devices of a tensor-parallel group share a matrix (kernels/parallel). A matrix split by rows is cut into `pieces`
+// equal pieces of its first part, `group` neighbours of which go with one piece of each other part (heads and the K and V
+// heads that they read; blocks of gate with those of up). One split by columns is cut into as many pieces as what made its
+// input; its products are partial sums until all_reduce().
+struct Split {
+  enum class By : uint8_t { kNothing, kRows, kCols };
+  By by = By::kNothing;  // each device has all of it
+  int32_t pieces = 1;
+  int32_t group = 1;
 };
 
 enum class RopeStyle : uint8_t {
@@ -114,13 +141,28 @@ class Backend {
   virtual Result<Vec> add_vector(std::span<const float> values) = 0;
   // A buffer of at most rows_max rows.
   virtual Result<Act> add_activation(int64_t rows_max, int64_t cols) = 0;
+  // The same for devices that share; a single device is the whole group. add_bias: of the rows of `matrix`. What `matrix`
+  // makes, of the rows of its first `part_count` parts; `cols` is the width on a single device.
+  virtual Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& /*split*/) {
+    return add_matrix(parts);
+  }
+  virtual Result<Vec> add_bias(Mat /*matrix*/, std::span<const float> values) { return add_vector(values); }
+  virtual Result<Act> add_split_activation(int64_t rows_max, int64_t cols, Mat /*matrix*/, int32_t /*part_count*/) {
+    return add_activation(rows_max, cols);
+  }
   // Room for the logits of `logit_rows_max` rows.
   virtual Result<void> reserve_logits(int64_t logit_rows_max, int64_t vocab_count) = 0;
   // Once. Bytes of one page of this shape: kv_page_bytes().
   virtual Result<void> make_kv_pool(const KvShape& shape) = 0;
   virtual uint64_t kv_page_bytes(const KvShape& shape) const = 0;
+  // Host memory for `page_count` pages that gave way, after make_kv_pool(). Errors: a device whose pages are host memory.
+  virtual Result<void> make_swap_space(int32_t page_count);
 
-  // --- one step: begin, then the operations in order; a device may run them later, read_logits() waits ---
+  // What the device does by itself: choose tokens, and go on to a next step that needs them.
+  virtual bool samples() const { return false; }
+  virtual int32_t steps_in_flight_max() const { return 1; }
+
+  // --- one step: begin, then the operations in order, then end; a device may run them later, a read waits ---
   virtual void begin(const Batch& batch) = 0;
   // out[row] = table row token_ids[row], decoded; the next of given_rows, unchanged, where that id
   // is below 0. Ids are within the table (the engine checks).
@@ -136,11 +178,22 @@ class Backend {
   virtual void gated_matmul(Mat gate_up, Act in, Act out) = 0;
   // Logits of batch.logit_rows: in [rows, dim] times head [vocab, dim].
   virtual void logits(Mat head, Act in) = 0;
-  // [logit_rows, vocab] f32 in host memory, valid until the next begin(). Waits for the step.
+  // Partial sums of a matrix split by columns become the sums, on every device.
+  virtual void all_reduce(Act /*act*/) {}
+  // All operations of the step were named.
+  virtual void end() {}
+  // [logit_rows, vocab] f32 in host memory, writable, valid until the next begin(). Waits for the step, which no other was
+  // begun behind. An error of the device is a bug or a broken machine: it aborts with what the device said.
   virtual std::span<float> read_logits() = 0;
+  // [logit_rows] of the oldest step with samplings whose tokens were not read, valid until the next begin(). Waits for it.
+  // -1: its logits have a NaN or +infinity, or all are -infinity.
+  virtual std::span<const int32_t> read_tokens();
 
-  // --- pages and debugging ---
+  // --- pages and debugging; in the order of the steps around them ---
   virtual void copy_page(int32_t from, int32_t to) = 0;
+  // Pages to and from the swap space, slots 0..page_count - 1 of it. The host side is done when the next read is.
+  virtual void swap_out(int32_t page, int32_t slot);
+  virtual void swap_in(int32_t slot, int32_t page);
   // Copies rows [0, rows) of an activation to host memory as f32; for tests and numerics.
   virtual void read_activation(Act act, int64_t rows, std::span<float> out) = 0;
 };

@@ -13,6 +13,9 @@
 namespace updraft {
 namespace {
 
+// Columns that a device of a group takes or leaves together: whole blocks of every weight format.
+constexpr int32_t kSplitCols = 256;
+
 // kNoVec for an architecture that has no such vector.
 Result<Vec> add_optional(Backend& backend, std::span<const float> values) {
   if (values.empty()) return kNoVec;
@@ -90,9 +93,12 @@ Result<Forward> Forward::create(const Model& model, Backend& backend, const Forw
 Result<void> Forward::load_layer(const LayerWeights& weights, Backend& backend) {
   Layer layer;
   Result<void> failed;
-  const auto matrix = [&](Mat& out, std::span<const WeightView> parts) {
+  const Hyperparameters& h = hyperparameters_;
+  const int32_t heads_per_kv = h.head_count / h.kv_head_count;
+  const int32_t ff_pieces = h.ff_dim % kSplitCols == 0 ? h.ff_dim / kSplitCols : 1;
+  const auto matrix = [&](Mat& out, std::span<const WeightView> parts, const Split& split) {
     if (!failed) return;
-    const auto added = backend.add_matrix(parts);
+    const auto added = backend.add_split_matrix(parts, split);
     if (added) {
       out = *added;
     } else {
@@ -108,19 +114,28 @@ Result<void> Forward::load_layer(const LayerWeights& weights, Backend& backend) 
       failed = added.error();
     }
   };
+  const auto bias = [&](Vec& out, Mat of, std::span<const float> values) {
+    if (!failed || values.empty()) return;
+    const auto added = backend.add_bias(of, values);
+    if (added) {
+      out = *added;
+    } else {
+      failed = added.error();
+    }
+  };
   const WeightView qkv[] = {weights.q, weights.k, weights.v};
   const WeightView gate_up[] = {weights.gate, weights.up};
   vector(layer.attn_norm, weights.attn_norm);
-  matrix(layer.qkv, qkv);
-  vector(layer.qkv_bias, joined_bias(weights));
+  matrix(layer.qkv, qkv, {Split::By::kRows, h.head_count, heads_per_kv});
+  bias(layer.qkv_bias, layer.qkv, joined_bias(weights));
   vector(layer.q_norm, weights.q_norm);
   vector(layer.k_norm, weights.k_norm);
-  matrix(layer.o, {&weights.o, 1});
-  vector(layer.o_bias, weights.o_bias);
+  matrix(layer.o, {&weights.o, 1}, {Split::By::kCols, h.head_count, heads_per_kv});
+  bias(layer.o_bias, layer.o, weights.o_bias);
   vector(layer.post_attn_norm, weights.post_attn_norm);
   vector(layer.ffn_norm, weights.ffn_norm);
-  matrix(layer.gate_up, gate_up);
-  matrix(layer.down, {&weights.down, 1});
+  matrix(layer.gate_up, gate_up, {Split::By::kRows, ff_pieces, 1});
+  matrix(layer.down, {&weights.down, 1}, {Split::By::kCols, ff_pieces, 1});
   vector(layer.post_ffn_norm, weights.post_ffn_norm);
   layers_.push_back(layer);
   return failed;
@@ -163,14 +178,21 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
     out = *taken;
     return {};
   };
-  for (const auto& [act, cols] : {std::pair{&hidden_, int64_t{h.hidden_dim}},
-                                  {&normed_, int64_t{h.hidden_dim}},
-                                  {&qkv_, q_cols + 2 * kv_cols},
-                                  {&attended_, q_cols},
-                                  {&delta_, int64_t{h.hidden_dim}},
-                                  {&ffn_, int64_t{h.ff_dim}}}) {
-    if (const auto taken = take(*act, cols); !taken) return taken;
+  // What the first `part_count` parts of a matrix make.
+  const auto take_split = [&](Act& out, int64_t cols, Mat matrix,
+                              int32_t part_count) -> Result<void> {
+    const auto taken = backend.add_split_activation(limits.rows_max, cols, matrix, part_count);
+    if (!taken) return taken.error("activations");
+    out = *taken;
+    return {};
+  };
+  for (Act* act : {&hidden_, &normed_, &delta_}) {
+    if (const auto taken = take(*act, h.hidden_dim); !taken) return taken;
   }
+  const Layer& layer = layers_.front();
+  if (const auto taken = take_split(qkv_, q_cols + 2 * kv_cols, layer.qkv, 3); !taken) return taken;
+  if (const auto taken = take_split(attended_, q_cols, layer.qkv, 1); !taken) return taken;
+  if (const auto taken = take_split(ffn_, h.ff_dim, layer.gate_up, 1); !taken) return taken;
   return backend.reserve_logits(limits.logit_rows_max, h.vocab_count);
 }
 
@@ -200,6 +222,7 @@ std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
     backend.residual_norm({hidden_, delta, delta_norm, final_norm_, eps, normed_});
     backend.logits(head_, normed_);
   }
+  backend.end();
   return backend.read_logits();
 }
 
@@ -207,11 +230,13 @@ void Forward::attention_block(Backend& backend, const Layer& layer, int32_t inde
   const float scale = 1.0F / std::sqrt(static_cast<float>(hyperparameters_.head_dim));
   backend.attention({qkv_, index, hyperparameters_.head_count, scale, attended_});
   backend.matmul(layer.o, layer.o_bias, attended_, delta_);
+  backend.all_reduce(delta_);
 }
 
 void Forward::ffn_block(Backend& backend, const Layer& layer) const {
   backend.gated_matmul(layer.gate_up, normed_, ffn_);
   backend.matmul(layer.down, kNoVec, ffn_, delta_);
+  backend.all_reduce(delta_);
 }
 
 uint64_t Forward::activation_bytes(const Hyperparameters& h, const ForwardLimits& limits) {
