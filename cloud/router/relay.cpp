@@ -20,6 +20,9 @@
 namespace updraft {
 namespace {
 
+// The rest is room for what a frame says besides a message's part.
+static_assert(kChunkBytes + 64 * 1024 <= kPoolFrameBytesMax);
+
 constexpr int kTickMs = 20;
 constexpr int64_t kPublishEveryNs = 50 * kNsPerMs;
 constexpr int64_t kMetricsEveryNs = 250 * kNsPerMs;
