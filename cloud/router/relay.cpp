@@ -89,7 +89,8 @@ class RelayImpl : public Relay {
     core_.set_allowed_names(names_of(config_.allowed));
     core_.set_decision_hook(
         [](const RequestId& id, const std::string& node_id, const DecisionRecord& record) {
-          log_info("placed", {{"id", id}, {"node", node_id}, {"decision", to_text(record)}});
+          if (log_enabled(LogLevel::kInfo))
+            log_info("placed", {{"id", id}, {"node", node_id}, {"decision", to_text(record)}});
         });
     loop_.post([this] {
       pool_readable_ = loop_.watch(listener_->poll_fd(), [this] { turn(); });
