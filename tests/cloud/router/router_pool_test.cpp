@@ -284,21 +284,21 @@ TEST_CASE("a node that floods a router costs it bounded memory, and others still
   }));
   const int64_t before = router.resident_bytes();
   int64_t largest = before;
-  // Parts of messages that never become whole, in between frames of nonsense.
-  uint64_t stream = 0;
   int64_t sent_bytes = 0;
   const int64_t give_up_ns = monotonic_ns() + 30 * kNsPerSecond;
-  while (sent_bytes < 600 << 20 && monotonic_ns() < give_up_ns) {
-    Blob part{++stream / 90, static_cast<uint32_t>(stream % 90), 96,
-              std::vector<std::byte>(kChunkBytes)};
-    const std::vector<std::byte> frame =
-        stream % 4 == 0 ? std::vector<std::byte>(kPoolFrameBytesMax - 1024) : encode(part);
+  const auto send = [&](const std::vector<std::byte>& frame) {
     while (!rude.send(frame) && monotonic_ns() < give_up_ns) {
       turn();
       poll(nullptr, 0, 1);
     }
     sent_bytes += static_cast<int64_t>(frame.size());
     largest = std::max(largest, router.resident_bytes());
+  };
+  // Parts of messages that never become whole, and frames of nonsense in between.
+  constexpr uint32_t kParts = 80;
+  for (uint32_t i = 0; sent_bytes < 600 << 20 && monotonic_ns() < give_up_ns; ++i) {
+    send(encode(Blob{i / kParts, i % kParts, kParts + 1, std::vector<std::byte>(kChunkBytes)}));
+    if (i % 4 == 0) send(std::vector<std::byte>(kPoolFrameBytesMax - 1024));
   }
   REQUIRE(router.running());
   CHECK(sent_bytes > 100 << 20);
