@@ -212,7 +212,7 @@ struct RunningNginx {
 };
 Result<RunningNginx> start_nginx(const RouterBenchFlags& flags, const WorkFolder& folder,
                                  const HttpEndpoint& node) {
-  const uint16_t port = static_cast<uint16_t>(20'000 + getpid() % 20'000);
+  const uint16_t port = static_cast<uint16_t>(20'000 + getpid() % 12'000);
   std::ofstream(folder.file("nginx.conf"))
       << "daemon off;\nmaster_process off;\npid " << folder.file("nginx.pid") << ";\nerror_log "
       << folder.file("nginx.error")

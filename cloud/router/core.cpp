@@ -103,10 +103,13 @@ void RouterCore::on_bad_frame(const PeerId&) { ++stats_.frames_refused; }
 // --- membership ---
 
 void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns, Actions& out) {
+  const bool wants_echo = hello.wants_echo;
   const Registry::HelloResult result =
       registry_.on_hello(from.peer, from.public_key, from.name, std::move(hello), now_ns);
   if (result.outcome == Registry::HelloOutcome::kOld) return;
   if (result.outcome == Registry::HelloOutcome::kRefused) return;
+  if (result.node >= echoing_.size()) echoing_.resize(result.node + 1);
+  echoing_[result.node] = {wants_echo, now_ns};
   welcome(from.peer, config_.router_epoch, out);  // before any work: the node takes none without it
   if (result.outcome == Registry::HelloOutcome::kRestarted) {
     lose_node(result.node, "restarted", now_ns, out);
@@ -118,10 +121,22 @@ void RouterCore::handle(const PeerInfo& from, NodeHello&& hello, int64_t now_ns,
 }
 
 void RouterCore::welcome(const PeerId& peer, uint64_t epoch, Actions& out) const {
-  out.push_back(Send{peer, Welcome{config_.router_id, epoch, pool_models_, true}});
+  out.push_back(Send{peer, Welcome{config_.router_id, epoch, pool_models_, true, config_.echo_ms}});
+}
+
+// So that a node notices when nobody takes its beats any more. What a beat says does not matter
+// here: also one that is refused came from a node whose connection stands.
+void RouterCore::echo(const PeerId& peer, uint64_t beat_seq, int64_t now_ns, Actions& out) {
+  const NodeIndex node = registry_.find_peer(peer);
+  if (node == kNoNode || node >= echoing_.size()) return;
+  Echoing& echoing = echoing_[node];
+  if (!echoing.wanted || now_ns < echoing.due_ns || config_.echo_ms <= 0) return;
+  echoing.due_ns = now_ns + config_.echo_ms * kNsPerMs;
+  out.push_back(Send{peer, Echo{beat_seq}});
 }
 
 void RouterCore::handle(const PeerInfo& from, NodeBeat&& beat, int64_t now_ns, Actions& out) {
+  echo(from.peer, beat.seq, now_ns, out);
   NodeIndex node = kNoNode;
   switch (registry_.on_beat(from.peer, beat, now_ns, &node)) {
     case Registry::BeatOutcome::kUnknownPeer:
@@ -403,6 +418,7 @@ void RouterCore::handle(const PeerInfo& from, Failed&& failed, int64_t now_ns, A
 
 void RouterCore::handle(const PeerInfo&, Welcome&&, int64_t, Actions&) { ++stats_.stale_messages; }
 void RouterCore::handle(const PeerInfo&, Blob&&, int64_t, Actions&) { ++stats_.stale_messages; }
+void RouterCore::handle(const PeerInfo&, Echo&&, int64_t, Actions&) { ++stats_.stale_messages; }
 
 void RouterCore::on_peer_gone(const PeerId& peer, const std::string& why, int64_t now_ns,
                               Actions& out) {

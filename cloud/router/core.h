@@ -58,6 +58,7 @@ struct RouterCoreConfig {
   int32_t queue_timeout_ms = 30'000;
   float price_weight = 0.0F;  // seconds that a unit of a node's price is worth in placement
   int32_t edge_reserve_slots = 0;
+  int32_t echo_ms = 1000;                 // at most so often a node's beats are answered
   int32_t answer_tokens_assumed = 256;    // of a request without max_tokens
   int32_t streams_max = 65'536;           // live requests, waiting ones included
   int64_t payload_bytes_max = 1LL << 30;  // of all live requests' prompts and images
@@ -223,6 +224,8 @@ class RouterCore {
   void handle(const PeerInfo& from, Drain&& drain, int64_t now_ns, Actions& out);
   void handle(const PeerInfo& from, Welcome&& welcome, int64_t now_ns, Actions& out);
   void handle(const PeerInfo& from, Blob&& blob, int64_t now_ns, Actions& out);
+  void handle(const PeerInfo& from, Echo&& echo, int64_t now_ns, Actions& out);
+  void echo(const PeerId& peer, uint64_t beat_seq, int64_t now_ns, Actions& out);
   Stream* owned(const PeerInfo& from, const RequestId& id, uint32_t epoch);
   void take_credit(const PeerInfo& from, const std::optional<Credit>& credit, int64_t now_ns);
   void start(Stream& stream, int32_t prompt_tokens, Actions& out);
@@ -266,6 +269,11 @@ class RouterCore {
     double seconds = 2.0;  // moving average from dispatch to the end
   };
   std::vector<Service> services_;  // [model]
+  struct Echoing {
+    bool wanted = false;
+    int64_t due_ns = 0;
+  };
+  std::vector<Echoing> echoing_;  // [node]
   // Retries of what a node answered with a failure, at most a tenth of the requests: when all nodes
   // fail, trying each request three times would only load them more. Lost nodes do not count, they
   // are not loaded by it.

@@ -21,7 +21,8 @@ std::string key_of(const PoolMessage& message) {
 }
 
 bool is_urgent(const PoolMessage& message) {
-  return std::holds_alternative<Welcome>(message) || std::holds_alternative<Drain>(message);
+  return std::holds_alternative<Welcome>(message) || std::holds_alternative<Drain>(message) ||
+         std::holds_alternative<Echo>(message);
 }
 
 }  // namespace

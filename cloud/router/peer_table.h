@@ -1,6 +1,6 @@
 // One entry per connection of the pool: frames on their way out, large messages on their way in.
 //
-// Owner: the relay's thread.
+// Owner: the loop's thread.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,7 @@
-// The pool thread's loop. See relay.h.
+// The relay's turns. See relay.h.
 #include "cloud/router/relay.h"
 
-#include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -24,39 +20,18 @@
 namespace updraft {
 namespace {
 
+// The rest is room for what a frame says besides a message's part.
+static_assert(kChunkBytes + 64 * 1024 <= kPoolFrameBytesMax);
+
 constexpr int kTickMs = 20;
 constexpr int64_t kPublishEveryNs = 50 * kNsPerMs;
 constexpr int64_t kMetricsEveryNs = 250 * kNsPerMs;
 constexpr int64_t kPeerSweepEveryNs = 10 * kNsPerSecond;
-constexpr int kMessagesPerTurn = 256;
+constexpr int kMessagesPerTurn = 128;            // then the HTTP surface has its turn
 constexpr int64_t kFarewellNs = 200 * kNsPerMs;  // for the last cancels to leave
 constexpr size_t kCallsMax = 1024;
 constexpr size_t kCancelsMax = 1 << 17;  // more than requests can be live or waiting
 constexpr int64_t kQueryMs = 1000;
-
-// A counter that poll(2) can wait for.
-class WakeEvent {
- public:
-  WakeEvent() : fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-    UPDRAFT_CHECK(fd_ >= 0, "no eventfd");
-  }
-  ~WakeEvent() { close(fd_); }
-  WakeEvent(const WakeEvent&) = delete;
-  WakeEvent& operator=(const WakeEvent&) = delete;
-  int fd() const { return fd_; }
-  void signal() {
-    const uint64_t one = 1;
-    // Fails only when the counter is full, and then the reader is awake anyway.
-    [[maybe_unused]] const ssize_t written = write(fd_, &one, sizeof one);
-  }
-  void clear() {
-    uint64_t count = 0;
-    [[maybe_unused]] const ssize_t got = read(fd_, &count, sizeof count);
-  }
-
- private:
-  const int fd_;
-};
 
 std::vector<std::string> names_of(const std::vector<AllowedKey>& allowed) {
   std::vector<std::string> names;
@@ -95,10 +70,11 @@ void log_change(const NodeChange& change) {
 
 class RelayImpl : public Relay {
  public:
-  RelayImpl(RelayConfig config, Metrics& metrics)
+  RelayImpl(RelayConfig config, Metrics& metrics, EventLoop& loop)
       : config_(std::move(config)),
-        service_(config_.submissions_max, kCancelsMax, [this] { wake_.signal(); }),
-        calls_(kCallsMax, [this] { wake_.signal(); }),
+        loop_(loop),
+        service_(config_.submissions_max, kCancelsMax, [this] { schedule_turn(); }),
+        calls_(kCallsMax, [this] { schedule_turn(); }),
         core_(config_.core, monotonic_ns()),
         peers_({config_.peer_queue_bytes_max, config_.peer_stall_ms_max}),
         metrics_(metrics),
@@ -113,9 +89,14 @@ class RelayImpl : public Relay {
     core_.set_allowed_names(names_of(config_.allowed));
     core_.set_decision_hook(
         [](const RequestId& id, const std::string& node_id, const DecisionRecord& record) {
-          log_info("placed", {{"id", id}, {"node", node_id}, {"decision", to_text(record)}});
+          if (log_enabled(LogLevel::kInfo))
+            log_info("placed", {{"id", id}, {"node", node_id}, {"decision", to_text(record)}});
         });
-    thread_ = std::thread([this] { run(); });
+    loop_.post([this] {
+      pool_readable_ = loop_.watch(listener_->poll_fd(), [this] { turn(); });
+      tick_due_ = loop_.every(kTickMs, [this] { turn(); });
+    });
+    working_ = true;
     return {};
   }
 
@@ -151,16 +132,25 @@ class RelayImpl : public Relay {
 
   void stop() override {
     const std::lock_guard lock(stop_mutex_);
+    if (!working_) return;
+    working_ = false;
     service_.stop_taking();
     service_.close();
-    calls_.close();  // wakes the thread, which ends when it finds its mailboxes closed
-    if (thread_.joinable()) thread_.join();
+    calls_.close();
+    auto ended = std::make_shared<std::promise<void>>();
+    loop_.post([this, ended] {
+      end();
+      // Behind the turns that are posted already.
+      loop_.post([ended] { ended->set_value(); });
+    });
+    ended->get_future().wait();
   }
 
  private:
   using Call = std::function<void(RouterCore&, Actions&)>;
 
-  // The core's answer from the relay's thread; an empty one when that has ended or takes too long.
+  // The core's answer from the loop's thread; an empty one when the relay has ended or takes too
+  // long.
   template <typename T, typename Question>
   T ask(Question question) {
     auto answer = std::make_shared<std::promise<T>>();
@@ -170,7 +160,7 @@ class RelayImpl : public Relay {
         })) {
       return {};
     }
-    // A call that is dropped unanswered (the thread has ended) breaks its promise.
+    // A call that is dropped unanswered (the relay has ended) breaks its promise.
     answer.reset();
     if (future.wait_for(std::chrono::milliseconds(kQueryMs)) != std::future_status::ready)
       return {};
@@ -181,27 +171,25 @@ class RelayImpl : public Relay {
     }
   }
 
-  // --- everything below: the relay's thread ---
-  void run() {
-    bool busy = false;
-    while (true) {
-      if (!busy) wait();
-      wake_.clear();
-      const bool closing = calls_.closed();
-      take_hand_ins();
-      busy = receive();
-      tick();
-      busy |= flush();
-      if (closing) break;
-    }
-    end();
+  // Any thread. One turn soon, however often it is asked for.
+  void schedule_turn() {
+    if (turn_posted_.exchange(true, std::memory_order_acq_rel)) return;
+    loop_.post([this] {
+      // Pairs with the exchange above: what was handed in before it is seen in this turn.
+      turn_posted_.exchange(false, std::memory_order_acq_rel);
+      turn();
+    });
   }
 
-  // Until something arrives, room comes back or the next tick is due.
-  void wait() {
-    pollfd fds[2] = {{wake_.fd(), POLLIN, 0}, {listener_->poll_fd(), POLLIN, 0}};
-    const int ready = poll(fds, 2, kTickMs);
-    UPDRAFT_CHECK(ready >= 0 || errno == EINTR, "poll of the pool's thread failed");
+  // --- everything below: the loop's thread ---
+  void turn() {
+    if (ended_) return;
+    take_hand_ins();
+    bool more = receive();
+    tick();
+    more |= flush();
+    // A send may have swallowed the socket's signal of what has arrived: look again.
+    if (more) schedule_turn();
   }
 
   void take_hand_ins() {
@@ -318,6 +306,8 @@ class RelayImpl : public Relay {
   }
 
   void end() {
+    pool_readable_.reset();
+    tick_due_.reset();
     const int64_t started_ns = monotonic_ns();
     take_hand_ins();
     core_.end_all(started_ns, actions_);
@@ -328,17 +318,22 @@ class RelayImpl : public Relay {
     for (const NodeChange& change : core_.take_changes()) log_change(change);
     metrics_.update(core_, listener_->refused_count());
     UPDRAFT_CHECK(sinks_.empty(), "a request without an end");
+    ended_ = true;
   }
 
   const RelayConfig config_;
-  WakeEvent wake_;
+  EventLoop& loop_;
+  std::atomic<bool> turn_posted_{false};
   RouterService service_;
   Mailbox<Call> calls_;
-  std::mutex stop_mutex_;
+  std::mutex stop_mutex_;  // guards working_
+  bool working_ = false;
   std::string endpoint_;
-  std::thread thread_;
 
-  // The relay's thread owns the rest.
+  // The loop's thread owns the rest.
+  std::unique_ptr<EventLoop::Subscription> pool_readable_;
+  std::unique_ptr<EventLoop::Subscription> tick_due_;
+  bool ended_ = false;
   RouterCore core_;
   PeerTable peers_;
   RouterMetrics metrics_;
@@ -359,8 +354,8 @@ class RelayImpl : public Relay {
 
 }  // namespace
 
-Result<std::unique_ptr<Relay>> Relay::start(RelayConfig config, Metrics& metrics) {
-  auto relay = std::make_unique<RelayImpl>(std::move(config), metrics);
+Result<std::unique_ptr<Relay>> Relay::start(RelayConfig config, Metrics& metrics, EventLoop& loop) {
+  auto relay = std::make_unique<RelayImpl>(std::move(config), metrics, loop);
   if (Result<void> opened = relay->open(); !opened) return opened.error();
   return std::unique_ptr<Relay>(std::move(relay));
 }

@@ -1,11 +1,14 @@
-// The pool thread: what the pure core decides, carried out. It owns the pool's socket, the core,
-// one queue of outgoing frames per connection and the clients' sinks; nobody else touches them.
+// What the pure core decides, carried out. The relay owns the pool's socket, the core, one queue of
+// outgoing frames per connection and the clients' sinks; nobody else touches them.
 //
-// The one idea: it never blocks. A connection that takes nothing keeps its frames in its own queue,
+// The one idea: it works in short turns on an EventLoop that it shares with the HTTP surface, so
+// that a request never waits for another thread to wake, and it never blocks. A turn takes what was
+// handed in, a bounded number of the pool's messages, and sends; with more to do it comes again
+// behind whoever else is due. A connection that takes nothing keeps its frames in its own queue,
 // and after a while counts as gone; everything from other threads comes through bounded mailboxes.
 //
 // Threads: start() and stop() by the owner; the methods marked "any thread"; the rest is the
-// relay's own thread.
+// loop's thread.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +18,7 @@
 
 #include "cloud/router/core.h"
 #include "common/base/result.h"
+#include "common/http/event_loop.h"
 #include "common/message/service.h"
 #include "common/metrics/metrics.h"
 #include "common/net/pool_socket.h"
@@ -26,7 +30,7 @@ struct RelayConfig {
   std::string endpoint;
   CurveKeys keys;
   std::vector<AllowedKey> allowed;
-  size_t submissions_max = 4096;                       // waiting for the relay's thread
+  size_t submissions_max = 4096;                       // waiting for the relay's next turn
   size_t peer_queue_bytes_max = 2 * kMessageBytesMax;  // frames waiting for one connection
   int32_t peer_stall_ms_max =
       10'000;  // a connection that takes nothing for that long counts as gone
@@ -35,26 +39,28 @@ struct RelayConfig {
 class Relay {
  public:
   virtual ~Relay() = default;  // stops
-  // Binds the pool's socket and starts the thread. `metrics` outlives the relay.
-  static Result<std::unique_ptr<Relay>> start(RelayConfig config, Metrics& metrics);
+  // Binds the pool's socket and begins to work on `loop`. Both outlive the relay.
+  static Result<std::unique_ptr<Relay>> start(RelayConfig config, Metrics& metrics,
+                                              EventLoop& loop);
 
-  // Any thread. Requests of this router's clients; sinks run on the relay's thread. Lives as long
+  // Any thread. Requests of this router's clients; sinks run on the loop's thread. Lives as long
   // as the relay.
   virtual InferenceService& service() = 0;
   virtual std::string endpoint() const = 0;
-  // Any thread. Empty when the relay has stopped.
+  // Any thread but the loop's, as the next three. Empty when the relay has stopped.
   virtual std::vector<RouterCore::NodeInfo> nodes() = 0;
-  // Any thread. Nothing new for this node (grace_ms: how long it may finish what it has), or work
+  // Nothing new for this node (grace_ms: how long it may finish what it has), or work
   // again. False: unknown id, or the relay has stopped.
   virtual bool drain_node(const std::string& node_id, int32_t grace_ms) = 0;
   virtual bool undrain_node(const std::string& node_id) = 0;
-  // Any thread. Empty when the relay has stopped.
+  // Empty when the relay has stopped.
   virtual std::vector<RouterCore::BreakerView> breakers() = 0;
   // Any thread.
   virtual void set_allowed(const std::vector<AllowedKey>& allowed) = 0;
   // Any thread. New requests get kOverloaded, ready() is false; what is under way goes on.
   virtual void stop_taking() = 0;
-  // Ends what is under way with kOverloaded, cancels it on its nodes and ends the thread.
+  // Any thread but the loop's, which must still run. Ends what is under way with kOverloaded,
+  // cancels it on its nodes and leaves the loop.
   virtual void stop() = 0;
 };
 

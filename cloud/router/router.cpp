@@ -1,4 +1,4 @@
-// The router daemon put together: keys, the pool's thread, the HTTP surface in front of it, the
+// The router daemon put together: keys, the pool and the HTTP surface on one thread, the
 // watch on the allow-list.
 #include "cloud/router/router.h"
 
@@ -72,11 +72,11 @@ class RouterImpl : public Router, private AdminTarget {
     relay.endpoint = config.pool_endpoint;
     relay.keys = std::move(*keys);
     relay.allowed = std::move(*allowed);
-    Result<std::unique_ptr<Relay>> started = Relay::start(std::move(relay), *metrics_);
+    Result<std::unique_ptr<Relay>> started = Relay::start(std::move(relay), *metrics_, *loop_);
     if (!started) return started.error();
     relay_ = std::move(started).value();
     Result<std::unique_ptr<HttpServer>> http =
-        HttpServer::start(config.http, relay_->service(), *metrics_, log_access);
+        HttpServer::start(config.http, relay_->service(), *metrics_, log_access, loop_.get());
     if (!http) return http.error();
     http_ = std::move(http).value();
     http_port_ = http_->port();
@@ -133,6 +133,7 @@ class RouterImpl : public Router, private AdminTarget {
     if (http_ != nullptr) http_->stop(grace_ms);
     if (admin_ != nullptr) admin_->stop(0);
     if (relay_ != nullptr) relay_->stop();
+    loop_->stop();
   }
 
  private:
@@ -169,7 +170,8 @@ class RouterImpl : public Router, private AdminTarget {
   }
 
   // Destroyed from the last to the first: the server uses the relay's service, both use the
-  // metrics.
+  // metrics and live on the loop.
+  const std::unique_ptr<EventLoop> loop_ = EventLoop::start();
   std::unique_ptr<Metrics> metrics_ = Metrics::create();
   std::unique_ptr<Metrics> admin_metrics_ = Metrics::create();  // its own: not those of requests
   RouterConfig config_;                                         // as started

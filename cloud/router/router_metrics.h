@@ -1,7 +1,7 @@
 // The router's numbers for Prometheus: differences of the core's counts, and gauges of what is
 // there now. Labels come from fixed tables, never from requests.
 //
-// Owner: the relay's thread.
+// Owner: the loop's thread.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Requests from any thread into the pool's thread. See service.h.
+// Requests from any thread into the relay's turns. See service.h.
 #include "cloud/router/service.h"
 
 #include <utility>

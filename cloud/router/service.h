@@ -1,5 +1,5 @@
 // RouterService: the router as an InferenceService. Any thread hands requests in and gets refused
-// at once when the pool's thread is behind; events come back through the sink on the pool's thread.
+// at once when the relay is behind; events come back through the sink on the relay's loop.
 //
 // Threads: any, through mailboxes and one mutex around the published view.
 #pragma once
@@ -35,7 +35,7 @@ class RouterService : public InferenceService {
     stopping_.store(true, std::memory_order_relaxed);
   }  // a flag alone, orders nothing
 
-  // --- the pool's thread ---
+  // --- the relay ---
   // Requests and cancels since the last call. A cancel never comes before its submit.
   void take(std::vector<Submission>& submissions, std::vector<RequestId>& cancels);
   // Refuses later hand-ins.

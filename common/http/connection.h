@@ -1,5 +1,5 @@
 // One client connection: reads requests one after the other, answers each before it looks at the
-// next. An object of the server's io thread; nothing here is called from any other thread.
+// next. An object of the server's loop; nothing here is called from any other thread.
 //
 //   kIdle -> kHead -> kBody -> kAnswering -> kIdle ...   and from anywhere: kLingering -> kClosed
 //

@@ -1,4 +1,4 @@
-// How a service's events reach the io thread: any thread pushes, the io thread takes them in
+// How a service's events reach the loop's thread: any thread pushes, the loop's thread takes them in
 // batches. The inbox may outlive its connection and the whole server (a service may hold its sink
 // for as long as it likes): once closed, it swallows what comes.
 #pragma once
@@ -17,7 +17,7 @@ namespace updraft {
 
 class EventInbox : public std::enable_shared_from_this<EventInbox> {
  public:
-  // deliver: runs on the io thread with one or more events, oldest first.
+  // deliver: runs on the loop's thread with one or more events, oldest first.
   EventInbox(boost::asio::io_context& io, std::function<void(std::vector<Event>)> deliver)
       : io_(&io), deliver_(std::move(deliver)) {}
 
@@ -33,7 +33,7 @@ class EventInbox : public std::enable_shared_from_this<EventInbox> {
     boost::asio::post(*io_, [self = shared_from_this()] { self->hand_over(); });
   }
 
-  // The io thread, or any thread after that has ended. Nothing is delivered afterwards.
+  // The loop's thread, or any thread after that has ended. Nothing is delivered afterwards.
   void close() {
     const std::lock_guard lock(mutex_);
     io_ = nullptr;
@@ -42,7 +42,7 @@ class EventInbox : public std::enable_shared_from_this<EventInbox> {
   }
 
  private:
-  // The io thread.
+  // The loop's thread.
   void hand_over() {
     std::vector<Event> events;
     std::function<void(std::vector<Event>)> deliver;

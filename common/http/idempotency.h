@@ -1,6 +1,6 @@
 // Answers kept by the client's Idempotency-Key, so that a request sent again is answered by what
 // was answered before instead of being computed anew. Pure: time comes in as now_ns. One owner (the
-// HTTP server's io thread).
+// HTTP server's loop).
 //
 //   begin() -> kRun: answer it, then finish() with the answer or abandon() without one
 //           -> kInFlight: 409    -> kOtherRequest: 422    -> kStored: replay

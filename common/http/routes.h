@@ -28,7 +28,7 @@ struct RouteReply {
   std::string content_type = "application/json";
   std::string headers{};  // further lines, each with its CRLF
 };
-// Runs on the server's io thread, which does nothing else meanwhile.
+// Runs on the server's loop, which does nothing else meanwhile.
 using RouteFunction = std::function<RouteReply(const RouteCall&)>;
 
 struct HttpRoute {

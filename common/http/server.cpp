@@ -1,13 +1,12 @@
-// The server: one io thread, one acceptor, and the order in which things go down.
+// The server: one loop, one acceptor, and the order in which things go down.
 #include "common/http/server.h"
 
 #include <sys/socket.h>
 
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <future>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 #include "common/base/clock.h"
@@ -32,8 +31,10 @@ class AsioHttpServer final : public HttpServer {
   // routes: empty for those of an inference endpoint.
   AsioHttpServer(const HttpServerConfig& config, InferenceService* service,
                  std::vector<HttpRoute> routes, Metrics& metrics,
-                 std::function<void(const AccessRecord&)> access_log)
-      : state_(config, service, metrics, std::move(access_log)),
+                 std::function<void(const AccessRecord&)> access_log, EventLoop* shared_loop)
+      : own_loop_(shared_loop == nullptr ? EventLoop::start() : nullptr),
+        loop_(shared_loop == nullptr ? *own_loop_ : *shared_loop),
+        state_(config, service, metrics, std::move(access_log), loop_.io()),
         acceptor_(state_.io),
         accept_pause_(state_.io),
         grace_(state_.io) {
@@ -66,8 +67,9 @@ class AsioHttpServer final : public HttpServer {
   }
 
   void run() {
-    accept();
-    thread_ = std::thread([this] { state_.io.run(); });
+    const std::lock_guard lock(stop_mutex_);
+    serving_ = true;
+    loop_.post([this] { accept(); });
   }
 
   uint16_t port() const override { return port_; }
@@ -76,7 +78,9 @@ class AsioHttpServer final : public HttpServer {
     if (auto allowed = check_reach(config, address_); !allowed) return allowed.error();
     auto tls = load_tls(config);
     if (!tls) return tls.error();
-    asio::post(state_.io, [this, fresh = config, tls = std::move(*tls)]() mutable {
+    const std::lock_guard lock(stop_mutex_);
+    if (!serving_) return {};
+    loop_.post([this, fresh = config, tls = std::move(*tls)]() mutable {
       fresh.bind_address = state_.config.bind_address;
       fresh.port = state_.config.port;
       fresh.server_name = state_.config.server_name;
@@ -90,9 +94,11 @@ class AsioHttpServer final : public HttpServer {
 
   void stop(int grace_ms) override {
     const std::lock_guard lock(stop_mutex_);
-    if (!thread_.joinable()) return;
-    asio::post(state_.io, [this, grace_ms] { begin_stop(grace_ms); });
-    thread_.join();
+    if (!serving_) return;
+    serving_ = false;
+    loop_.post([this, grace_ms] { begin_stop(grace_ms); });
+    ended_->get_future().wait();
+    if (own_loop_ != nullptr) own_loop_->stop();
   }
 
  private:
@@ -196,21 +202,28 @@ class AsioHttpServer final : public HttpServer {
   }
 
   void end_stop() {
+    if (std::exchange(closed_, true)) return;  // the grace ran out while the last one closed
     state_.on_last_closed = nullptr;
     error_code ignored;
     grace_.cancel(ignored);
     for (const auto& connection : all_connections()) connection->abort();
-    state_.io.stop();
+    // Behind everything that the closing has queued: what still runs after this is not ours.
+    loop_.post([ended = ended_] { ended->set_value(); });
   }
 
+  const std::unique_ptr<EventLoop> own_loop_;  // null: it is shared
+  EventLoop& loop_;
   ServerState state_;
   asio::ip::tcp::acceptor acceptor_;
   asio::steady_timer accept_pause_;
   asio::steady_timer grace_;
   uint16_t port_ = 0;
   asio::ip::address address_;  // as bound
-  std::mutex stop_mutex_;      // guards thread_
-  std::thread thread_;
+  // Shared with the last task, which may still be returning when this server is gone.
+  const std::shared_ptr<std::promise<void>> ended_ = std::make_shared<std::promise<void>>();
+  bool closed_ = false;    // end_stop() has been
+  std::mutex stop_mutex_;  // guards serving_
+  bool serving_ = false;
 };
 
 Result<std::unique_ptr<HttpServer>> launch(std::unique_ptr<AsioHttpServer> server) {
@@ -223,9 +236,9 @@ Result<std::unique_ptr<HttpServer>> launch(std::unique_ptr<AsioHttpServer> serve
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(
     const HttpServerConfig& config, InferenceService& service, Metrics& metrics,
-    std::function<void(const AccessRecord&)> access_log) {
+    std::function<void(const AccessRecord&)> access_log, EventLoop* shared_loop) {
   return launch(std::make_unique<AsioHttpServer>(config, &service, std::vector<HttpRoute>(),
-                                                 metrics, std::move(access_log)));
+                                                 metrics, std::move(access_log), shared_loop));
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(
@@ -239,7 +252,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::start(
   }
   routes.push_back(liveness_route());
   return launch(std::make_unique<AsioHttpServer>(config, nullptr, std::move(routes), metrics,
-                                                 std::move(access_log)));
+                                                 std::move(access_log), nullptr));
 }
 
 }  // namespace updraft

@@ -1,8 +1,9 @@
-// The HTTP/1.1 surface: one asio thread that accepts, reads strictly, routes, streams SSE. Router
-// and edge use the same code over different InferenceServices.
+// The HTTP/1.1 surface: one thread that accepts, reads strictly, routes, streams SSE. Router and
+// edge use the same code over different InferenceServices.
 //
-// Threads: everything here runs on the server's own io thread, except the public methods marked
-// "any thread". Events of services arrive on foreign threads and are posted to the io thread.
+// Threads: everything here runs on the thread of one EventLoop, the server's own or one that it
+// shares with a service, except the public methods marked "any thread". Events of services may
+// arrive on any thread and are posted to the loop.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 
 #include "common/auth/authenticator.h"
 #include "common/base/result.h"
+#include "common/http/event_loop.h"
 #include "common/http/idempotency.h"
 #include "common/http/routes.h"
 #include "common/message/service.h"
@@ -73,9 +75,10 @@ class HttpServer {
   // Binds and starts serving openai_routes() over `service`. Errors: address in use, not allowed,
   // bad address: one line with address and port; TLS files that cannot be used. Refused: another
   // address than loopback's without keys, or without TLS (unless behind_tls_proxy).
+  // shared_loop: outlives the server; null: a thread of its own.
   static Result<std::unique_ptr<HttpServer>> start(
       const HttpServerConfig& config, InferenceService& service, Metrics& metrics,
-      std::function<void(const AccessRecord&)> access_log);
+      std::function<void(const AccessRecord&)> access_log, EventLoop* shared_loop = nullptr);
   // Serves these routes and /livez. Refused besides: no keys at all.
   static Result<std::unique_ptr<HttpServer>> start(
       const HttpServerConfig& config, std::vector<HttpRoute> routes, Metrics& metrics,
@@ -86,8 +89,9 @@ class HttpServer {
   // comes from now on; what is being answered goes on as it began. Error: nothing has changed.
   // Bind address and port stay what they were.
   virtual Result<void> reconfigure(const HttpServerConfig& config) = 0;
-  // Any thread but the one access_log runs on. Stops accepting, lets open requests end for at most
-  // grace_ms, then closes; returns when all is closed.
+  // Any thread but the loop's, which must still run. Stops accepting, lets open requests end for at
+  // most grace_ms, then closes; returns when all is closed and nothing of this server runs any
+  // more.
   virtual void stop(int grace_ms) = 0;
 };
 

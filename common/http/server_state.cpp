@@ -19,12 +19,14 @@ const std::vector<double> kTtftSeconds = {0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5
 }  // namespace
 
 ServerState::ServerState(HttpServerConfig server_config, InferenceService* inference,
-                         Metrics& server_metrics, std::function<void(const AccessRecord&)> log)
+                         Metrics& server_metrics, std::function<void(const AccessRecord&)> log,
+                         boost::asio::io_context& loop_io)
     : config(std::move(server_config)),
       service(inference),
       metrics(server_metrics),
       answers(config.idempotency),
-      access_log(std::move(log)) {}
+      access_log(std::move(log)),
+      io(loop_io) {}
 
 void ServerState::add(std::shared_ptr<Connection> connection, bool refused) {
   Connection* key = connection.get();

@@ -1,4 +1,5 @@
-// What all connections of one server share. Owned by the server, used on its io thread only.
+// What all connections of one server share. Owned by the server, used on its loop's thread
+// only.
 #pragma once
 
 #include <array>
@@ -21,7 +22,7 @@ class Connection;
 struct ServerState {
   // inference: null when no route of the server needs it.
   ServerState(HttpServerConfig server_config, InferenceService* inference, Metrics& server_metrics,
-              std::function<void(const AccessRecord&)> log);
+              std::function<void(const AccessRecord&)> log, boost::asio::io_context& loop_io);
 
   HttpServerConfig config;  // replaced by a reload, between two exchanges' steps
   InferenceService* const service;
@@ -33,7 +34,7 @@ struct ServerState {
   const std::function<void(const AccessRecord&)> access_log;  // may be empty
   std::vector<std::string> allowed_hosts;
 
-  boost::asio::io_context io{1};
+  boost::asio::io_context& io;
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections;
   size_t refused_connections = 0;  // of these, the ones that only get a 503
   bool draining = false;

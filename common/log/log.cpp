@@ -115,6 +115,8 @@ Result<LogLevel> parse_log_level(std::string_view name) {
   return fail("log level \"" + std::string(name) + "\" is none of debug, info, warn, error");
 }
 
+bool log_enabled(LogLevel level) { return state().logger->should_log(to_spdlog(level)); }
+
 void log(LogLevel level, std::string_view event, std::initializer_list<LogFact> facts) {
   State& s = state();
   if (!s.logger->should_log(to_spdlog(level))) return;

@@ -42,6 +42,8 @@ struct LogFact {
   LogFact(std::string_view k, double v) : key(k), value(v) {}
 };
 
+// Any thread. Would a line of this level be written? For facts that cost something to make.
+bool log_enabled(LogLevel level);
 // Any thread.
 void log(LogLevel level, std::string_view event, std::initializer_list<LogFact> facts = {});
 inline void log_info(std::string_view e, std::initializer_list<LogFact> f = {}) {

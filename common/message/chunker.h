@@ -25,7 +25,7 @@ inline constexpr size_t kStreamsPerPeerMax = 4;  // large messages of one sender
 // their sizes.
 class SendQueue {
  public:
-  // Hello, Welcome, Drain: before everything else.
+  // Hello, Welcome, Drain, Echo: before everything else.
   void push_urgent(const PoolMessage& message);
   // Replaces a beat that has not gone out.
   void set_beat(const NodeBeat& beat);

@@ -302,6 +302,7 @@ PoolMessage read(Reader& in, const wire::Hello& w) {
   h.device = in.text("device", w.device(), kShortBytes);
   h.software_version = in.text("software_version", w.software_version(), kShortBytes);
   h.price = in.number("price", w.price(), 0.0F, 1e6F);
+  h.wants_echo = w.wants_echo();
   return h;
 }
 
@@ -433,8 +434,10 @@ PoolMessage read(Reader& in, const wire::Welcome& w) {
   m.router_epoch = w.router_epoch();
   m.pool_models = read_models(in, "pool_models", w.pool_models());
   m.credits = w.credits();
+  m.echo_ms = in.number("echo_ms", w.echo_ms(), 0, 60'000);
   return m;
 }
+PoolMessage read(Reader&, const wire::Echo& w) { return Echo{w.beat_seq()}; }
 PoolMessage read(Reader& in, const wire::Blob& w) {
   constexpr uint32_t kPartsMax = kMessageBytesMax / kChunkBytes;
   Blob m;
@@ -496,6 +499,8 @@ Result<PoolMessage> decode_aligned(ByteView bytes) {
       return read_as<wire::Welcome>(frame, "Welcome", bytes.size());
     case wire::Message::Blob:
       return read_as<wire::Blob>(frame, "Blob", bytes.size());
+    case wire::Message::Echo:
+      return read_as<wire::Echo>(frame, "Echo", bytes.size());
     case wire::Message::NONE:
       break;
   }

@@ -180,7 +180,8 @@ fb::Offset<void> put(Builder& b, const NodeHello& h) {
   const auto device = put_clean(b, h.device, kShortBytes);
   const auto version = put_clean(b, h.software_version, kShortBytes);
   return wire::CreateHello(b, h.protocol_version, node_id, h.boot_epoch,
-                           static_cast<uint8_t>(h.tier), models, device, version, h.price)
+                           static_cast<uint8_t>(h.tier), models, device, version, h.price,
+                           h.wants_echo)
       .Union();
 }
 fb::Offset<wire::Credit> put(Builder& b, const std::optional<Credit>& c) {
@@ -251,8 +252,10 @@ fb::Offset<void> put(Builder& b, const Drain& m) {
 }
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);
-  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits).Union();
+  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits, m.echo_ms)
+      .Union();
 }
+fb::Offset<void> put(Builder& b, const Echo& m) { return wire::CreateEcho(b, m.beat_seq).Union(); }
 fb::Offset<void> put(Builder& b, const Blob& m) {
   return wire::CreateBlob(b, m.stream, m.index, m.count,
                           put_bytes(b, m.bytes.data(), m.bytes.size()))
@@ -285,6 +288,8 @@ template <>
 constexpr wire::Message kWireType<Welcome> = wire::Message::Welcome;
 template <>
 constexpr wire::Message kWireType<Blob> = wire::Message::Blob;
+template <>
+constexpr wire::Message kWireType<Echo> = wire::Message::Echo;
 
 }  // namespace
 

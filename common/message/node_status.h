@@ -27,7 +27,8 @@ struct NodeHello {
   std::vector<ModelInfo> models;
   std::string device;  // "cpu avx512 x2", "NVIDIA H200"
   std::string software_version;
-  float price = 0.0F;  // of a request here, in the operator's unit; 0..1e6
+  float price = 0.0F;       // of a request here, in the operator's unit; 0..1e6
+  bool wants_echo = false;  // it knows Echo and tells by its absence that the router has gone
 };
 
 // How much more work a router may send to a node, and until when: a window over the slots of all

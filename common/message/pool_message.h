@@ -74,6 +74,11 @@ struct Welcome {
   uint64_t router_epoch = 0;  // changes when the router restarts: the node then says hello again
   std::vector<ModelInfo> pool_models;
   bool credits = false;  // this router sends nothing but what the node has granted
+  int32_t echo_ms = 0;   // a node that beats and wants it gets an Echo so often; 0: it does not
+};
+// router -> node: the router is there and takes this connection's beats.
+struct Echo {
+  uint64_t beat_seq = 0;  // of the last one
 };
 // A piece of a message too large to go in one frame (> kChunkBytes): the parts of `stream` in order
 // make the encoded message. Beats are sent between parts.
@@ -87,7 +92,7 @@ inline constexpr size_t kChunkBytes = 256 * 1024;
 inline constexpr size_t kMessageBytesMax = 24 * 1024 * 1024;  // an assembled message
 
 using PoolMessage = std::variant<NodeHello, NodeBeat, Submit, Accepted, Rejected, Tokens, Done,
-                                 Failed, Cancel, Drain, Welcome, Blob>;
+                                 Failed, Cancel, Drain, Welcome, Blob, Echo>;
 
 // One frame as FlatBuffers (file identifier "UPPL").
 std::vector<std::byte> encode(const PoolMessage& message);

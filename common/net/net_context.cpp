@@ -101,10 +101,17 @@ void NetContextImpl::answer_zap(zmq::socket_t& socket, const std::vector<zmq::me
 }
 
 void set_common_options(zmq::socket_t& socket) {
-  socket.set(zmq::sockopt::maxmsgsize, int64_t{4} << 20);
+  socket.set(zmq::sockopt::maxmsgsize, static_cast<int64_t>(kPoolFrameBytesMax));
   socket.set(zmq::sockopt::linger, 0);
   socket.set(zmq::sockopt::handshake_ivl, 3000);
   socket.set(zmq::sockopt::immediate, 1);
+  // The kernel ends connections to machines that have vanished: after 25 s of silence, or 10 s
+  // after something sent found no answer.
+  socket.set(zmq::sockopt::tcp_keepalive, 1);
+  socket.set(zmq::sockopt::tcp_keepalive_idle, 10);
+  socket.set(zmq::sockopt::tcp_keepalive_intvl, 5);
+  socket.set(zmq::sockopt::tcp_keepalive_cnt, 3);
+  socket.set(zmq::sockopt::tcp_maxrt, 10'000);
 }
 
 SocketMonitor::SocketMonitor(NetContextImpl& context, zmq::socket_t& watched)

@@ -61,8 +61,9 @@ class NetContextImpl : public NetContext {
   std::thread zap_thread_;
 };
 
-// Socket options that both sides share, instead of libzmq's defaults: frames at most 4 MiB, nothing
-// lingers at close, 3 s for a handshake, no queueing for connections that do not stand.
+// Socket options that both sides share, instead of libzmq's defaults: frames at most
+// kPoolFrameBytesMax, nothing lingers at close, 3 s for a handshake, no queueing for connections
+// that do not stand, and an end to those whose other machine has gone.
 void set_common_options(zmq::socket_t& socket);
 
 // What a socket's monitor tells.

@@ -18,7 +18,7 @@ namespace {
 // Small on purpose: what libzmq has taken can no longer be overtaken by a beat. The caller's own
 // queue holds the rest.
 constexpr int kSendHwm = 4;
-constexpr int kReceiveHwm = 1024;  // never reached, and why that matters: pool_listener.cpp
+constexpr int kReceiveHwm = 64;
 constexpr int kKernelSendBytes = 256 * 1024;
 constexpr int kReconnectMs = 100;
 constexpr int kReconnectMaxMs = 3000;
@@ -45,11 +45,8 @@ class Dialer : public PoolDialer {
   void dial() {
     socket_ = zmq::socket_t(context_.zmq(), zmq::socket_type::dealer);
     set_common_options(socket_);
-    // A router that vanished without a word is noticed here. No TTL: it would make the router keep
-    // a timer per node, and libzmq (4.3.4, poller_base_t::cancel_timer) looks through all timers of
-    // its thread whenever one is taken back, which is at each message.
-    socket_.set(zmq::sockopt::heartbeat_ivl, 500);
-    socket_.set(zmq::sockopt::heartbeat_timeout, 2500);
+    // No heartbeats of libzmq's: see pool_listener.cpp. That the router still takes what is sent is
+    // for the messages to tell (Echo), that its machine does for the kernel.
     socket_.set(zmq::sockopt::ipv6, endpoint_.find('[') != std::string::npos);
     socket_.set(zmq::sockopt::sndhwm, kSendHwm);
     socket_.set(zmq::sockopt::rcvhwm, kReceiveHwm);
@@ -83,6 +80,12 @@ class Dialer : public PoolDialer {
       on_message(std::vector<std::byte>(begin, begin + message.size()));
     }
     return count;
+  }
+
+  void redial(const std::string& why) override {
+    hang_up();
+    dial();
+    problem_ = endpoint_ + ": " + why;
   }
 
   bool send(ByteView frame) override {

@@ -12,15 +12,12 @@ namespace {
 // In libzmq's stable interface since 4.3, but its name is in the draft header only.
 constexpr int kZapEnforceDomain = 93;
 constexpr int kSendHwm = 64;  // frames of at most kChunkBytes waiting for one peer
-// Frames held of one peer before TCP pushes back. Far more than ever wait, for the relay's thread
-// takes frames faster than they are decrypted: once libzmq (4.3.4) has stopped reading a connection
-// that then breaks, a PING left in its buffer ends the process (stream_engine_base.cpp, out_event()
-// after an I/O error).
-constexpr int kReceiveHwm = 1024;
+// Frames held of one peer before TCP pushes back: with the largest frames what a node can make the
+// router hold. When libzmq (4.3.4) has stopped reading a connection that then breaks, a PING left
+// in its buffer ends the process (stream_engine_base.cpp, out_event() after an I/O error): so
+// neither side sends heartbeats of libzmq's.
+constexpr int kReceiveHwm = 64;
 constexpr int kBacklog = 1024;
-constexpr int kKeepaliveIdleS = 10;  // of silence; with the other two, 25 s
-constexpr int kKeepaliveIntervalS = 5;
-constexpr int kKeepaliveCount = 3;
 
 void set_enforce_domain(zmq::socket_t& socket) {
   const int on = 1;
@@ -83,12 +80,6 @@ class Listener : public PoolListener {
   // Throws zmq::error_t.
   Result<void> open(const std::string& endpoint, const CurveKeys& keys) {
     set_common_options(socket_);
-    // No heartbeats from this side (see pool_dialer.cpp): silence of a node is its lease's matter,
-    // the kernel finds the connections of nodes that vanished.
-    socket_.set(zmq::sockopt::tcp_keepalive, 1);
-    socket_.set(zmq::sockopt::tcp_keepalive_idle, kKeepaliveIdleS);
-    socket_.set(zmq::sockopt::tcp_keepalive_intvl, kKeepaliveIntervalS);
-    socket_.set(zmq::sockopt::tcp_keepalive_cnt, kKeepaliveCount);
     socket_.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos);
     socket_.set(zmq::sockopt::router_mandatory, true);
     socket_.set(zmq::sockopt::sndhwm, kSendHwm);

@@ -41,6 +41,9 @@ class NetContext {
   static std::unique_ptr<NetContext> create(int io_threads = 1);
 };
 
+// The largest frame that either side takes; the connection of one that sends more ends.
+inline constexpr size_t kPoolFrameBytesMax = 512 * 1024;
+
 // Router's side (ROUTER socket). Peer identity = its authenticated public key, never what it
 // claims.
 class PoolListener {
@@ -93,6 +96,8 @@ class PoolDialer {
   virtual int receive(int max, const std::function<void(std::vector<std::byte>&&)>& on_message) = 0;
   virtual bool send(ByteView frame) = 0;  // false: not connected or full
   virtual int poll_fd() const = 0;
+  // Gives this connection up and dials anew; `why` is the problem until that has come about.
+  virtual void redial(const std::string& why) = 0;
   // True while the authenticated connection stands (socket monitor).
   virtual bool connected() const = 0;
   // How many connections have been established so far. A change means: what was under way on the

@@ -15,10 +15,12 @@
 namespace updraft {
 namespace {
 
-constexpr int64_t kHelloRepeatNs = kNsPerSecond;  // until a Welcome comes
-constexpr int64_t kCoalesceNs = 20 * kNsPerMs;    // changes within this time go out in one beat
-constexpr size_t kSmallFramesMax = 64;            // then token streams wait and merge
-constexpr size_t kMergedIdsMax = 1024;            // ids of one merged chunk
+constexpr int64_t kHelloRepeatNs = kNsPerSecond;      // until a Welcome comes
+constexpr int64_t kUnwelcomedNs = 10 * kNsPerSecond;  // a connection that leads to no session
+constexpr int kSilentEchoes = 4;                      // that a router must miss to count as gone
+constexpr int64_t kCoalesceNs = 20 * kNsPerMs;        // changes within this time go out in one beat
+constexpr size_t kSmallFramesMax = 64;                // then token streams wait and merge
+constexpr size_t kMergedIdsMax = 1024;                // ids of one merged chunk
 constexpr int32_t kRetryAfterMs = 2000;
 // The router is told all prefixes anew so often, should it ever have lost a beat's change.
 constexpr int64_t kPrefixesAnewNs = 30 * kNsPerSecond;
@@ -70,6 +72,7 @@ void LinkCore::on_connected(int64_t now_ns) {
   connected_ = true;
   over_epoch_ = 0;
   ++connection_;
+  heard_ns_ = now_ns;
   ended_.clear();
   ended_order_.clear();
   say_hello(now_ns);
@@ -81,7 +84,9 @@ void LinkCore::on_disconnected(int64_t /*now_ns*/) {
 }
 
 void LinkCore::say_hello(int64_t now_ns) {
-  outgoing_.push_urgent(config_.hello);
+  NodeHello hello = config_.hello;
+  hello.wants_echo = true;
+  outgoing_.push_urgent(hello);
   hello_due_ns_ = now_ns + kHelloRepeatNs;
 }
 
@@ -116,6 +121,7 @@ void LinkCore::end_session() {
 
 Result<void> LinkCore::on_frame(ByteView frame, int64_t now_ns) {
   now_ns_ = now_ns;
+  heard_ns_ = now_ns;
   Result<std::optional<PoolMessage>> message = reader_.add(frame);
   if (!message) return message.error();
   if (message->has_value()) on_message(std::move(**message), now_ns);
@@ -145,7 +151,8 @@ void LinkCore::on_message(PoolMessage&& message, int64_t now_ns) {
     if (upward_of(rejected->id, rejected->epoch) != nullptr)
       end_upward(rejected->id, std::move(rejected->error));
   }
-  // Hello and Beat are a node's words; from a router they mean nothing.
+  // An Echo has said all by coming. Hello and Beat are a node's words; from a router they mean
+  // nothing.
 }
 
 // A router drains and resumes; what the node itself has decided stands.
@@ -170,6 +177,7 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
   router_id_ = std::move(welcome.router_id);
   pool_models_ = std::move(welcome.pool_models);
   ++welcome_count_;
+  silence_ns_ = kSilentEchoes * welcome.echo_ms * kNsPerMs;
   if (!welcomed_) {
     welcomed_ = true;
     last_assignment_seq_ = 0;
@@ -555,6 +563,12 @@ void LinkCore::tick(int64_t now_ns) {
     end_upward(id, std::move(error));
     UPDRAFT_CHECK(outgoing_.push(id, Cancel{id, epoch}), "a Cancel is small");
   }
+}
+
+bool LinkCore::router_silent(int64_t now_ns) const {
+  if (!connected_) return false;
+  if (!welcomed_) return now_ns - heard_ns_ >= kUnwelcomedNs;
+  return silence_ns_ > 0 && now_ns - heard_ns_ >= silence_ns_;
 }
 
 void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {

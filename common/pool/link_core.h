@@ -85,6 +85,9 @@ class LinkCore {
   // The link stops: everything ends.
   void stop();
   void tick(int64_t now_ns);
+  // The router has said nothing for so long that it cannot be there any more, whatever the
+  // connection looks like: the owner makes another one.
+  bool router_silent(int64_t now_ns) const;
   bool beat_due(int64_t now_ns) const { return welcomed_ && now_ns >= beat_due_ns_; }
   // load: filled by the node; the link's own fields are set here, numbers that a router would
   // refuse are brought in range.
@@ -175,6 +178,8 @@ class LinkCore {
   bool connected_ = false;
   uint64_t connection_ = 0;  // grows with each
   bool welcomed_ = false;
+  int64_t heard_ns_ = 0;    // when the router's last frame came, or the connection
+  int64_t silence_ns_ = 0;  // that this session's router never reaches; 0: it may say nothing
   int64_t hello_due_ns_ = 0;
   int64_t beat_due_ns_ = 0;
   uint64_t beat_seq_ = 0;

@@ -172,6 +172,10 @@ class Link : public PoolLink {
       follow_connection();
       const int64_t now_ns = monotonic_ns();
       core_.tick(now_ns);
+      if (core_.router_silent(now_ns)) {
+        dialer_->redial("the router has fallen silent");
+        follow_connection();
+      }
       carry_out_effects();
       if (core_.beat_due(now_ns)) beat(now_ns);
       core_.pump();

@@ -23,6 +23,8 @@ struct ScriptedRouter {
   CurveKeys node_keys = new_curve_keys();
   std::unique_ptr<PoolListener> listener;
   uint64_t epoch = 1;
+  int32_t echo_ms = 0;  // what it promises
+  bool echoes = false;  // and whether it keeps to it
   std::string peer;
   std::map<std::string, MessageReader> readers;
   std::vector<NodeHello> hellos;
@@ -44,9 +46,11 @@ struct ScriptedRouter {
         hellos.push_back(*hello);
         peer = in.peer;
         out.clear();
-        out.push_urgent(Welcome{"router", epoch, {{"big", "", "", 32768, 0, false}}});
+        out.push_urgent(
+            Welcome{"router", epoch, {{"big", "", "", 32768, 0, false}}, false, echo_ms});
       } else if (auto* beat = std::get_if<NodeBeat>(&**message)) {
         beats.push_back(*beat);
+        if (echoes) out.push_urgent(Echo{beat->seq});
       } else {
         got.push_back(std::move(**message));
       }

@@ -13,9 +13,9 @@ namespace {
 constexpr int64_t kTickNs = 20 * kNsPerMs;
 
 const char* name_of(const PoolMessage& message) {
-  static constexpr std::array<const char*, 12> kNames = {
-      "hello", "beat",   "submit", "accepted", "rejected", "tokens",
-      "done",  "failed", "cancel", "drain",    "welcome",  "part"};
+  static constexpr std::array<const char*, 13> kNames = {
+      "hello",  "beat",   "submit", "accepted", "rejected", "tokens", "done",
+      "failed", "cancel", "drain",  "welcome",  "part",     "echo"};
   static_assert(kNames.size() == std::variant_size_v<PoolMessage>);
   return kNames[message.index()];
 }

@@ -508,3 +508,29 @@ TEST_CASE("a freeze ends after its time, and is not begun again for the same sil
   CHECK_FALSE(pool.core.registry().frozen());
   CHECK(pool.ended() == 6);
 }
+
+TEST_CASE("a node that wants it has its beats echoed once a second, whatever they say") {
+  PoolFixture pool;
+  const auto echoes = [](const FakeNode& node) {
+    return std::count_if(node.other.begin(), node.other.end(), [](const PoolMessage& message) {
+      return std::holds_alternative<Echo>(message);
+    });
+  };
+  FakeNode& node = pool.add("cloud-1", Tier::kCloud, 4096);
+  node.hello.wants_echo = true;
+  pool.say(node, node.hello);
+  FakeNode& other = pool.join("cloud-2", Tier::kCloud, 4096);
+  pool.advance_ms(5000);
+  CHECK(echoes(node) >= 4);
+  CHECK(echoes(node) <= 6);
+  CHECK(echoes(other) == 0);
+  const auto before = echoes(node);
+  node.beat.kv_tokens_free = node.beat.kv_tokens_total + 1;  // refused, and yet it came
+  pool.advance_ms(3000);
+  CHECK(echoes(node) >= before + 2);
+  node.beating = false;
+  pool.advance_ms(1000);
+  const auto last = echoes(node);
+  pool.advance_ms(5000);
+  CHECK(echoes(node) == last);
+}

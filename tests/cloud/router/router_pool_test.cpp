@@ -1,8 +1,13 @@
 // The router as its nodes see it: who may join, what absurd or dead nodes do to requests, and work
 // over the nodes' own link.
 #include <doctest/doctest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -214,4 +219,92 @@ TEST_CASE("a drained node finishes what it has and gets nothing new") {
   REQUIRE_MESSAGE(answer.ok(), answer.message());
   CHECK(answer->field("x-updraft-node") == "cloud-2");
   CHECK(first.service.submitted_count() == 0);
+}
+
+// --- a node that means ill ---
+
+namespace {
+
+// A router in a process of its own, so that its memory can be told from the test's.
+class RouterProcess {
+ public:
+  explicit RouterProcess(TestRouter& router) {
+    int ends[2] = {};
+    REQUIRE(pipe(ends) == 0);
+    pid_ = fork();
+    REQUIRE(pid_ >= 0);
+    if (pid_ == 0) {
+      router.start();
+      const std::string endpoint = router.router().pool_endpoint();
+      if (write(ends[1], endpoint.data(), endpoint.size()) < 0) _exit(1);
+      while (true) pause();
+    }
+    char endpoint[256] = {};
+    close(ends[1]);
+    REQUIRE(read(ends[0], endpoint, sizeof endpoint - 1) > 0);
+    close(ends[0]);
+    endpoint_ = endpoint;
+  }
+  ~RouterProcess() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  const std::string& endpoint() const { return endpoint_; }
+  bool running() const { return waitpid(pid_, nullptr, WNOHANG) == 0; }
+  int64_t resident_bytes() const {
+    int64_t total_pages = 0;
+    int64_t resident_pages = 0;
+    std::ifstream("/proc/" + std::to_string(pid_) + "/statm") >> total_pages >> resident_pages;
+    return resident_pages * sysconf(_SC_PAGESIZE);
+  }
+
+ private:
+  pid_t pid_ = -1;
+  std::string endpoint_;
+};
+
+}  // namespace
+
+TEST_CASE("a node that floods a router costs it bounded memory, and others still join") {
+  TestRouter setup;
+  const CurveKeys rude_keys = setup.allow("cloud-1");
+  const CurveKeys polite_keys = setup.allow("cloud-2");
+  const RouterProcess router(setup);
+  const auto context = NetContext::create();
+  auto made = PoolDialer::connect(*context, router.endpoint(), setup.public_key(), rude_keys);
+  REQUIRE_MESSAGE(made.ok(), made.message());
+  PoolDialer& rude = **made;
+  const auto turn = [&] {
+    while (rude.receive(64, [](std::vector<std::byte>&&) {}) > 0) {
+    }
+  };
+  REQUIRE(eventually([&] {
+    turn();
+    return rude.connected();
+  }));
+  const int64_t before = router.resident_bytes();
+  int64_t largest = before;
+  int64_t sent_bytes = 0;
+  const int64_t give_up_ns = monotonic_ns() + 30 * kNsPerSecond;
+  const auto send = [&](const std::vector<std::byte>& frame) {
+    while (!rude.send(frame) && monotonic_ns() < give_up_ns) {
+      turn();
+      poll(nullptr, 0, 1);
+    }
+    sent_bytes += static_cast<int64_t>(frame.size());
+    largest = std::max(largest, router.resident_bytes());
+  };
+  // Parts of messages that never become whole, and frames of nonsense in between.
+  constexpr uint32_t kParts = 80;
+  for (uint32_t i = 0; sent_bytes < 600 << 20 && monotonic_ns() < give_up_ns; ++i) {
+    send(encode(Blob{i / kParts, i % kParts, kParts + 1, std::vector<std::byte>(kChunkBytes)}));
+    if (i % 4 == 0) send(std::vector<std::byte>(kPoolFrameBytesMax - 1024));
+  }
+  REQUIRE(router.running());
+  CHECK(sent_bytes > 100 << 20);
+  // Four messages of 24 MiB each in the making, and 32 MiB of frames that wait.
+  CHECK(largest - before < 160 << 20);
+  WireNode polite(router.endpoint(), setup.public_key(), polite_keys, "cloud-2", Tier::kCloud,
+                  4096);
+  CHECK(eventually([&] { return polite.welcomed(); }));
 }

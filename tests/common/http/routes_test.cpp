@@ -62,7 +62,9 @@ TEST_CASE("every route answers every role as promised") {
 TEST_CASE("the table of an inference endpoint is the promised one, no route more") {
   FakeService service;
   auto metrics = Metrics::create();
-  const auto state = std::make_unique<ServerState>(HttpServerConfig(), &service, *metrics, nullptr);
+  boost::asio::io_context io;
+  const auto state =
+      std::make_unique<ServerState>(HttpServerConfig(), &service, *metrics, nullptr, io);
   const auto routes = openai_routes(*state);
   CHECK(routes.size() == kPromised.size());
   for (const HttpRoute& route : routes) {

@@ -407,6 +407,14 @@ TEST_CASE("the small messages survive the wire") {
   CHECK(trip(Submit{full_chat(), 2, 9, 4}).slots == 4);
   CHECK(trip(Welcome{"router", 42, {}, true}).credits);
   CHECK_FALSE(trip(Welcome{"router", 42, {}}).credits);
+  CHECK(trip(Welcome{"router", 42, {}, true, 1000}).echo_ms == 1000);
+  CHECK_FALSE(decode(encode(Welcome{"router", 42, {}, true, 60'001})).ok());
+  CHECK(trip(Echo{77}).beat_seq == 77);
+  NodeHello echoed;
+  echoed.node_id = "n";
+  CHECK_FALSE(trip(echoed).wants_echo);
+  echoed.wants_echo = true;
+  CHECK(trip(echoed).wants_echo);
 
   const Done d = trip(Done{"r4", 2, {{10, 20, 5}, {1, 2, 3, 4}}});
   CHECK(d.finished.usage.prompt_tokens == 10);

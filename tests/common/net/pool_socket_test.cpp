@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <fstream>
 #include <functional>
 #include <set>
 #include <string>
@@ -297,7 +299,7 @@ TEST_CASE(
   REQUIRE(run_until(&router, {&fast}, [&] { return fast.got.size() == 1; }));
 }
 
-TEST_CASE("a frame above 4 MiB ends that connection, not the listener") {
+TEST_CASE("a frame above the limit ends that connection, not the listener") {
   const auto context = NetContext::create();
   RouterSide router;
   Node rude;
@@ -307,7 +309,7 @@ TEST_CASE("a frame above 4 MiB ends that connection, not the listener") {
   polite.dial(*context, router.listener->endpoint(), router.keys.public_key);
   REQUIRE(run_until(&router, {&rude, &polite},
                     [&] { return rude.dialer->connected() && polite.dialer->connected(); }));
-  REQUIRE(rude.dialer->send(std::vector<std::byte>(5 << 20)));
+  REQUIRE(rude.dialer->send(std::vector<std::byte>(kPoolFrameBytesMax + 1)));
   REQUIRE(run_until(&router, {&rude, &polite}, [&] { return !rude.dialer->connected(); }));
   REQUIRE(polite.dialer->send(bytes_of("hi")));
   REQUIRE(run_until(&router, {&rude, &polite}, [&] { return router.got.size() == 1; }));
@@ -350,4 +352,97 @@ TEST_CASE("the listener's self-test leaves nothing behind that holds up later co
     REQUIRE(run_until(
         &router, {&node}, [&] { return node.dialer->connected(); }, 2));
   }
+}
+
+// --- what a connection that nobody reads costs ---
+
+namespace {
+
+// Sends frames of `bytes` until the other side has long taken none; how many it took.
+int flood(Node& node, size_t bytes) {
+  const std::vector<std::byte> frame(bytes);
+  int sent = 0;
+  for (int refused = 0; refused < 300;) {
+    node.turn();
+    if (node.dialer->send(frame)) {
+      ++sent;
+      refused = 0;
+    } else {
+      ++refused;
+      poll(nullptr, 0, 1);
+    }
+  }
+  return sent;
+}
+
+int64_t resident_bytes() {
+  int64_t total_pages = 0;
+  int64_t resident_pages = 0;
+  std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+}  // namespace
+
+TEST_CASE("a node that floods a router which does not read makes it hold 32 MiB, not gigabytes") {
+  const auto context = NetContext::create();
+  const auto node_context = NetContext::create();
+  RouterSide router;
+  Node node;
+  router.bind(*context, {{"n", node.keys.public_key}});
+  node.dial(*node_context, router.listener->endpoint(), router.keys.public_key);
+  REQUIRE(run_until(&router, {&node}, [&] { return node.dialer->connected(); }));
+  const int64_t before = resident_bytes();
+  const int sent = flood(node, kPoolFrameBytesMax - 1024);
+  CHECK(sent >= 64);
+  // And what is on its way: sockets' buffers are the kernel's, not this process's.
+  CHECK(resident_bytes() - before < 48 << 20);
+}
+
+TEST_CASE("a connection that breaks while its frames wait unread leaves the listener standing") {
+  const auto context = NetContext::create();
+  RouterSide router;
+  const CurveKeys keys = new_curve_keys();
+  router.bind(*context, {{"n", keys.public_key}});
+  for (int round = 0; round < 10; ++round) {
+    {
+      const auto node_context = NetContext::create();
+      Node node;
+      node.keys = keys;
+      node.dial(*node_context, router.listener->endpoint(), router.keys.public_key);
+      REQUIRE(run_until(&router, {&node}, [&] { return node.dialer->connected(); }));
+      CHECK(flood(node, 100) > 64);
+    }
+    router.got.clear();
+    REQUIRE(run_until(&router, {}, [&] { return router.got.size() > 64; }));
+  }
+  const auto node_context = NetContext::create();
+  Node node;
+  node.keys = keys;
+  node.dial(*node_context, router.listener->endpoint(), router.keys.public_key);
+  REQUIRE(run_until(&router, {&node}, [&] { return node.dialer->connected(); }));
+  REQUIRE(node.dialer->send(bytes_of("still here")));
+  REQUIRE(run_until(&router, {&node}, [&] {
+    // Among what the ended connections had still under way.
+    const bool came = std::any_of(
+        router.got.begin(), router.got.end(),
+        [](const PoolListener::Inbound& in) { return as_text(in.frame) == "still here"; });
+    router.got.clear();
+    return came;
+  }));
+}
+
+TEST_CASE("a dialer told to dial anew comes back on another connection") {
+  const auto context = NetContext::create();
+  RouterSide router;
+  Node node;
+  router.bind(*context, {{"n", node.keys.public_key}});
+  node.dial(*context, router.listener->endpoint(), router.keys.public_key);
+  REQUIRE(run_until(&router, {&node}, [&] { return node.dialer->connected(); }));
+  node.dialer->redial("it is silent");
+  CHECK_FALSE(node.dialer->connected());
+  CHECK(node.dialer->problem() == router.listener->endpoint() + ": it is silent");
+  REQUIRE(run_until(&router, {&node}, [&] { return node.dialer->connected(); }));
+  CHECK(node.dialer->connection_count() == 2);
+  CHECK(node.dialer->problem().empty());
 }

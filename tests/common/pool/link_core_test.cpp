@@ -842,3 +842,33 @@ TEST_CASE("beats tell which beginnings of prompts the node holds, as its cache f
   REQUIRE(delta);
   CHECK(delta->since == 0);
 }
+
+TEST_CASE("a router that misses four echoes counts as gone, one that promised none never does") {
+  Harness h;
+  CHECK_FALSE(h.core.router_silent(h.now_ns));
+  h.core.on_connected(h.now_ns);
+  h.settle();
+  REQUIRE(h.all<NodeHello>().size() == 1);
+  CHECK(h.all<NodeHello>()[0].wants_echo);
+  h.hear(Welcome{"router", 1, {}, true, 1000});
+  h.now_ns += 4 * kNsPerSecond - 1;
+  CHECK_FALSE(h.core.router_silent(h.now_ns));
+  CHECK(h.core.router_silent(h.now_ns + 1));
+  h.hear(Echo{1});
+  h.now_ns += 4 * kNsPerSecond - 1;
+  CHECK_FALSE(h.core.router_silent(h.now_ns));
+  CHECK(h.core.router_silent(h.now_ns + 1));
+  h.core.on_disconnected(h.now_ns);
+  CHECK_FALSE(h.core.router_silent(h.now_ns + 1));
+
+  Harness without;
+  without.join();
+  CHECK_FALSE(without.core.router_silent(without.now_ns + 3600 * kNsPerSecond));
+}
+
+TEST_CASE("a connection that leads to no session within ten seconds is given up") {
+  Harness h;
+  h.core.on_connected(h.now_ns);
+  CHECK_FALSE(h.core.router_silent(h.now_ns + 10 * kNsPerSecond - 1));
+  CHECK(h.core.router_silent(h.now_ns + 10 * kNsPerSecond));
+}

@@ -294,3 +294,17 @@ TEST_CASE("a link that cannot be is refused with the reason") {
   CHECK(PoolLink::start(config, hello, service, [](NodeBeat&) {}).message().find("nonsense") !=
         std::string::npos);
 }
+
+TEST_CASE("a router that takes beats and answers none is dialled anew; one that answers is kept") {
+  Setup s;
+  s.router.echo_ms = 500;
+  s.join();
+  REQUIRE(s.router.run_until([&] { return s.router.hellos.size() == 2; }));
+  s.router.echoes = true;
+  REQUIRE(s.router.run_until([&] { return s.link->connected(); }));
+  const size_t hellos = s.router.hellos.size();
+  // More beats than fit into the silence that it would take for a router that has gone.
+  const size_t beats = s.router.beats.size() + 150;
+  REQUIRE(s.router.run_until([&] { return s.router.beats.size() >= beats; }));
+  CHECK(s.router.hellos.size() == hellos);
+}
