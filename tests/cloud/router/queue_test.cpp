@@ -59,7 +59,7 @@ TEST_CASE("waiting requests are served in the order of class, then deadline, the
                                           "default-1", "default-2", "bulk"});
 }
 
-TEST_CASE("a full queue answers 429 with an honest time to come back") {
+TEST_CASE("a full queue answers 429 with an honest time to come back (Ollama #7758)") {
   BusyPool pool(small_queue(2));
   pool.submit(PoolFixture::chat("a", 30));
   pool.submit(PoolFixture::chat("b", 30));
@@ -295,7 +295,7 @@ TEST_CASE("a more urgent class is served before every tenant of the next") {
   CHECK(served(pool) == "baaaa");
 }
 
-TEST_CASE("one tenant's flood does not close the queue to another (Ollama #7758)") {
+TEST_CASE("one tenant's flood does not close the queue to another") {
   BusyPool pool(small_queue(10));
   std::vector<ClientId> flood;
   for (int i = 0; i < 30; ++i) flood.push_back(pool.submit(of("a", "a" + std::to_string(i))));
