@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/daemon/access_log.h"
 #include "common/daemon/machine_metrics.h"
 #include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
@@ -18,29 +19,6 @@
 
 namespace updraft {
 namespace {
-
-void log_access(const AccessRecord& r) {
-  log_info("http", {{"id", r.request_id},
-                    {"method", r.method},
-                    {"path", r.path},
-                    {"status", r.status},
-                    {"ms", r.duration_ms},
-                    {"ttft_ms", r.ttft_ms},
-                    {"prompt_tokens", r.prompt_tokens},
-                    {"completion_tokens", r.completion_tokens},
-                    {"node", r.node},
-                    {"tier", r.tier},
-                    {"model", r.model},
-                    {"decision", r.decision},
-                    {"tenant", r.tenant},
-                    {"user", r.user},
-                    {"role", r.role},
-                    {"trace", r.trace},
-                    {"stream", r.stream},
-                    {"replayed", r.replayed},
-                    {"bytes", r.body_bytes},
-                    {"remote", r.remote}});
-}
 
 class Daemon : public EdgeDaemon {
  public:
@@ -53,7 +31,11 @@ class Daemon : public EdgeDaemon {
     export_machine_metrics(*metrics_);
     const std::vector<ModelInfo> models = model_->models();
     measured_ = std::make_unique<MeasuredService>(
-        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id,
+        MeasuredService::Log::kAnswers);
+    measured_local_ = std::make_unique<MeasuredService>(
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id,
+        MeasuredService::Log::kNothing);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kEdge, *model_, config_.model.aliases);
     // Work of the router's goes to the model itself: it was placed already.
@@ -65,7 +47,8 @@ class Daemon : public EdgeDaemon {
     EdgeServiceConfig service;
     service.aliases = config_.model.aliases;
     service.pool_configured = links_->configured();
-    service_ = std::make_unique<EdgeService>(service, *model_, links_->upward(), *metrics_);
+    service_ = std::make_unique<EdgeService>(service, *model_, links_->upward(), *metrics_,
+                                             measured_local_.get());
 
     auto http = HttpServer::start(config_.http, *service_, *metrics_, log_access);
     if (!http) return http.error();
@@ -185,7 +168,8 @@ class Daemon : public EdgeDaemon {
   // Order of destruction, from the bottom: the doors, the links (what rose ends through the
   // service), the model (what runs ends through the service), the service.
   std::unique_ptr<EdgeService> service_;
-  std::unique_ptr<MeasuredService> measured_;  // its sinks run until the model has gone
+  std::unique_ptr<MeasuredService> measured_;  // the router's work; sinks run as long as the model
+  std::unique_ptr<MeasuredService> measured_local_;  // requests of local clients
   std::unique_ptr<LocalModel> model_;
   std::unique_ptr<PoolLinks> links_;
   std::unique_ptr<HttpServer> http_;

@@ -34,10 +34,10 @@ int64_t prompt_tokens_at_most(const Request& request) {
 
 // One request from submit() to its end. Until a side has it, it belongs to the thread that places
 // it; then to that side's thread, which hands it back with an end event before the other side gets
-// it. Only `cancelled` is for any thread.
+// it. For any thread: `id` and what follows `cancelled`.
 struct EdgeService::Flight {
+  RequestId id;
   Request request;
-  EventSink sink;
   int64_t received_ns = 0;
   int64_t deadline_ms = 0;  // as received
   bool fits_here = false;
@@ -47,6 +47,11 @@ struct EdgeService::Flight {
   bool tried_pool = false;
   bool started = false;
   std::atomic<bool> cancelled{false};
+  std::mutex mutex;  // guards the two below; held while an event is handed on, so that none follows
+                     // the end
+  EventSink sink;
+  bool over = false;   // its end is the client's
+  int64_t due_ns = 0;  // its place in due_, under that one's mutex; 0: none
 
   // What a side gets, with the time that is left. The payload may be megabytes: it is copied only
   // while the other side may still have to get it.
@@ -68,9 +73,10 @@ struct EdgeService::Flight {
 };
 
 EdgeService::EdgeService(const EdgeServiceConfig& config, LocalModel& local, InferenceService& pool,
-                         Metrics& metrics)
+                         Metrics& metrics, InferenceService* to_local)
     : config_(config),
       local_(local),
+      to_local_(to_local == nullptr ? local : *to_local),
       pool_(pool),
       local_info_(local.models().at(0)),
       placed_local_(metrics.counter("updraft_edge_placed_total",
@@ -81,7 +87,8 @@ EdgeService::EdgeService(const EdgeServiceConfig& config, LocalModel& local, Inf
       moved_(metrics.counter("updraft_edge_moved_total",
                              "Requests that one side refused and the other took.")),
       to_count_(config.counting_max),
-      count_thread_([this] { count_loop(); }) {}
+      count_thread_([this] { count_loop(); }),
+      watch_thread_([this] { watch_loop(); }) {}
 
 EdgeService::~EdgeService() { close(); }
 
@@ -89,18 +96,28 @@ void EdgeService::close() {
   drain();
   to_count_.close();
   if (count_thread_.joinable()) count_thread_.join();
+  {
+    const std::lock_guard lock(watch_mutex_);
+    watch_closed_ = true;
+    due_.clear();
+  }
+  watch_changed_.notify_one();
+  if (watch_thread_.joinable()) watch_thread_.join();
 }
 
 void EdgeService::submit(Request request, EventSink sink) {
   auto flight = std::make_shared<Flight>();
   flight->received_ns = monotonic_ns();
   flight->deadline_ms = request.hints.deadline_ms;
+  flight->id = request.id;
   flight->request = std::move(request);
   flight->sink = std::move(sink);
   {
     const std::lock_guard lock(mutex_);
-    flights_.emplace(flight->request.id, flight);
+    flights_.emplace(flight->id, flight);
   }
+  if (flight->deadline_ms > 0)
+    watch(flight, flight->received_ns + (flight->deadline_ms + kPatienceMs) * kNsPerMs);
   // For most requests the bytes decide as the exact count would; only the others pay for counting.
   const EdgeState state = state_for(flight->request);
   EdgeNeed need = need_of(flight->request);
@@ -122,7 +139,10 @@ void EdgeService::cancel(const RequestId& id) {
     const std::lock_guard lock(mutex_);
     const auto [begin, end] = flights_.equal_range(id);
     if (begin == end) return;
-    for (auto at = begin; at != end; ++at) at->second->cancelled.store(true);
+    for (auto at = begin; at != end; ++at) {
+      at->second->cancelled.store(true);
+      watch(at->second, monotonic_ns() + kPatienceMs * kNsPerMs);
+    }
   }
   local_.cancel(id);
   pool_.cancel(id);
@@ -211,7 +231,7 @@ void EdgeService::count_loop() {
 
 void EdgeService::count(const FlightPtr& flight) {
   if (flight->cancelled.load())
-    return finish(flight, error_of(ErrorCode::kCancelled, "the client left"));
+    return void(finish(flight, error_of(ErrorCode::kCancelled, "the client left")));
   EdgeNeed need = need_of(flight->request);
   const Result<LocalModel::Size> size = local_.measure(flight->request);
   need.countable = size.ok();
@@ -221,7 +241,7 @@ void EdgeService::count(const FlightPtr& flight) {
 
 void EdgeService::place(const FlightPtr& flight, const EdgeNeed& need) {
   if (flight->cancelled.load())
-    return finish(flight, error_of(ErrorCode::kCancelled, "the client left"));
+    return void(finish(flight, error_of(ErrorCode::kCancelled, "the client left")));
   const Request& request = flight->request;
   const EdgeState state = state_for(request);
   SessionPast past = SessionPast::kNone;
@@ -250,7 +270,7 @@ void EdgeService::place(const FlightPtr& flight, const EdgeNeed& need) {
             "model \"" + printable(request.model) + "\": " + decision.error.message;
         decision.error.param = "model";
       }
-      return finish(flight, std::move(decision.error));
+      return void(finish(flight, std::move(decision.error)));
   }
 }
 
@@ -258,8 +278,8 @@ void EdgeService::go_local(const FlightPtr& flight) {
   flight->tried_local = true;
   const RequestId id = flight->request.id;
   const bool may_move = flight->may_rise && !flight->tried_pool;
-  local_.submit(flight->for_side(monotonic_ns(), may_move),
-                [this, flight](Event event) { on_event(flight, false, std::move(event)); });
+  to_local_.submit(flight->for_side(monotonic_ns(), may_move),
+                   [this, flight](Event event) { on_event(flight, false, std::move(event)); });
   if (flight->cancelled.load())
     local_.cancel(id);  // a cancel that came before the model knew the request
 }
@@ -298,8 +318,8 @@ void EdgeService::on_event(const FlightPtr& flight, bool from_pool, Event event)
   if (const auto* error = std::get_if<RequestError>(&event)) {
     if (!flight->started && try_other_side(flight, from_pool, *error)) return;
   }
-  if (is_end(event)) return finish(flight, std::move(event));
-  flight->sink(std::move(event));
+  if (is_end(event)) return void(finish(flight, std::move(event)));
+  deliver(flight, std::move(event));
 }
 
 // A side refused before it began: the other one may do, once.
@@ -327,16 +347,83 @@ bool EdgeService::try_other_side(const FlightPtr& flight, bool from_pool,
   return true;
 }
 
-void EdgeService::finish(const FlightPtr& flight, Event end) {
+void EdgeService::deliver(const FlightPtr& flight, Event event) {
+  const std::lock_guard lock(flight->mutex);
+  if (!flight->over) flight->sink(std::move(event));
+}
+
+bool EdgeService::finish(const FlightPtr& flight, Event end) {
+  EventSink sink;
+  {
+    const std::lock_guard lock(flight->mutex);
+    if (flight->over) return false;
+    flight->over = true;
+    sink = std::move(flight->sink);
+  }
+  unwatch(flight);
   {
     const std::lock_guard lock(mutex_);
-    const auto [begin, last] = flights_.equal_range(flight->request.id);
+    const auto [begin, last] = flights_.equal_range(flight->id);
     const auto at =
         std::find_if(begin, last, [&](const auto& entry) { return entry.second == flight; });
     if (at != last) flights_.erase(at);
   }
-  const EventSink sink = std::move(flight->sink);
   sink(std::move(end));
+  return true;
+}
+
+// --- what does not end by itself in time ---
+
+void EdgeService::watch(const FlightPtr& flight, int64_t due_ns) {
+  unwatch(flight);
+  const std::lock_guard lock(watch_mutex_);
+  if (watch_closed_) return;
+  flight->due_ns = due_ns;
+  due_.emplace(due_ns, flight);
+  if (due_.begin()->second == flight) watch_changed_.notify_one();
+}
+
+void EdgeService::unwatch(const FlightPtr& flight) {
+  const std::lock_guard lock(watch_mutex_);
+  if (flight->due_ns == 0) return;
+  const auto [begin, end] = due_.equal_range(flight->due_ns);
+  const auto at =
+      std::find_if(begin, end, [&](const auto& entry) { return entry.second == flight; });
+  if (at != end) due_.erase(at);
+  flight->due_ns = 0;
+}
+
+void EdgeService::watch_loop() {
+  std::unique_lock lock(watch_mutex_);
+  while (!watch_closed_) {
+    if (due_.empty()) {
+      watch_changed_.wait(lock);
+      continue;
+    }
+    const int64_t left_ns = due_.begin()->first - monotonic_ns();
+    if (left_ns > 0) {
+      watch_changed_.wait_for(lock, std::chrono::nanoseconds(left_ns));
+      continue;
+    }
+    const FlightPtr flight = due_.begin()->second;
+    due_.erase(due_.begin());
+    flight->due_ns = 0;
+    lock.unlock();
+    give_up(flight);
+    lock.lock();
+  }
+}
+
+// The client hears of it now; the side learns that nobody wants the answer any more.
+void EdgeService::give_up(const FlightPtr& flight) {
+  const bool left = flight->cancelled.exchange(true);
+  const RequestError end =
+      left ? error_of(ErrorCode::kCancelled, "the client left")
+           : error_of(ErrorCode::kDeadline,
+                      "the deadline of " + std::to_string(flight->deadline_ms) + " ms has passed");
+  if (!finish(flight, end)) return;
+  local_.cancel(flight->id);
+  pool_.cancel(flight->id);
 }
 
 }  // namespace updraft

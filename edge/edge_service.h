@@ -4,11 +4,15 @@
 // here; it goes to the local model directly.
 //
 // Threads: submit() and cancel() on any. What needs counting is counted on a thread of its own, so
-// that a long prompt holds up neither its sender's thread nor the small requests. Sinks run on the
-// threads of the model and of the pool link.
+// that a long prompt holds up neither its sender's thread nor the small requests. Another one ends
+// what is cancelled or out of time and whose side does not say so soon, because it works on a long
+// step or has not been counted yet. Sinks run on the threads of the model and of the pool link, and
+// on these two.
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -32,9 +36,10 @@ struct EdgeServiceConfig {
 class EdgeService : public InferenceService {
  public:
   // local and pool outlive this object's last event; pool answers what rises (its ready() and
-  // models() tell whether and what).
+  // models() tell whether and what). to_local: the way to `local`, e.g. one that measures answers;
+  // null: directly.
   EdgeService(const EdgeServiceConfig& config, LocalModel& local, InferenceService& pool,
-              Metrics& metrics);
+              Metrics& metrics, InferenceService* to_local = nullptr);
   ~EdgeService() override;
 
   void submit(Request request, EventSink sink) override;
@@ -51,9 +56,12 @@ class EdgeService : public InferenceService {
 
   // New requests get kOverloaded; what runs goes on.
   void drain() { draining_.store(true, std::memory_order_relaxed); }
-  // Ends the counting thread; what waits there ends with kCancelled. After it, events still pass
+  // Ends both threads; what waits to be counted ends with kCancelled. After it, events still pass
   // through to their sinks.
   void close();
+
+  // How long a side may take to end a request that is cancelled or out of time.
+  static constexpr int64_t kPatienceMs = 100;
   size_t in_flight() const;
 
  private:
@@ -70,10 +78,16 @@ class EdgeService : public InferenceService {
   void go_up(const FlightPtr& flight);
   void on_event(const FlightPtr& flight, bool from_pool, Event event);
   bool try_other_side(const FlightPtr& flight, bool from_pool, const RequestError& error);
-  void finish(const FlightPtr& flight, Event end);
+  void deliver(const FlightPtr& flight, Event event);
+  bool finish(const FlightPtr& flight, Event end);  // false: it had ended before
+  void watch(const FlightPtr& flight, int64_t due_ns);
+  void unwatch(const FlightPtr& flight);
+  void watch_loop();
+  void give_up(const FlightPtr& flight);
 
   const EdgeServiceConfig config_;
   LocalModel& local_;
+  InferenceService& to_local_;
   InferenceService& pool_;
   const ModelInfo local_info_;
   Counter& placed_local_;
@@ -86,8 +100,14 @@ class EdgeService : public InferenceService {
   std::unordered_multimap<RequestId, FlightPtr> flights_;
   EdgeSessions sessions_;
 
+  std::mutex watch_mutex_;  // guards the three below
+  std::condition_variable watch_changed_;
+  std::multimap<int64_t, FlightPtr> due_;
+  bool watch_closed_ = false;
+
   Mailbox<FlightPtr> to_count_;
   std::thread count_thread_;
+  std::thread watch_thread_;
 };
 
 }  // namespace updraft

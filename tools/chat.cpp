@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "common/base/clock.h"
+#include "common/http/tls.h"
 #include "edge/client/local_client.h"
 #include "tools/chat_api.h"
 #include "tools/command.h"
@@ -20,6 +21,7 @@ namespace {
 struct ChatFlags {
   std::string url = "http://127.0.0.1:8080/v1";
   std::string api_key;
+  std::string ca_file;  // empty: the system's certificates
   std::string system;
   std::string prompt;
   bool local = false;
@@ -135,7 +137,14 @@ Result<std::unique_ptr<Partner>> connect_http(const ChatFlags& flags) {
   if (!url) return url.error();
   HttpFields fields;
   if (!flags.api_key.empty()) fields.emplace_back("authorization", "Bearer " + flags.api_key);
-  HttpClient client(*url, fields);
+  std::shared_ptr<const TlsTrust> trust;
+  if (!flags.ca_file.empty()) {
+    if (!url->tls) return fail("--ca is for https, not for " + flags.url);
+    auto loaded = TlsTrust::load(flags.ca_file);
+    if (!loaded) return loaded.error();
+    trust = std::move(*loaded);
+  }
+  HttpClient client(*url, fields, {}, trust);
   ChatOptions options = flags.options;
   if (options.model.empty()) {
     const Result<std::vector<ServedModel>> models = list_models(client);
@@ -282,6 +291,9 @@ void add_chat(CLI::App& app, int& exit_status) {
   command->add_option("--socket", flags->socket,
                       "the edge daemon's socket (default: where `updraft edge` makes it)");
   command->add_option("--api-key", flags->api_key, "API key")->envname("UPDRAFT_API_KEY");
+  command->add_option(
+      "--ca", flags->ca_file,
+      "PEM file of certificates that vouch for an https server (default: the system's)");
   command->add_option("-m,--model", flags->options.model,
                       "model name (default: the first one served)");
   command->add_option("-s,--system", flags->system, "system message");

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "common/base/clock.h"
+#include "common/daemon/access_log.h"
 #include "common/daemon/machine_metrics.h"
 #include "common/daemon/measured_service.h"
 #include "common/daemon/node_metrics.h"
@@ -50,7 +51,8 @@ class Node : public CloudNode {
     export_machine_metrics(*metrics_);
     const std::vector<ModelInfo> models = model_->models();
     measured_ = std::make_unique<MeasuredService>(
-        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id);
+        *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id,
+        MeasuredService::Log::kAnswers);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
     auto links =
@@ -62,7 +64,7 @@ class Node : public CloudNode {
         metrics_->gauge("updraft_pool_routers_connected", "Routers this node is connected to.");
     metrics_->on_scrape([this, &connected] { connected.set(links_->connected_count()); });
 
-    auto server = HttpServer::start(config_.http, *health_, *metrics_, [](const AccessRecord&) {});
+    auto server = HttpServer::start(config_.http, *health_, *metrics_, log_access);
     if (!server) return server.error();
     server_ = std::move(*server);
     links_->set_state(NodeState::kReady);

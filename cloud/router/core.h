@@ -77,6 +77,15 @@ struct RouterCoreConfig {
   BreakerTable::Rules breaker;
 };
 
+// How long requests were in the queue, in seconds: counts by bucket, the last above all bounds.
+struct QueueWaits {
+  static constexpr std::array<double, 14> kBounds = {0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+                                                     0.5,   1,     2.5,  5,     10,   30,  60};
+  std::array<uint64_t, kBounds.size() + 1> counts{};
+  double seconds = 0.0;  // of all of them
+  void add(double wait_s);
+};
+
 // Counts since the start; whoever drives the core turns them into metrics.
 struct RouterStats {
   static constexpr int kTiers = 3;      // Tier's values; kAny: never reached a node
@@ -84,7 +93,8 @@ struct RouterStats {
   std::array<std::array<uint64_t, kOutcomes>, kTiers> ended{};
   std::array<std::array<uint64_t, kReasonCount>, kTiers> dispatched{};
   std::array<uint64_t, kOutcomes>
-      refused{};  // ended with an error before any node had started: 1 + ErrorCode
+      refused{};     // ended with an error before any node had started: 1 + ErrorCode
+  QueueWaits waits;  // of each request: until its first node, or its end in the queue
   uint64_t submitted = 0;
   uint64_t retried = 0;    // placed anew after a loss
   uint64_t recounted = 0;  // placed anew because a node counted more tokens
@@ -207,6 +217,7 @@ class RouterCore {
   int64_t due_ns(const Stream& stream) const;
   void expire(Stream& stream, int64_t now_ns, Actions& out);
   void leave_queue(Stream& stream);
+  void count_wait(const Stream& stream, int64_t now_ns);
   int32_t retry_after_ms(const Wish& wish) const;
   struct Service;
   Service& service(ModelIndex model);

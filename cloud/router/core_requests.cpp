@@ -211,6 +211,16 @@ void RouterCore::enqueue(Stream& stream, int64_t now_ns, Actions& out) {
   arm(stream);
 }
 
+void QueueWaits::add(double wait_s) {
+  ++counts[static_cast<size_t>(std::lower_bound(kBounds.begin(), kBounds.end(), wait_s) -
+                               kBounds.begin())];
+  seconds += wait_s;
+}
+
+void RouterCore::count_wait(const Stream& stream, int64_t now_ns) {
+  stats_.waits.add(static_cast<double>(now_ns - stream.arrived_ns) / 1e9);
+}
+
 void RouterCore::leave_queue(Stream& stream) {
   if (!stream.waiting) return;
   stream.waiting = false;
@@ -244,6 +254,7 @@ void RouterCore::dispatch(Stream& stream, NodeIndex node, const Placement* place
   const int64_t cached_tokens = placement == nullptr ? 0 : placement->cached_tokens;
   stream.assignment_seq = registry_.assign(node, stream.assigned_slots, stream.assigned_kv_tokens,
                                            stream.wish.prompt_tokens - cached_tokens, now_ns);
+  if (stream.epoch == 0) count_wait(stream, now_ns);
   streams_.attach(stream, node);
   stream.probe = breakers_.dispatched(node, stream.wish.model, now_ns);
   stream.node_boot_epoch = target.hello.boot_epoch;
@@ -375,6 +386,7 @@ void RouterCore::end(Stream& stream, Event event, int64_t now_ns, Actions& out) 
     double& average = service(stream.wish.model).seconds;
     average += 0.1 * (seconds - average);
   }
+  if (stream.waiting && stream.epoch == 0) count_wait(stream, now_ns);
   if (!UPDRAFT_PLANT(kQueueLeak)) leave_queue(stream);
   leave_node(stream, finished_there,
              finished_there ? BreakerTable::Outcome::kSuccess : BreakerTable::Outcome::kNeutral,

@@ -31,7 +31,9 @@ static_assert(Priority::kSystem < Priority::kInteractive &&
 
 class WaitQueue {
  public:
-  static constexpr int64_t kQuantumTokens = 1024;
+  // Small, so that a turn of many small requests holds nobody up: turns are computed, not played,
+  // and a large request that waits for a hundred of them costs no more than one.
+  static constexpr int64_t kQuantumTokens = 64;
 
   struct Key {
     Priority priority = Priority::kDefault;

@@ -70,6 +70,10 @@ void RouterMetrics::Follower::follow(uint64_t count) {
 
 RouterMetrics::RouterMetrics(Metrics& metrics)
     : metrics_(metrics),
+      queue_wait_(metrics.histogram(
+          "updraft_router_queue_wait_seconds",
+          "from a request's arrival to its first node, or to its end in the queue",
+          {QueueWaits::kBounds.begin(), QueueWaits::kBounds.end()})),
       queue_depth_(metrics.gauge("updraft_router_queue_depth", "requests waiting for a node")),
       running_(metrics.gauge("updraft_router_requests_running",
                              "requests sent to a node and not ended")),
@@ -127,6 +131,14 @@ void RouterMetrics::add_tables() {
   }
 }
 
+void RouterMetrics::follow(const QueueWaits& waits) {
+  std::vector<double> more(waits.counts.size());
+  for (size_t i = 0; i < more.size(); ++i)
+    more[i] = static_cast<double>(waits.counts[i] - waits_shown_.counts[i]);
+  queue_wait_.add(more, waits.seconds - waits_shown_.seconds);
+  waits_shown_ = waits;
+}
+
 void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
   const RouterStats& stats = core.stats();
   for (size_t tier = 0; tier < RouterStats::kTiers; ++tier) {
@@ -147,6 +159,7 @@ void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
       nodes_[state * RouterStats::kTiers + tier]->set(static_cast<double>(counts[state][tier]));
     }
   }
+  follow(stats.waits);
   queue_depth_.set(static_cast<double>(core.queued()));
   running_.set(static_cast<double>(core.dispatched()));
   breakers_open_.set(static_cast<double>(core.breakers_open()));

@@ -30,6 +30,7 @@ class RouterMetrics {
     void follow(uint64_t count);
   };
   void add_tables();
+  void follow(const QueueWaits& waits);
 
   Metrics& metrics_;
   std::vector<Follower> ended_;       // [tier * kOutcomes + outcome]
@@ -37,6 +38,8 @@ class RouterMetrics {
   std::vector<Follower> refused_;     // [outcome]
   std::vector<Gauge*> nodes_;         // [state * kTiers + tier]
   std::vector<Follower> plain_;       // in the order of update()
+  Histogram& queue_wait_;
+  QueueWaits waits_shown_;
   Gauge& queue_depth_;
   Gauge& running_;
   Gauge& breakers_open_;

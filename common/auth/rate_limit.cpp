@@ -34,6 +34,25 @@ RateLimits::Refusal refusal(const char* what, int64_t limit, int64_t after_ns) {
 
 }  // namespace
 
+RateLimits::Room RateLimits::room(std::string_view tenant, const KeyLimits& limits,
+                                  int64_t now_ns) const {
+  const auto known = uses_.find(std::string(tenant));
+  const Use use = known == uses_.end() ? Use() : known->second;
+  const auto left = [&](int64_t until_ns, int64_t per_minute) {
+    Left out;
+    out.limit = per_minute;
+    const int64_t spoken_for_ns = std::max<int64_t>(0, until_ns - now_ns);
+    const auto room_ns = static_cast<double>(std::max<int64_t>(0, kMinuteNs - spoken_for_ns));
+    // Shares of a minute are rounded down to nanoseconds: a hair more than a whole one is one.
+    out.remaining = static_cast<int64_t>(
+        room_ns / static_cast<double>(kMinuteNs) * static_cast<double>(per_minute) + 1e-3);
+    out.reset_ms = (spoken_for_ns + kNsPerMs - 1) / kNsPerMs;
+    return out;
+  };
+  return {left(use.requests_until_ns, limits.requests_per_minute),
+          left(use.tokens_until_ns, limits.tokens_per_minute)};
+}
+
 RateLimits::Use* RateLimits::find_or_make(std::string_view tenant, int64_t now_ns) {
   std::string key(tenant);
   if (const auto known = uses_.find(key); known != uses_.end()) return &known->second;

@@ -42,6 +42,17 @@ class RateLimits {
   // The request has ended, having used so many tokens.
   void settle(const Ticket& ticket, int64_t tokens_used, int64_t now_ns);
 
+  // What is left of a limit per minute.
+  struct Left {
+    int64_t limit = 0;  // 0: there is none
+    int64_t remaining = 0;
+    int64_t reset_ms = 0;  // until all of it is there again if nothing else comes
+  };
+  struct Room {
+    Left requests, tokens;
+  };
+  Room room(std::string_view tenant, const KeyLimits& limits, int64_t now_ns) const;
+
   size_t tenants() const { return uses_.size(); }
 
  private:

@@ -31,14 +31,15 @@ double seconds_between(int64_t from_ns, int64_t to_ns) {
 }  // namespace
 
 MeasuredService::MeasuredService(InferenceService& inner, Metrics& metrics,
-                                 const std::string& model_name)
+                                 const std::string& model_name, Log log)
     : inner_(inner),
       first_token_(metrics.histogram("vllm:time_to_first_token_seconds",
                                      "From a request's arrival at this node to its first token.",
                                      kFirstTokenSeconds, {{"model_name", model_name}})),
       between_tokens_(metrics.histogram("vllm:inter_token_latency_seconds",
                                         "Between two tokens of one answer.", kBetweenTokensSeconds,
-                                        {{"model_name", model_name}})) {}
+                                        {{"model_name", model_name}})),
+      log_(log) {}
 
 void MeasuredService::submit(Request request, EventSink sink) {
   auto answer = std::make_shared<Answer>();
@@ -55,6 +56,8 @@ void MeasuredService::submit(Request request, EventSink sink) {
         between_tokens_.observe(seconds_between(answer->last_token_ns, now_ns) / count);
       }
       answer->last_token_ns = now_ns;
+    } else if (log_ == Log::kNothing) {
+      // told elsewhere
     } else if (const auto* finished = std::get_if<Finished>(&event)) {
       log_info("answered", {{"id", answer->id},
                             {"trace", answer->trace},

@@ -1,9 +1,11 @@
 // An InferenceService that measures another one: time to first token and between tokens, under the
-// names that the ecosystem scrapes (vLLM's), and a log line per answer that carries its trace.
+// names that the ecosystem scrapes (vLLM's), and, where no access log has one, a log line per
+// answer that carries its trace.
 //
 // Threads: any, as for the service inside; sinks run on that service's thread.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,7 +17,10 @@ namespace updraft {
 class MeasuredService : public InferenceService {
  public:
   // `inner` and `metrics` outlive this and every request handed in.
-  MeasuredService(InferenceService& inner, Metrics& metrics, const std::string& model_name);
+  // Two of one model add to the same histograms.
+  enum class Log : uint8_t { kAnswers, kNothing };
+  MeasuredService(InferenceService& inner, Metrics& metrics, const std::string& model_name,
+                  Log log);
 
   void submit(Request request, EventSink sink) override;
   void expect() override { inner_.expect(); }
@@ -29,6 +34,7 @@ class MeasuredService : public InferenceService {
   InferenceService& inner_;
   Histogram& first_token_;
   Histogram& between_tokens_;
+  const Log log_;
 };
 
 }  // namespace updraft

@@ -17,6 +17,7 @@
 
 #include "common/base/bytes.h"
 #include "common/http/strict.h"
+#include "common/http/tls.h"
 
 namespace updraft {
 namespace {
@@ -31,8 +32,11 @@ constexpr size_t kEventLineBytesMax = 1024 * 1024;
 // One connection and its clock.
 class Wire {
  public:
-  Wire(const HttpUrl& url, const HttpTimeouts& timeouts)
-      : url_(url), timeouts_(timeouts), socket_(io_) {}
+  // trust: null for plain HTTP.
+  Wire(const HttpUrl& url, const HttpTimeouts& timeouts, const TlsTrust* trust)
+      : url_(url), timeouts_(timeouts), socket_(io_) {
+    if (trust != nullptr) tls_.emplace(*trust, url.host);
+  }
 
   Result<void> connect() {
     asio::ip::tcp::resolver resolver(io_);
@@ -41,33 +45,90 @@ class Wire {
     if (ec) return fail(where() + ": cannot resolve: " + ec.message());
     std::optional<error_code> done;
     asio::async_connect(socket_, addresses, [&](error_code result, const auto&) { done = result; });
-    return finish(done, timeouts_.connect_ms, "connecting");
+    if (auto connected = finish(done, timeouts_.connect_ms, "connecting"); !connected)
+      return connected;
+    return tls_ ? shake_hands() : Result<void>();
   }
 
-  Result<void> write(const std::string& bytes) {
+  Result<void> write(std::string_view bytes) {
+    if (!tls_) return send(bytes, "sending");
+    while (!bytes.empty()) {
+      std::string records;
+      const size_t taken = tls_->send(bytes, records);
+      if (taken == 0) return fail(where() + ": sending: TLS has ended");
+      bytes.remove_prefix(taken);
+      if (auto sent = send(records, "sending"); !sent) return sent;
+    }
+    return {};
+  }
+
+  // Appends some bytes to `out`; false: the peer closed.
+  Result<bool> read_some(std::string& out) {
+    const size_t before = out.size();
+    while (out.size() == before) {
+      if (tls_ended_) return false;
+      const auto got = receive(timeouts_.idle_ms, "waiting for the answer");
+      if (!got) return got.error();
+      if (!tls_) {
+        out.append(buffer_, 0, *got);
+        return *got > 0;
+      }
+      // TLS says goodbye before it closes; without, somebody may have cut the answer off.
+      if (*got == 0) return fail(where() + ": the connection was cut off");
+      if (auto taken = take_records(*got, out); !taken) return taken.error();
+    }
+    return true;
+  }
+
+  std::string where() const { return url_.origin(); }
+
+ private:
+  Result<void> shake_hands() {
+    std::string early;
+    auto taken = take_records(0, early);  // our greeting
+    while (taken && !tls_->established()) {
+      const auto got = receive(timeouts_.connect_ms, "TLS handshake");
+      if (!got) return got.error();
+      if (*got == 0) return fail(where() + ": TLS handshake: the connection was closed");
+      taken = take_records(*got, early);
+    }
+    return taken;
+  }
+
+  // What came over the wire, `bytes` of buffer_, into plain text; answers what TLS wants answered.
+  Result<void> take_records(size_t bytes, std::string& plain) {
+    std::string answer;
+    const auto state = tls_->receive(std::string_view(buffer_).substr(0, bytes), plain, answer);
+    const bool was_established = tls_->established();
+    auto sent = answer.empty() ? Result<void>() : send(answer, "sending");
+    if (state == TlsSession::State::kBroken) {
+      return fail(where() + (was_established ? ": TLS: " : ": TLS handshake: ") + tls_->problem());
+    }
+    tls_ended_ = state == TlsSession::State::kEnded;
+    return sent;
+  }
+
+  Result<void> send(std::string_view bytes, const char* doing) {
     std::optional<error_code> done;
     asio::async_write(socket_, asio::buffer(bytes),
                       [&](error_code result, size_t) { done = result; });
-    return finish(done, timeouts_.idle_ms, "sending");
+    return finish(done, timeouts_.idle_ms, doing);
   }
 
-  // Reads some bytes into `out`; 0 bytes: the peer closed.
-  Result<size_t> read_some(asio::mutable_buffer out) {
+  // Some bytes into buffer_; 0: the peer closed.
+  Result<size_t> receive(int timeout_ms, const char* doing) {
     std::optional<error_code> done;
     size_t bytes = 0;
-    socket_.async_read_some(out, [&](error_code result, size_t count) {
+    socket_.async_read_some(asio::buffer(buffer_), [&](error_code result, size_t count) {
       done = result;
       bytes = count;
     });
-    auto waited = finish(done, timeouts_.idle_ms, "waiting for the answer");
+    auto waited = finish(done, timeout_ms, doing);
     if (done && (*done == asio::error::eof)) return size_t{0};
     if (!waited) return waited.error();
     return bytes;
   }
 
-  std::string where() const { return "http://" + url_.authority(); }
-
- private:
   Result<void> finish(std::optional<error_code>& done, int timeout_ms, const char* doing) {
     io_.restart();
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
@@ -90,6 +151,9 @@ class Wire {
   const HttpTimeouts timeouts_;
   asio::io_context io_;
   asio::ip::tcp::socket socket_;
+  std::optional<TlsSession> tls_;
+  bool tls_ended_ = false;
+  std::string buffer_ = std::string(64 * 1024, '\0');
 };
 
 bool is_host_char(char c) {
@@ -105,14 +169,16 @@ bool is_host_char(char c) {
 Result<HttpUrl> HttpUrl::parse(std::string_view text) {
   const std::string shown = "'" + printable(text) + "'";
   const std::string lower = ascii_lower(text.substr(0, 8));
-  if (lower.starts_with("https://")) return fail("https is not spoken by this client: " + shown);
-  if (!lower.starts_with("http://")) return fail("a URL must start with http://, got " + shown);
-  std::string_view rest = text.substr(7);
+  HttpUrl url;
+  url.tls = lower.starts_with("https://");
+  if (!url.tls && !lower.starts_with("http://"))
+    return fail("a URL must start with http:// or https://, got " + shown);
+  if (url.tls) url.port = 443;
+  std::string_view rest = text.substr(url.tls ? 8 : 7);
   const size_t path_at = std::min(rest.find('/'), rest.size());
   const std::string_view authority = rest.substr(0, path_at);
   std::string_view path = rest.substr(path_at);
 
-  HttpUrl url;
   std::string_view after_host;
   if (authority.starts_with('[')) {
     const size_t close = authority.find(']');
@@ -152,6 +218,8 @@ std::string HttpUrl::authority() const {
   const bool v6 = host.find(':') != std::string::npos;
   return (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
+
+std::string HttpUrl::origin() const { return (tls ? "https://" : "http://") + authority(); }
 
 // --- events
 // ------------------------------------------------------------------------------------------------------
@@ -206,8 +274,12 @@ std::string_view HttpResponse::field(std::string_view name) const {
   return {};
 }
 
-HttpClient::HttpClient(HttpUrl url, HttpFields extra_fields, HttpTimeouts timeouts)
-    : url_(std::move(url)), extra_fields_(std::move(extra_fields)), timeouts_(timeouts) {}
+HttpClient::HttpClient(HttpUrl url, HttpFields extra_fields, HttpTimeouts timeouts,
+                       std::shared_ptr<const TlsTrust> trust)
+    : url_(std::move(url)),
+      extra_fields_(std::move(extra_fields)),
+      timeouts_(timeouts),
+      trust_(std::move(trust)) {}
 
 Result<HttpResponse> HttpClient::get(const std::string& path) const {
   return exchange("GET", path, nullptr, nullptr);
@@ -244,7 +316,13 @@ Result<HttpResponse> HttpClient::exchange(
   request += "\r\n";
   if (body != nullptr) request += *body;
 
-  Wire wire(url_, timeouts_);
+  std::shared_ptr<const TlsTrust> trust = trust_;
+  if (url_.tls && trust == nullptr) {
+    auto systems = TlsTrust::load("");
+    if (!systems) return systems.error();
+    trust = std::move(*systems);
+  }
+  Wire wire(url_, timeouts_, url_.tls ? trust.get() : nullptr);
   if (auto connected = wire.connect(); !connected) return connected.error();
   const auto written = wire.write(request);
   // A server may answer and close before it has read everything (413): then its answer says more
@@ -257,7 +335,6 @@ Result<HttpResponse> HttpClient::exchange(
   EventSplitter splitter;
   bool is_events = false;
   std::string in;
-  std::string chunk(64 * 1024, '\0');
   const auto on_body = [&](std::string_view bytes) {
     if (!is_events) {
       response.body += bytes;
@@ -266,16 +343,15 @@ Result<HttpResponse> HttpClient::exchange(
     return splitter.feed(bytes, *on_data);
   };
   while (!parser.is_done()) {
-    const auto got = wire.read_some(asio::buffer(chunk));
+    const auto got = wire.read_some(in);
     if (!got) return written ? got.error() : written.error();
     error_code ec;
-    if (*got == 0) {
+    if (!*got) {
       if (parser.got_some()) parser.put_eof(ec);
       if (ec || !parser.is_done())
         return fail(wire.where() + ": the connection ended before the answer did");
       break;
     }
-    in.append(chunk, 0, *got);
     while (!in.empty() && !parser.is_done()) {
       // 1xx answers precede the real one; this client never asks for them, so none is expected.
       char decoded[16 * 1024];

@@ -1,9 +1,10 @@
-// A small blocking HTTP client for this project's own tools and tests: plain HTTP/1.1, JSON bodies,
-// server-sent events. One connection per call; every wait has an end.
+// A small blocking HTTP client for this project's own tools and tests: HTTP/1.1 with and without
+// TLS, JSON bodies, server-sent events. One connection per call; every wait has an end.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,16 +14,20 @@
 
 namespace updraft {
 
-// "http://host[:port][/prefix]", strictly: no user, no query, no fragment, no dot segments; https
-// is refused by name.
+class TlsTrust;
+
+// "http[s]://host[:port][/prefix]", strictly: no user, no query, no fragment, no dot segments.
 struct HttpUrl {
-  std::string host;  // name or address; IPv6 without brackets
-  uint16_t port = 80;
+  bool tls = false;
+  std::string host;    // name or address; IPv6 without brackets
+  uint16_t port = 80;  // 443 with TLS
   std::string prefix;  // "" or "/v1", never with a slash at the end
 
   static Result<HttpUrl> parse(std::string_view text);
   // "host:port" as in a Host header.
   std::string authority() const;
+  // "https://host:port".
+  std::string origin() const;
 };
 
 struct HttpTimeouts {
@@ -43,7 +48,9 @@ using HttpFields = std::vector<std::pair<std::string, std::string>>;
 
 class HttpClient {
  public:
-  explicit HttpClient(HttpUrl url, HttpFields extra_fields = {}, HttpTimeouts timeouts = {});
+  // trust: whose certificates an https server's must come from; null: the system's.
+  explicit HttpClient(HttpUrl url, HttpFields extra_fields = {}, HttpTimeouts timeouts = {},
+                      std::shared_ptr<const TlsTrust> trust = nullptr);
 
   // path is appended to the URL's prefix. Any status is a success here; errors are of the network
   // and name the address.
@@ -66,6 +73,7 @@ class HttpClient {
   HttpUrl url_;
   HttpFields extra_fields_;
   HttpTimeouts timeouts_;
+  std::shared_ptr<const TlsTrust> trust_;
 };
 
 // Splits a byte stream into server-sent events (WHATWG HTML 9.2.6): pure, for the client and its

@@ -125,7 +125,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   int64_t arrived_ns_ = 0;
   std::optional<RouteMatch> route_;
   Principal who_;
-  std::string request_id_;  // what x-request-id answers
+  std::string request_id_;     // what x-request-id answers
+  std::string limit_headers_;  // what is left of the key's limits
   bool exchange_open_ = false;
   bool answered_ = false;  // the whole answer is in out_
   AccessRecord record_;

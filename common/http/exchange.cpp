@@ -76,6 +76,34 @@ string retry_after(int32_t retry_after_ms) {
          "\r\nretry-after-ms: " + std::to_string(ms) + "\r\n";
 }
 
+// As OpenAI writes them: "87ms", "1.5s", "6m0s".
+string duration_text(int64_t ms) {
+  if (ms < 1000) return std::to_string(ms) + "ms";
+  string text = ms >= 60'000 ? std::to_string(ms / 60'000) + "m" : "";
+  text += std::to_string(ms / 1000 % 60);
+  if (ms % 1000 != 0) {
+    string digits = std::to_string(1000 + ms % 1000).substr(1);
+    digits.erase(digits.find_last_not_of('0') + 1);
+    text += "." + digits;
+  }
+  return text + "s";
+}
+
+// What a client needs to keep within its key's limits. No field for a limit that there is not.
+string rate_headers(const RateLimits::Room& room) {
+  string text;
+  const auto add = [&](const char* what, const RateLimits::Left& left) {
+    if (left.limit == 0) return;
+    const string name = "x-ratelimit-";
+    text += name + "limit-" + what + ": " + std::to_string(left.limit) + "\r\n" + name +
+            "remaining-" + what + ": " + std::to_string(left.remaining) + "\r\n" + name + "reset-" +
+            what + ": " + duration_text(left.reset_ms) + "\r\n";
+  };
+  add("requests", room.requests);
+  add("tokens", room.tokens);
+  return text;
+}
+
 int64_t ms_since(int64_t since_ns) { return (monotonic_ns() - since_ns) / kNsPerMs; }
 
 // The target has passed check_target: every escape is well-formed.
@@ -132,6 +160,7 @@ void Connection::begin_exchange() {
   route_.reset();
   who_ = Principal();
   request_id_ = new_request_id();
+  limit_headers_.clear();
   record_ = AccessRecord();
   record_.remote = remote_;
 }
@@ -278,8 +307,10 @@ void Connection::answer_function(const RouteFunction& function) {
 
 void Connection::answer_inference(Request::Kind kind) {
   const HttpRequestHead& head = reader_->head();
+  const string trace_state = head.joined("tracestate");
   const RequestHeaders headers = {.request_id = head.field("x-request-id"),
                                   .traceparent = head.field("traceparent"),
+                                  .tracestate = trace_state,
                                   .tier = head.field("x-updraft-tier"),
                                   .residency = head.field("x-updraft-residency"),
                                   .priority = head.field("x-updraft-priority"),
@@ -303,6 +334,7 @@ void Connection::answer_inference(Request::Kind kind) {
   record_.model = call.request.model;
   record_.inference_id = call.request.id;
   record_.trace = call.request.trace;
+  record_.trace_state = call.request.trace_state;
   record_.stream = call.stream;
   if (who_.role == Role::kGuest && call.request.hints.priority < Priority::kDefault) {
     respond_error(403, "a guest's x-updraft-priority is default or bulk", "permission_error",
@@ -369,9 +401,11 @@ void Connection::replay(const StoredAnswer& stored) {
 
 // Room within the key's limits, or a 429 that says when there will be some.
 std::optional<RateLimits::Ticket> Connection::within_limits(const Request& request) {
+  const int64_t now_ns = monotonic_ns();
   auto admitted = server_.rates.admit(
       who_.tenant, who_.limits, estimated_prompt_tokens(request) + estimated_answer_tokens(request),
-      monotonic_ns());
+      now_ns);
+  limit_headers_ = rate_headers(server_.rates.room(who_.tenant, who_.limits, now_ns));
   if (auto* ticket = std::get_if<RateLimits::Ticket>(&admitted)) return std::move(*ticket);
   const auto& refusal = std::get<RateLimits::Refusal>(admitted);
   server_.count_limited(refusal.what);
@@ -586,7 +620,9 @@ string Connection::head_text(int status, string extra_headers) {
                "\r\nDate: " + server_.date() + "\r\nServer: " + server_.config.server_name +
                "\r\nx-request-id: " + request_id_ + "\r\nX-Content-Type-Options: nosniff\r\n" +
                extra_headers;
+  out += limit_headers_;
   if (!record_.trace.empty()) out += "traceparent: " + record_.trace + "\r\n";
+  if (!record_.trace_state.empty()) out += "tracestate: " + record_.trace_state + "\r\n";
   if (close_after_) {
     out += "Connection: close\r\n";
   } else if (reader_ != nullptr && reader_->head().http_1_0) {

@@ -496,6 +496,7 @@ void read_headers(const RequestHeaders& headers, Request& request, Complaint& co
     request.hints.session = headers.session;
   }
   request.trace = read_traceparent(headers.traceparent).value_or("");
+  if (!request.trace.empty()) request.trace_state = read_tracestate(headers.tracestate);
 }
 
 // --- the whole

@@ -26,6 +26,7 @@ inline constexpr size_t kModelNameBytesMax = 256;
 struct RequestHeaders {
   std::string_view request_id;   // x-request-id
   std::string_view traceparent;  // W3C; a malformed one is ignored, as that standard demands
+  std::string_view tracestate;   // goes with a traceparent that is taken
   std::string_view tier;         // x-updraft-tier: any, edge, cloud
   std::string_view residency;    // x-updraft-residency: any, local-only
   std::string_view priority;     // x-updraft-priority: system, interactive, default, bulk

@@ -58,6 +58,16 @@ std::string_view HttpRequestHead::field(std::string_view name) const {
   return {};
 }
 
+std::string HttpRequestHead::joined(std::string_view name) const {
+  std::string out;
+  for (const auto& [field_name, value] : fields) {
+    if (field_name != name) continue;
+    if (!out.empty()) out += ',';
+    out += value;
+  }
+  return out;
+}
+
 RequestReader::RequestReader(const HttpLimits& limits) : limits_(limits) {}
 RequestReader::~RequestReader() = default;
 

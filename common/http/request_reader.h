@@ -24,6 +24,8 @@ struct HttpRequestHead {
 
   // The first field of that (lower-case) name, or empty.
   std::string_view field(std::string_view name) const;
+  // All fields of that name, joined by commas.
+  std::string joined(std::string_view name) const;
 };
 
 class RequestReader {

@@ -56,9 +56,10 @@ struct AccessRecord {
   std::string request_id;    // as answered in x-request-id
   std::string inference_id;  // Request::id, by which services log; empty when none was submitted
   std::string method, path, remote, model, node, tier, tenant;
-  std::string user, role;  // the key's name or the token's subject, and what it may
-  std::string decision;    // why it was placed there
-  std::string trace;       // W3C traceparent, empty: none came
+  std::string user, role;   // the key's name or the token's subject, and what it may
+  std::string decision;     // why it was placed there
+  std::string trace;        // W3C traceparent, empty: none came
+  std::string trace_state;  // its tracestate
   bool stream = false;
   bool replayed = false;  // answered by what was stored under its Idempotency-Key
   int status = 0;         // 499: the client left

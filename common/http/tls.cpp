@@ -6,6 +6,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <utility>
@@ -86,14 +87,58 @@ Result<std::shared_ptr<const TlsContext>> TlsContext::load(const std::string& ce
   return std::shared_ptr<const TlsContext>(std::move(made));
 }
 
+TlsTrust::TlsTrust() : native_(std::make_unique<TlsContext::Native>()) {}
+TlsTrust::~TlsTrust() = default;
+
+Result<std::shared_ptr<const TlsTrust>> TlsTrust::load(const std::string& ca_file) {
+  ERR_clear_error();
+  std::shared_ptr<TlsTrust> made(new TlsTrust());
+  made->native_->context.reset(SSL_CTX_new(TLS_client_method()));
+  SSL_CTX* context = made->native_->context.get();
+  if (context == nullptr) return fail("TLS: " + last_error());
+  SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+  SSL_CTX_set_options(context, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
+  SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
+  if (ca_file.empty()) {
+    if (SSL_CTX_set_default_verify_paths(context) != 1)
+      return fail("TLS: the system's certificates: " + last_error());
+    return std::shared_ptr<const TlsTrust>(std::move(made));
+  }
+  if (auto file = read_key_file(ca_file, kFileBytesMax, false); !file) return file.error("TLS");
+  if (SSL_CTX_load_verify_file(context, ca_file.c_str()) != 1)
+    return fail("TLS: " + ca_file + ": no certificate in PEM: " + last_error());
+  return std::shared_ptr<const TlsTrust>(std::move(made));
+}
+
+TlsSession::TlsSession(const TlsTrust& trust, const std::string& host)
+    : native_(std::make_unique<Native>()) {
+  begin(trust.native_->context.get());
+  SSL* session = native_->session.get();
+  static constexpr unsigned char kProtocols[] = {8, 'h', 't', 't', 'p', '/', '1', '.', '1'};
+  bool good = SSL_set_alpn_protos(session, kProtocols, sizeof kProtocols) == 0;
+  if (X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(session), host.c_str()) != 1) {
+    ERR_clear_error();  // a name, then
+    SSL_set_hostflags(session, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+    good = good && SSL_set1_host(session, host.c_str()) == 1 &&
+           SSL_set_tlsext_host_name(session, host.c_str()) == 1;
+  }
+  UPDRAFT_CHECK(good, "out of memory");
+  SSL_set_connect_state(session);
+}
+
 TlsSession::TlsSession(std::shared_ptr<const TlsContext> context)
     : context_(std::move(context)), native_(std::make_unique<Native>()) {
-  native_->session.reset(SSL_new(context_->native_->context.get()));
+  begin(context_->native_->context.get());
+  SSL_set_accept_state(native_->session.get());
+}
+
+void TlsSession::begin(SSL_CTX* context) {
+  native_->session.reset(SSL_new(context));
   native_->from_wire = BIO_new(BIO_s_mem());
   native_->to_wire = BIO_new(BIO_s_mem());
   UPDRAFT_CHECK(native_->session && native_->from_wire && native_->to_wire, "out of memory");
   SSL_set_bio(native_->session.get(), native_->from_wire, native_->to_wire);
-  SSL_set_accept_state(native_->session.get());
 }
 
 TlsSession::~TlsSession() = default;
@@ -127,6 +172,8 @@ TlsSession::State TlsSession::receive(std::string_view from_wire, std::string& p
       state = State::kEnded;
     } else if (why != SSL_ERROR_WANT_READ && why != SSL_ERROR_WANT_WRITE) {
       state = State::kBroken;
+      const long verdict = SSL_get_verify_result(session);
+      problem_ = verdict == X509_V_OK ? last_error() : X509_verify_cert_error_string(verdict);
     }
     break;
   }

@@ -1,6 +1,6 @@
-// TLS for the HTTP server, as a transformation of bytes: what came over the wire in, plain text
-// out, and back. Owns no socket, so that a connection reads and writes in one way with and without
-// it. OpenSSL's names stay in tls.cpp.
+// TLS for the HTTP server and our own client, as a transformation of bytes: what came over the wire
+// in, plain text out, and back. Owns no socket, so that a connection reads and writes in one way
+// with and without it. OpenSSL's names stay in tls.cpp.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,8 @@
 #include <string_view>
 
 #include "common/base/result.h"
+
+using SSL_CTX = struct ssl_ctx_st;  // OpenSSL's
 
 namespace updraft {
 
@@ -26,15 +28,36 @@ class TlsContext {
 
  private:
   friend class TlsSession;
+  friend class TlsTrust;
   struct Native;
   TlsContext();
   std::unique_ptr<Native> native_;
 };
 
-// One connection, the server's side.
+// Whom a client believes. Immutable.
+class TlsTrust {
+ public:
+  // ca_file: PEM, the certificates that vouch for servers; empty: those of the system. Error: names
+  // the file and why.
+  static Result<std::shared_ptr<const TlsTrust>> load(const std::string& ca_file);
+  ~TlsTrust();
+  TlsTrust(const TlsTrust&) = delete;
+  TlsTrust& operator=(const TlsTrust&) = delete;
+
+ private:
+  friend class TlsSession;
+  TlsTrust();
+  std::unique_ptr<TlsContext::Native> native_;
+};
+
+// One connection.
 class TlsSession {
  public:
+  // The server's side.
   explicit TlsSession(std::shared_ptr<const TlsContext> context);
+  // The client's side: the handshake succeeds only with a certificate that is trusted and names
+  // `host` (a name or an address). It begins with a receive() of nothing.
+  TlsSession(const TlsTrust& trust, const std::string& host);
   ~TlsSession();
   TlsSession(const TlsSession&) = delete;
   TlsSession& operator=(const TlsSession&) = delete;
@@ -53,13 +76,17 @@ class TlsSession {
   // Appends the goodbye.
   void end(std::string& wire);
   bool established() const;
+  // After kBroken: why, e.g. "certificate has expired".
+  const std::string& problem() const { return problem_; }
 
  private:
   struct Native;
+  void begin(SSL_CTX* context);
   void take_output(std::string& wire);
 
-  const std::shared_ptr<const TlsContext> context_;
+  const std::shared_ptr<const TlsContext> context_;  // of the server's side
   std::unique_ptr<Native> native_;
+  std::string problem_;
 };
 
 }  // namespace updraft

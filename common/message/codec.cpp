@@ -205,6 +205,7 @@ Request read(Reader& in, const wire::Request& w) {
   }
   r.tenant = in.text("tenant", w.tenant(), RequestLimits::kNameBytes);
   r.trace = in.text("trace", w.trace(), RequestLimits::kNameBytes);
+  r.trace_state = in.text("trace_state", w.trace_state(), RequestLimits::kNameBytes);
   if (!in.ok()) return r;
   if (const auto error = check_crossing(r)) in.refuse("request:", error->message);
   return r;

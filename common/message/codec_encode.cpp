@@ -111,10 +111,11 @@ fb::Offset<wire::Request> put(Builder& b, const Request& r) {
   const auto hints = put(b, r.hints);
   const auto tenant = put(b, r.tenant);
   const auto trace = put(b, r.trace);
+  const auto trace_state = put(b, r.trace_state);
   const auto part_vector = put_vector(b, parts);
   return wire::CreateRequest(b, id, static_cast<uint8_t>(r.kind), model, message_vector, prompts,
                              prompt_ids, r.choice_count, r.echo, r.enable_thinking, sampling, hints,
-                             tenant, trace, part_vector);
+                             tenant, trace, part_vector, trace_state);
 }
 
 fb::Offset<wire::RequestError> put(Builder& b, const RequestError& e) {

@@ -106,7 +106,8 @@ struct Request {
   // From authentication, never from the client's text: a digest of the API key, "uid:1000", and
   // "node/" before what a node called it. Salts the prefix cache.
   std::string tenant;
-  std::string trace;  // W3C traceparent passed through, may be empty
+  std::string trace;        // W3C traceparent passed through, may be empty
+  std::string trace_state;  // the tracestate that came with it, may be empty
 };
 
 // Bytes of text (not images) in the prompt; the router's estimate of prompt tokens is derived from

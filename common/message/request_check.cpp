@@ -224,6 +224,7 @@ std::optional<RequestError> check_all(const Request& request, bool crosses) {
   check.text("session", request.hints.session, Limits::kNameBytes);
   check.text("tenant", request.tenant, Limits::kNameBytes);
   check.text("trace", request.trace, Limits::kNameBytes);
+  check.text("trace_state", request.trace_state, Limits::kNameBytes);
   check.range("deadline_ms", request.hints.deadline_ms, int64_t{0}, Limits::kDeadlineMs);
   check.range("n", request.choice_count, 1, Limits::kChoices);
   check_sampling(check, request.sampling);

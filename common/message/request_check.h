@@ -15,14 +15,14 @@ namespace updraft {
 
 struct RequestLimits {
   static constexpr size_t kIdBytes = 64;      // [A-Za-z0-9._-]
-  static constexpr size_t kNameBytes = 1024;  // model, session, tenant, trace
+  static constexpr size_t kNameBytes = 1024;  // model, session, tenant, trace, trace_state
   static constexpr size_t kMessages = 1024;
-  static constexpr size_t kParts = 4096;                     // of all messages, or of the prompt
-  static constexpr size_t kPrompts = 1024;                   // texts or id lists
+  static constexpr size_t kParts = 4096;    // of all messages, or of the prompt
+  static constexpr size_t kPrompts = 1024;  // texts or id lists
   // Texts, ids and encoded images together; of a request that leaves its node, raw frames and rows
   // of embeddings, too. Those of a local client lie in its own memory, whose quota is their limit.
   static constexpr size_t kPayloadBytes = 22 * 1024 * 1024;
-  static constexpr int32_t kEmbeddingRows = 1 << 22;         // of one part
+  static constexpr int32_t kEmbeddingRows = 1 << 22;  // of one part
   static constexpr int32_t kEmbeddingDim = 1 << 17;
   // All rows of embeddings together.
   static constexpr int64_t kEmbeddingBytes = int64_t{1} << 34;

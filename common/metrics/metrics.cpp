@@ -1,9 +1,7 @@
-// Metrics over prometheus-cpp's registry. The library owns the values and the text format; this file keeps one family per
-// name and one handle per label set, so that callers may ask for the same metric again and again.
+// Metrics over prometheus-cpp's registry. The library owns the values and the text format; this
+// file keeps one family per name and one handle per label set, so that callers may ask for the same
+// metric again and again.
 #include "common/metrics/metrics.h"
-
-#include <mutex>
-#include <utility>
 
 #include <prometheus/check_names.h>
 #include <prometheus/counter.h>
@@ -11,6 +9,9 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
+
+#include <mutex>
+#include <utility>
 
 #include "common/base/check.h"
 
@@ -42,6 +43,9 @@ class PrometheusHistogram final : public Histogram {
  public:
   explicit PrometheusHistogram(prometheus::Histogram& histogram) : histogram_(histogram) {}
   void observe(double value) override { histogram_.Observe(value); }
+  void add(const std::vector<double>& bucket_counts, double sum) override {
+    histogram_.ObserveMultiple(bucket_counts, sum);
+  }
 
  private:
   prometheus::Histogram& histogram_;
@@ -119,9 +123,9 @@ class PrometheusMetrics final : public Metrics {
   void check_new_name(const std::string& name, const Own& own) {
     if (own.contains(name)) return;
     UPDRAFT_CHECK(prometheus::CheckMetricName(name), "a metric name is [a-zA-Z_:][a-zA-Z0-9_:]*");
-    UPDRAFT_CHECK(!counters_.contains(name) && !gauges_.contains(name) &&
-                      !histograms_.contains(name),
-                  "this metric name already has another kind");
+    UPDRAFT_CHECK(
+        !counters_.contains(name) && !gauges_.contains(name) && !histograms_.contains(name),
+        "this metric name already has another kind");
   }
 
   std::mutex mutex_;  // guards all below but the registry, which has its own

@@ -29,6 +29,9 @@ class Histogram {
  public:
   virtual ~Histogram() = default;
   virtual void observe(double value) = 0;
+  // Values that were counted elsewhere: how many fell into each bucket (one more than there are
+  // bounds, the last for what is above them all), and their sum.
+  virtual void add(const std::vector<double>& bucket_counts, double sum) = 0;
 };
 
 class Metrics {

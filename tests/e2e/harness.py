@@ -3,6 +3,7 @@
 Every wait is for an event with a deadline. Whatever a test starts ends with it.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -276,6 +277,17 @@ class Stack:
         wait_until(lambda: self["router"].post("/v1/chat/completions", {"model": "?", "messages": [{"role": "user", "content": "x"}]},
                                                headers).status == 404, what="the router to know its pool")
         return self
+
+    @contextlib.contextmanager
+    def clock(self, offset):
+        """Daemons that start in here have a wall clock that is wrong by `offset` ("+400d"); needs faketime."""
+        right = self.env
+        library = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        self.env = {**right, "LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        try:
+            yield
+        finally:
+            self.env = right
 
     def __getitem__(self, name):
         return self.daemons[name]

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import shutil
+import subprocess
 import unittest
 
 from harness import ROOT, StackTest, chat, wait_until
@@ -47,6 +49,13 @@ class Dashboards(StackTest):
     def test_every_metric_of_the_alert_rules_is_exported(self):
         text = (DEPLOY / "prometheus/updraft.rules.yml").read_text()
         self.check(re.findall(r"^\s+expr: (.*)$", text, re.M))
+
+    @unittest.skipUnless(shutil.which("promtool"), "promtool is not installed (Debian: prometheus)")
+    def test_prometheus_takes_the_alert_rules_and_they_fire(self):
+        rules = DEPLOY / "prometheus/updraft.rules.yml"
+        for arguments in (("check", "rules", str(rules)), ("test", "rules", str(pathlib.Path(__file__).with_name("alert_cases.yml")))):
+            done = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_nodes_export_the_names_that_others_scrape(self):
         names = self.exported()

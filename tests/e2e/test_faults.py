@@ -1,6 +1,9 @@
 """Nodes die, restart, join and leave under a running router; every request ends once, with tokens or a typed error."""
 
+import datetime
+import email.utils
 import json
+import shutil
 import threading
 import time
 import unittest
@@ -53,6 +56,39 @@ class Faults(unittest.TestCase):
         self.assertEqual(answer.headers["x-updraft-node"], "cloud-2")
         wait_until(lambda: {m["id"] for m in self.stack["router"].get("/v1/models").json()["data"]} == {"updraft-demo", "second-model"},
                    what="both models in /v1/models")
+
+    @unittest.skipUnless(shutil.which("faketime"), "faketime is not installed")
+    def test_nodes_whose_clocks_are_wrong_are_as_alive_as_any(self):
+        """GPUStack #1576: a clock that differed was read as a lost heartbeat."""
+        router = self.stack.start_router()
+        for name, offset in (("edge", "+400d"), ("cloud", "-400d")):
+            with self.stack.clock(offset):
+                self.stack.start_node(name)
+        for name, offset_days in (("edge", 400), ("cloud", -400)):
+            date = email.utils.parsedate_to_datetime(self.stack[name].get("/livez").headers["date"])
+            days = (date - datetime.datetime.now(datetime.timezone.utc)).days
+            self.assertLess(abs(days - offset_days), 3, "the clock is not wrong at all")
+
+        def both_fresh():
+            return all(router.metric("updraft_router_nodes", {"state": "fresh", "tier": tier}) == 1 for tier in ("edge", "cloud"))
+
+        wait_until(both_fresh, what="both nodes")
+        begin = time.monotonic()
+        while time.monotonic() - begin < 3.5:  # the longest lease is three seconds
+            self.assertTrue(both_fresh())
+            for tier in ("edge", "cloud"):
+                answer = self.ask(tier)
+                self.assertEqual((answer.status, answer.headers["x-updraft-tier"]), (200, tier))
+
+    def test_a_full_disk_under_the_logs_stops_no_daemon(self):
+        router = self.stack.start_router(log__file="/dev/full")
+        self.stack.start_node("edge", log__file="/dev/full")
+        wait_until(lambda: router.get("/readyz").status == 200, what="the router ready")
+        for daemon in (router, self.stack["edge"]):
+            answers = [daemon.post("/v1/chat/completions", chat("Go back.", max_tokens=20)) for _ in range(5)]
+            self.assertEqual([answer.status for answer in answers], [200] * 5)
+        for daemon in (router, self.stack["edge"]):
+            self.assertEqual(daemon.stop(), 0)
 
     def test_an_unknown_node_key_is_refused(self):
         self.stack.start_all()
@@ -135,6 +171,7 @@ class Faults(unittest.TestCase):
         self.assertIn("updraft-demo", answer.error()["message"])  # says what is served
 
     def test_a_full_queue_is_429_with_retry_after_and_everything_admitted_is_answered(self):
+        """Ollama #7758: the limit of the queue was set and not kept."""
         self.stack.start_router(queue__max=2)
         self.stack.start_node("cloud", **{"model__slots": 1, "model__queue_max": 1})
         wait_until(lambda: self.stack["router"].get("/readyz").status == 200, what="the router ready")

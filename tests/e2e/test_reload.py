@@ -86,6 +86,12 @@ class Reload(unittest.TestCase):
                                               http__bind="0.0.0.0")
         self.assertTrue(served("first"))
         self.assertFalse(served("second"))
+        url = f"https://localhost:{self.router.port}/v1"
+        trusting = self.stack.run("chat", "--url", url, "--ca", files["cert"], "--api-key", "key", "-p", "Hi", check=False)
+        self.assertIn("serves no model", trusting.stderr)  # there is no node
+        doubting = self.stack.run("chat", "--url", url, "--api-key", "key", "-p", "Hi", check=False)
+        self.assertEqual(doubting.returncode, 1)
+        self.assertIn("certificate", doubting.stderr)
         use("second")
         self.router.process.send_signal(signal.SIGHUP)
         wait_until(lambda: served("second"), what="the second certificate")

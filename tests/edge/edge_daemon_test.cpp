@@ -117,6 +117,35 @@ TEST_CASE("a short chat over HTTP is answered by the gateway's own model") {
   CHECK(metrics.find("updraft_local_sessions 0") != std::string::npos);
 }
 
+TEST_CASE("what the gateway answers its own clients counts in the times that dashboards know") {
+  Setup s(false);
+  const auto count = [&](const std::string& name) {
+    const std::string text = s.client().get("/metrics")->body;
+    const std::string line = "\n" + name + "_count{model_name=\"tiny\"} ";
+    const size_t at = text.find(line);
+    return at == std::string::npos ? -1 : std::stoi(text.substr(at + line.size()));
+  };
+  CHECK(count("vllm:time_to_first_token_seconds") == 0);
+  LocalClientOptions options;
+  options.socket_path = s.daemon->socket_path();
+  auto client = LocalClient::connect(options);
+  REQUIRE_MESSAGE(client.ok(), client.message());
+  REQUIRE((*client)->submit(chat_request("", "hello", "tiny")).ok());
+  const std::string id = only_id(*s.model);
+  REQUIRE_FALSE(id.empty());
+  CHECK(s.model->emit(id, Started{"edge-1", Tier::kEdge, "tiny", "", 3}));
+  TokenChunk first;
+  first.ids = {5};
+  first.text = "hi";
+  CHECK(s.model->emit(id, first));
+  CHECK(count("vllm:time_to_first_token_seconds") == 1);
+  CHECK(count("vllm:inter_token_latency_seconds") == 0);
+  CHECK(s.model->emit(id, last_chunk(" there")));
+  CHECK(s.model->emit(id, Finished{{3, 2, 0}, {}}));
+  CHECK(count("vllm:time_to_first_token_seconds") == 1);
+  CHECK(count("vllm:inter_token_latency_seconds") == 1);
+}
+
 TEST_CASE("quotas of local programs reach the daemon's door, and refusals its metrics") {
   EdgeConfig config;
   config.sessions_per_uid_max = 1;

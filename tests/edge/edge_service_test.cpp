@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <thread>
@@ -311,4 +312,115 @@ TEST_CASE("metrics count where requests went") {
   const std::string text = s.metrics->text();
   CHECK(text.find("updraft_edge_placed_total{place=\"local\"} 1") != std::string::npos);
   CHECK(text.find("updraft_edge_placed_total{place=\"pool\"} 1") != std::string::npos);
+}
+
+// --- sides that do not end a request in time ---
+
+namespace {
+
+// Works on a long step: hears no cancel, and measures nothing while it is told to stand still.
+class BusyModel : public ScriptedModel {
+ public:
+  using ScriptedModel::ScriptedModel;
+  void cancel(const RequestId&) override { ++cancels; }
+  Result<Size> measure(const Request& request) const override {
+    ++measuring;
+    while (still.load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return ScriptedModel::measure(request);
+  }
+  std::atomic<int> cancels{0};
+  mutable std::atomic<int> measuring{0};
+  std::atomic<bool> still{false};
+};
+
+struct BusySetup {
+  BusyModel model{1000};
+  ScriptedService pool;
+  std::unique_ptr<Metrics> metrics = Metrics::create();
+  std::unique_ptr<EdgeService> made;
+  EdgeService& service;
+  BusySetup()
+      : made(std::make_unique<EdgeService>(config(), model, pool, *metrics)), service(*made) {
+    ModelInfo above;
+    above.id = "tiny";
+    above.context_tokens = 32768;
+    pool.set_models({above});
+  }
+  static EdgeServiceConfig config() {
+    EdgeServiceConfig config;
+    config.pool_configured = true;
+    return config;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a deadline is kept although the model is busy with a long step") {
+  BusySetup s;
+  Answer answer;
+  Request request = chat_request("a", "hello", "tiny");
+  request.hints.deadline_ms = 50;
+  const int64_t begin_ns = monotonic_ns();
+  s.service.submit(std::move(request), answer.sink());
+  CHECK(s.model.emit("a", Started{"edge-1", Tier::kEdge, "tiny", "", 5}));
+  REQUIRE(eventually([&] { return answer.end_count() == 1; }));
+  CHECK(monotonic_ns() - begin_ns >= 50 * kNsPerMs);
+  CHECK(answer.error().code == ErrorCode::kDeadline);
+  CHECK(answer.error().message.find("50 ms") != std::string::npos);
+  CHECK(s.service.in_flight() == 0);
+  CHECK(eventually([&] { return s.model.cancels.load() == 1; }));
+  // What the model says after its step is nobody's.
+  const size_t events = answer.events().size();
+  CHECK(s.model.emit("a", chunk("late")));
+  CHECK(s.model.emit("a", Finished{}));
+  CHECK(answer.events().size() == events);
+  CHECK(answer.end_count() == 1);
+}
+
+TEST_CASE("a request that ends by itself before its deadline is left alone") {
+  BusySetup s;
+  Answer answer;
+  for (int i = 0; i < 3; ++i) {  // one id again and again, each with its own deadline
+    Request request = chat_request("a", "hello", "tiny");
+    request.hints.deadline_ms = 30;
+    s.service.submit(std::move(request), answer.sink());
+    CHECK(s.model.emit("a", Finished{}));
+  }
+  Answer last;
+  s.service.submit(chat_request("a", "hello", "tiny"), last.sink());
+  Answer other;
+  Request request = chat_request("b", "hello", "tiny");
+  request.hints.deadline_ms = 60;
+  s.service.submit(std::move(request), other.sink());
+  REQUIRE(eventually([&] { return other.end_count() == 1; }));  // later than the first three's
+  CHECK(answer.end_count() == 3);
+  CHECK(last.end_count() == 0);
+  CHECK(eventually([&] { return s.model.cancels.load() == 1; }));  // of "b"
+  CHECK(s.model.emit("a", Finished{}));
+}
+
+TEST_CASE("who leaves is let go although the model is busy, also while others are counted") {
+  BusySetup s;
+  Answer running;
+  s.service.submit(chat_request("a", "hello", "tiny"), running.sink());
+  s.service.cancel("a");
+  REQUIRE(eventually([&] { return running.end_count() == 1; }));
+  CHECK(running.error().code == ErrorCode::kCancelled);
+  CHECK(s.model.emit("a", Finished{}));
+  s.model.still.store(true);
+  Answer counted;
+  Answer waits;
+  s.service.submit(chat_request("long", words(2000), "tiny"), counted.sink());
+  REQUIRE(eventually([&] { return s.model.measuring.load() == 1; }));
+  s.service.submit(chat_request("next", words(2000), "tiny"), waits.sink());
+  s.service.cancel("next");
+  CHECK(eventually([&] { return waits.end_count() == 1; }));
+  CHECK(waits.error().code == ErrorCode::kCancelled);
+  CHECK(counted.end_count() == 0);
+  s.model.still.store(false);
+  CHECK(eventually([&] { return s.pool.has("long"); }));
+  CHECK(s.pool.emit("long", Finished{}));
+  CHECK(counted.end_count() == 1);
+  CHECK(waits.end_count() == 1);
+  CHECK_FALSE(s.pool.has("next"));
 }

@@ -148,7 +148,9 @@ int64_t cpu_us() {
 }  // namespace
 
 // $UPDRAFT_KILL_CYCLES: how many (200 when it is not set).
-TEST_CASE("clients killed at random moments leave no descriptor, no map, no request and no file") {
+TEST_CASE(
+    "clients killed at random moments leave no descriptor, no map, no request and no file (Triton "
+    "#2274, Triton #7481)") {
   const char* asked = std::getenv("UPDRAFT_KILL_CYCLES");
   const int cycles = asked != nullptr ? std::atoi(asked) : 200;
   const testing::TempDir dir;

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -93,7 +94,9 @@ TEST_CASE("an image that a client placed reaches its reader where it lies, no by
   CHECK(bytes.text().back() == '!');
 }
 
-TEST_CASE("an image stays readable until its request is dropped, also when the client is gone") {
+TEST_CASE(
+    "an image stays readable until its request is dropped, also when the client is gone (Triton "
+    "#3207)") {
   EchoDaemon daemon;
   auto client = connect(daemon);
   const std::string file = testing::png_of_bytes(500'000);
@@ -432,4 +435,50 @@ TEST_CASE(
   stop = true;
   writer.join();
   CHECK(broken == 0);
+}
+
+TEST_CASE(
+    "a session reaches no memory but its own, and its errors name none (Triton CVE-2025-23319, "
+    "Triton CVE-2025-23320, Triton CVE-2025-23334)") {
+  const auto of_daemon = std::make_shared<MappedUse>();
+  const auto entries = [] {
+    return std::distance(std::filesystem::directory_iterator("/dev/shm"), {});
+  };
+  const auto files = entries();
+  // What a victim has: its own segment, an area and a one-off, under numbers that anybody can
+  // guess.
+  const auto own = std::move(ipc::Segment::create({})).value();
+  LocalMemory victim({64 << 20, 64 << 20, 0}, std::make_shared<MappedUse>(), of_daemon);
+  REQUIRE(victim.adopt_own(ipc::UniqueFd(dup(own->fd()))).ok());
+  using Kind = ipc::PayloadSegment::Kind;
+  const auto area = std::move(ipc::PayloadSegment::create(4096, Kind::kArea)).value();
+  const auto once = std::move(ipc::PayloadSegment::create(4096, Kind::kOneOff)).value();
+  REQUIRE(once->freeze().ok());
+  REQUIRE(victim.adopt_further(1, ipc::UniqueFd(dup(area->fd())), Kind::kArea).ok());
+  REQUIRE(victim.adopt_further(2, ipc::UniqueFd(dup(once->fd())), Kind::kOneOff).ok());
+  REQUIRE(victim.bytes(1, 0, 8));
+  REQUIRE(victim.bytes(2, 0, 8));
+  // There is no name by which another process could open them.
+  CHECK(entries() == files);
+
+  const auto theirs = std::move(ipc::Segment::create({})).value();
+  LocalMemory attacker({64 << 20, 64 << 20, 0}, std::make_shared<MappedUse>(), of_daemon);
+  REQUIRE(attacker.adopt_own(ipc::UniqueFd(dup(theirs->fd()))).ok());
+  Request request;
+  request.prompts = {""};
+  const auto refused = [&](uint32_t segment, uint64_t offset) {
+    const auto error =
+        place_span(request, {0, 0, offset, 8, ipc::SpanTarget::kPrompt, segment}, attacker);
+    REQUIRE(error);
+    return error->message;
+  };
+  // What an error says is what the caller itself had said: no path, no descriptor, no address.
+  for (uint32_t segment = 1; segment < 100; ++segment) {
+    CHECK(refused(segment, 0) == "prompts[0]: [0, +8) lies outside the payload area of segment " +
+                                     std::to_string(segment) + ", or there is no such segment");
+  }
+  // Nor does an offset lead from its own segment into what lies beside it.
+  const auto distance = static_cast<uint64_t>(own->payload().data() - theirs->payload().data());
+  (void)refused(0, theirs->header().payload_offset + distance);
+  (void)refused(0, ~0ULL - 4);
 }

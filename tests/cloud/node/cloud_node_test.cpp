@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "common/http/client.h"
+#include "common/log/log.h"
 #include "tests/support/scripted_model.h"
 #include "tests/support/scripted_router.h"
 #include "tests/support/shared_data.h"
@@ -89,6 +90,23 @@ TEST_CASE("the node's listener takes no requests") {
   REQUIRE(answer.ok());
   CHECK(answer->status == 403);
   CHECK(answer->body.find("send requests to the router") != std::string::npos);
+}
+
+TEST_CASE("what the node's listener answers is in its log") {
+  const TempDir dir;
+  LogConfig log;
+  log.file = dir.file("node.log");
+  REQUIRE(configure_log(log).ok());
+  {
+    Setup s;
+    CHECK(s.client().get("/livez")->status == 200);
+    CHECK(s.client().get("/nowhere")->status == 404);
+  }
+  REQUIRE(configure_log({}).ok());
+  std::ifstream in(log.file);
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  CHECK(text.find("method=GET path=/livez status=200") != std::string::npos);
+  CHECK(text.find("method=GET path=/nowhere status=404") != std::string::npos);
 }
 
 TEST_CASE("without its router the node lives but is not ready") {

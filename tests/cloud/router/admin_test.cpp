@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/log/log.h"
 #include "tests/support/shared_data.h"
 #include "wire_node.h"
 
@@ -163,6 +164,35 @@ TEST_CASE("each act and each refusal is one line of the audit log that says who,
   struct stat info {};
   REQUIRE(stat(pool.dir().file("audit.jsonl").c_str(), &info) == 0);
   CHECK((info.st_mode & 0077) == 0);
+}
+
+TEST_CASE(
+    "an act whose line finds a full disk is done all the same, and told in the daemon's log") {
+  AdminRouter pool;
+  const std::string file = pool.dir().file("router.toml");
+  std::ifstream in(file);
+  std::string text((std::istreambuf_iterator<char>(in)), {});
+  text.replace(text.find("audit.jsonl"), 11, "/dev/full");
+  pool.write("router.toml", text);
+  LogConfig log;
+  log.file = pool.dir().file("daemon.log");
+  REQUIRE(configure_log(log).ok());
+  pool.start();
+  CHECK(pool.ask("POST", "/admin/reload", "a").status == 200);
+  CHECK(pool.ask("GET", "/v1/models", "d", "", false).status == 200);
+  CHECK(pool.ask("POST", "/admin/nodes/edge-9/drain", "a").status == 404);
+  const std::vector<std::string> wanted = {
+      "audit log not written", "No space left", "act=reload", "act=drain",
+      "object=edge-9",         "user=user-a"};
+  for (const std::string& what : wanted) {
+    CAPTURE(what);
+    CHECK(eventually([&] {
+      std::ifstream lines(log.file);
+      return std::string((std::istreambuf_iterator<char>(lines)), {}).find(what) !=
+             std::string::npos;
+    }));
+  }
+  REQUIRE(configure_log({}).ok());
 }
 
 TEST_CASE("what administrators see and say reaches the pool as it is") {

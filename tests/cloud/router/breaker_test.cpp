@@ -72,7 +72,7 @@ TEST_CASE("five faults that are half of the last ten seconds open a breaker") {
 }
 
 TEST_CASE(
-    "the window slides: what is older than ten seconds is not counted (SMG window_duration)") {
+    "the window slides: what is older than ten seconds is not counted (SGLang window_duration)") {
   Table table(2);
   table.ends(0, Outcome::kFault, 3);
   table.pass_ms(5000);
@@ -117,7 +117,7 @@ TEST_CASE("it stays open for 2 s, doubling to 60 s, give or take a fifth") {
   CHECK(times.size() > 3);
 }
 
-TEST_CASE("half-open lets one probe through at a time, two successes close it (SMG half-open)") {
+TEST_CASE("half-open lets one probe through at a time, two successes close it (SGLang half-open)") {
   Table table(2);
   table.ends(0, Outcome::kFault, 5);
   table.pass_ms(2500);
@@ -238,7 +238,7 @@ TEST_CASE(
   CHECK(std::string(pool.core.breakers()[0].state) == "open");
 }
 
-TEST_CASE("a dead worker costs three requests, not ten (SMG: 10 failures and 3.08 s)") {
+TEST_CASE("a dead worker costs three requests, not ten (SGLang dead worker, 10 and 3.08 s)") {
   PoolFixture pool;
   FakeNode& flaky = pool.join("flaky", Tier::kCloud, 4096, 8);
   flaky.beat.prefill_tokens_per_s = 1e6;

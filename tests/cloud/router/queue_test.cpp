@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "pool_fixture.h"
 
@@ -59,7 +60,7 @@ TEST_CASE("waiting requests are served in the order of class, then deadline, the
                                           "default-1", "default-2", "bulk"});
 }
 
-TEST_CASE("a full queue answers 429 with an honest time to come back") {
+TEST_CASE("a full queue answers 429 with an honest time to come back (Ollama #7758)") {
   BusyPool pool(small_queue(2));
   pool.submit(PoolFixture::chat("a", 30));
   pool.submit(PoolFixture::chat("b", 30));
@@ -295,7 +296,7 @@ TEST_CASE("a more urgent class is served before every tenant of the next") {
   CHECK(served(pool) == "baaaa");
 }
 
-TEST_CASE("one tenant's flood does not close the queue to another (Ollama #7758)") {
+TEST_CASE("one tenant's flood does not close the queue to another") {
   BusyPool pool(small_queue(10));
   std::vector<ClientId> flood;
   for (int i = 0; i < 30; ++i) flood.push_back(pool.submit(of("a", "a" + std::to_string(i))));
@@ -387,4 +388,37 @@ TEST_CASE("work whose time is over is never sent, however long it waited") {
   pool.now_ns += 1002 * kNsPerMs;  // no tick in between
   pool.finish_current();
   CHECK(pool.node().work.back().request.id == "r4");
+}
+
+TEST_CASE("how long each request waited for its first node is counted once") {
+  RouterCoreConfig config = small_queue(3);
+  config.queue_timeout_ms = 2000;
+  BusyPool pool(config);
+  const auto counted = [&](size_t bucket) { return pool.core.stats().waits.counts[bucket]; };
+  const auto all = [&] {
+    const auto& counts = pool.core.stats().waits.counts;
+    return std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  };
+  REQUIRE(all() == 1);  // the one that keeps it busy did not wait
+  CHECK(counted(0) == 1);
+  pool.submit(PoolFixture::chat("waits", 30));
+  pool.submit(PoolFixture::chat("in-vain", 30));
+  pool.submit(PoolFixture::chat("leaves", 30));
+  pool.submit(PoolFixture::chat("refused", 30));  // the queue is full: it does not wait at all
+  pool.submit(PoolFixture::chat("nobody", 30, "no-such-model"));
+  CHECK(all() == 1);
+  pool.advance_ms(300);
+  pool.cancel("leaves");
+  CHECK(counted(7) == 1);  // 250 to 500 ms
+  pool.advance_ms(100);
+  pool.finish_current();
+  CHECK(pool.node().work.back().request.id == "waits");
+  CHECK(counted(7) == 2);
+  // Tried again elsewhere, it waits anew; that is no wait for its first node.
+  pool.say(pool.node(), PoolFixture::rejected(pool.node().work.back(), ErrorCode::kRejectedBusy));
+  pool.node().beat.slots_free = 0;
+  pool.advance_ms(2000);
+  CHECK(counted(9) == 1);  // "in-vain", 1 to 2.5 s
+  CHECK(all() == 4);
+  CHECK(pool.core.stats().waits.seconds == doctest::Approx(0.3 + 0.4 + 2.0).epsilon(0.02));
 }

@@ -419,6 +419,27 @@ TEST_CASE("assignment numbers of another router are not believed") {
   CHECK(load_of(pool, "cloud-1").assigned_slots == 1);
 }
 
+TEST_CASE("a router that has just started has its pool back with each node's first beat") {
+  PoolFixture pool;  // knows nothing
+  for (int i = 0; i < 3; ++i) {
+    FakeNode& node = pool.add("cloud-" + std::to_string(i), Tier::kCloud, 4096, 4);
+    node.grants = true;
+    node.beat.seq = 5000;  // they have been running for long
+    node.beat.boot_epoch = node.hello.boot_epoch = 77;
+    pool.say(node, node.hello);
+    pool.beat(node);
+  }
+  std::vector<ClientId> clients;
+  for (int i = 0; i < 12; ++i)
+    clients.push_back(pool.submit(PoolFixture::chat("r" + std::to_string(i), 30)));
+  for (auto& [name, node] : pool.nodes) {
+    CHECK(node.work.size() == 4);
+    CHECK(state_of(pool, name) == "fresh");
+    for (const Submit& work : std::vector<Submit>(node.work)) pool.serve(node, work);
+  }
+  for (const ClientId client : clients) CHECK(pool.finished(client));
+}
+
 TEST_CASE("a dead node is forgotten after ten minutes") {
   PoolFixture pool;
   pool.join("cloud-1", Tier::kCloud, 4096).beating = false;

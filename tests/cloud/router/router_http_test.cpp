@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/common/http/http_fixture.h"
 #include "wire_node.h"
 
 using namespace updraft;
@@ -53,13 +54,20 @@ TEST_CASE("a prompt of a megabyte goes out in parts while beats and other reques
   CHECK(pool.router.state_of("cloud-1") == "fresh");
 }
 
-TEST_CASE("when the client leaves, the node is told to stop") {
+TEST_CASE(
+    "when the client leaves, the node is told to stop, streaming or not (production-stack #634, "
+    "LiteLLM #37140)") {
   CloudPool pool;
   pool.cloud.set_mood(WireNode::Mood::kStall);
   (void)pool.router.client().post_events(kChat, chat_body(60, true), [](std::string_view data) {
     return data.find("one") == std::string_view::npos;
   });
   CHECK(eventually([&] { return pool.cloud.cancels() == 1; }));
+  testing::RawSocket waiting(pool.router.router().http_port());
+  REQUIRE(waiting.send_all(testing::raw_post(kChat, chat_body(60))));
+  REQUIRE(eventually([&] { return pool.cloud.works() == 2; }));
+  waiting.close();
+  CHECK(eventually([&] { return pool.cloud.cancels() == 2; }));
 }
 
 TEST_CASE("a node's own refusal of a request reaches the client as it is") {

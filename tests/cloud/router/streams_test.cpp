@@ -626,8 +626,8 @@ TEST_CASE("a node whose wall clock is wrong is as alive as any (GPUStack #1576)"
 }
 
 TEST_CASE(
-    "when a request's own tier fails it, the other tier takes it (GPUStack #4459, #4815, llm-d "
-    "#2345)") {
+    "when a request's own tier fails it, the other tier takes it (GPUStack #4459, GPUStack #4815, "
+    "llm-d #2345)") {
   PoolFixture pool;
   FakeNode& edge = pool.join("edge-1", Tier::kEdge, 512, 4);
   FakeNode& cloud = pool.join("cloud-1", Tier::kCloud, 4096, 4);
@@ -642,7 +642,7 @@ TEST_CASE(
 
 TEST_CASE(
     "a model that no node serves is refused by its name (Paddler #60), a failed one tried again "
-    "(#41)") {
+    "(Paddler #41)") {
   PoolFixture pool;
   FakeNode& one = pool.join("cloud-1", Tier::kCloud, 4096, 4);
   FakeNode& two = pool.join("cloud-2", Tier::kCloud, 4096, 4);

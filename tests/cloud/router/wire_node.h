@@ -28,7 +28,8 @@ namespace updraft::test {
 // through `edit`.
 class WireNode {
  public:
-  enum class Mood { kAnswer, kStall, kTooLong, kFail };
+  // kHold: nothing is said to a request before the mood changes.
+  enum class Mood { kAnswer, kStall, kTooLong, kFail, kHold };
 
   WireNode(TestRouter& router, CurveKeys keys, const std::string& id, Tier tier,
            int32_t context_tokens)
@@ -84,6 +85,9 @@ class WireNode {
       poll(&fd, 1, 5);
       while (dialer_->receive(64, [&](std::vector<std::byte>&& frame) { take(frame); }) > 0) {
       }
+      if (mood_.load() != Mood::kHold) {
+        for (const Submit& submit : std::exchange(held_, {})) answer(submit);
+      }
       connected_.store(dialer_->connected());
       if (dialer_->connected() && dialer_->connection_count() != session) {
         session = dialer_->connection_count();
@@ -135,6 +139,12 @@ class WireNode {
     const size_t prompt_bytes = static_cast<size_t>(prompt_text_bytes(submit.request));
     largest_prompt_bytes_.store(std::max(largest_prompt_bytes_.load(), prompt_bytes));
     ++works_;
+    if (mood_.load() == Mood::kHold)
+      held_.push_back(submit);
+    else
+      answer(submit);
+  }
+  void answer(const Submit& submit) {
     const RequestId& id = submit.request.id;
     const Mood mood = mood_.load();
     if (mood == Mood::kTooLong) {
@@ -173,7 +183,8 @@ class WireNode {
   const std::string router_key_;
   const CurveKeys keys_;
   NodeHello hello_;
-  PoolDialer* dialer_ = nullptr;  // of the node's thread, as are the next four
+  PoolDialer* dialer_ = nullptr;  // of the node's thread, as are the next five
+  std::vector<Submit> held_;
   SendQueue out_;
   MessageReader reader_;
   uint64_t counted_ = 0;

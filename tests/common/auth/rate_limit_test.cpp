@@ -49,6 +49,42 @@ TEST_CASE("a minute's requests may come at once, then one for each share of the 
   CHECK_FALSE(door.enter("a", six));
 }
 
+TEST_CASE("what is left of a limit is told: how much, and until when it is whole again") {
+  Door door;
+  const KeyLimits limits{6, 1000, 0};
+  const auto room = [&] { return door.limits.room("a", limits, door.now_ns); };
+  CHECK(room().requests.limit == 6);
+  CHECK(room().requests.remaining == 6);
+  CHECK(room().requests.reset_ms == 0);
+  CHECK(room().tokens.limit == 1000);
+  CHECK(room().tokens.remaining == 1000);
+  const auto ticket = door.enter("a", limits, 300);
+  REQUIRE(ticket);
+  CHECK(room().requests.remaining == 5);
+  CHECK(room().requests.reset_ms == 10'000);
+  CHECK(room().tokens.remaining == 700);
+  CHECK(room().tokens.reset_ms == 18'000);
+  // It used less than was assumed.
+  door.limits.settle(*ticket, 100, door.now_ns);
+  CHECK(room().tokens.remaining == 900);
+  door.wait_ms(5000);
+  CHECK(room().requests.remaining == 5);
+  CHECK(room().requests.reset_ms == 5000);
+  CHECK(room().tokens.remaining == 983);
+  // As many more as it says pass, and no further one.
+  for (int i = 0; i < 5; ++i) REQUIRE(door.enter("a", limits, 1));
+  CHECK(room().requests.remaining == 0);
+  CHECK_FALSE(door.enter("a", limits, 1));
+  // More used than a minute allows: nothing is left, for longer than a minute.
+  const auto large = door.enter("b", {0, 1000, 0}, 1000);
+  REQUIRE(large);
+  door.limits.settle(*large, 2000, door.now_ns);
+  const auto of_b = door.limits.room("b", {0, 1000, 0}, door.now_ns);
+  CHECK(of_b.tokens.remaining == 0);
+  CHECK(of_b.tokens.reset_ms == 120'000);
+  CHECK(of_b.requests.limit == 0);
+}
+
 TEST_CASE("over any stretch of time no more passes than the limit allows, and never less") {
   Door door;
   const KeyLimits limits{60, 0, 0};

@@ -185,6 +185,22 @@ TEST_CASE("cancel and deadline end a sequence at the next plan and free its page
   CHECK(scheduler.pages_free() == scheduler.page_count());
 }
 
+TEST_CASE("a prompt whose client has left is not computed any further (Ollama #11889)") {
+  Scheduler scheduler(small_config());
+  scheduler.add(sequence(1, 40, 5), 0);
+  StepPlan plan = scheduler.plan(0, 0);
+  REQUIRE(plan.slices == std::vector<StepSlice>{{1, 0, 8, false}});
+  // It leaves while a step works on its first chunk: that step is the last.
+  scheduler.cancel(1);
+  run(scheduler, plan);
+  plan = scheduler.plan(1, 0);
+  CHECK(plan.slices.empty());
+  REQUIRE(plan.ended.size() == 1);
+  CHECK(plan.ended[0].end == SequenceEnd::kCancelled);
+  CHECK(scheduler.pages_free() == scheduler.page_count());
+  CHECK(scheduler.idle());
+}
+
 TEST_CASE("a paused sequence gets no tokens, keeps its pages, and goes on where it stood") {
   Scheduler scheduler(small_config());
   scheduler.add(sequence(1, 6, 6), 0);

@@ -72,10 +72,16 @@ TEST_CASE("URLs are read strictly") {
   CHECK(url->authority() == "gateway.local:8080");
   CHECK(HttpUrl::parse("HTTP://a")->port == 80);
   CHECK(HttpUrl::parse("http://a/")->prefix.empty());
+  CHECK(HttpUrl::parse("http://a")->origin() == "http://a:80");
+  CHECK(HttpUrl::parse("HTTPS://a/v1")->origin() == "https://a:443");
+  CHECK(HttpUrl::parse("https://[::1]:8443/v1")->origin() == "https://[::1]:8443");
+  CHECK(HttpUrl::parse("https://a/v1")->prefix == "/v1");
   CHECK(HttpUrl::parse("http://[::1]:9")->authority() == "[::1]:9");
   for (const char* bad : {"",
                           "a",
-                          "https://a",
+                          "https://",
+                          "https://a:x",
+                          "httpss://a",
                           "ftp://a",
                           "http://",
                           "http://:80",

@@ -147,6 +147,41 @@ TEST_CASE("a key's requests per minute: then 429 with a time to wait, others are
   CHECK(f.service.request_count() == 4);
 }
 
+TEST_CASE("what is left of a key's limits is told under OpenAI's names, with every answer") {
+  HttpFixture f;
+  f.config.auth =
+      door_of({api_key("g", Role::kGuest, {3, 100'000, 0}), api_key("d", Role::kDeveloper),
+               api_key("t", Role::kGuest, {0, 9000, 0})});
+  f.start();
+  const HttpResponse first = f.post(kChatPath, kChatBody, {bearer("g")});
+  CHECK(first.field("x-ratelimit-limit-requests") == "3");
+  CHECK(first.field("x-ratelimit-remaining-requests") == "2");
+  CHECK(first.field("x-ratelimit-reset-requests") == "20s");
+  CHECK(first.field("x-ratelimit-limit-tokens") == "100000");
+  // 256 are assumed for an answer without a limit, nothing for a prompt of two bytes.
+  CHECK(first.field("x-ratelimit-remaining-tokens") == "99744");
+  CHECK(first.field("x-ratelimit-reset-tokens") == "154ms");
+  const HttpResponse streamed = f.post(kChatPath, kStreamBody, {bearer("g")});
+  CHECK(streamed.field("x-ratelimit-remaining-requests") == "1");
+  f.service.answer = [](const Request&, const EventSink& sink) {
+    sink(error_of(ErrorCode::kOverloaded, "full", 1000));
+  };
+  const HttpResponse failed = f.post(kChatPath, kChatBody, {bearer("g")});
+  CHECK(failed.status == 503);
+  CHECK(failed.field("x-ratelimit-remaining-requests") == "0");
+  const HttpResponse over = f.post(kChatPath, kChatBody, {bearer("g")});
+  CHECK(over.status == 429);
+  CHECK(over.field("x-ratelimit-remaining-requests") == "0");
+  const std::string reset(over.field("x-ratelimit-reset-requests"));
+  CHECK(reset.back() == 's');
+  CHECK((reset.starts_with("1m") || std::stod(reset) > 30));
+  // What is not limited is not told, nor is anything to what is no request to a model.
+  CHECK(f.post(kChatPath, kChatBody, {bearer("t")}).field("x-ratelimit-limit-requests").empty());
+  CHECK(f.post(kChatPath, kChatBody, {bearer("t")}).field("x-ratelimit-limit-tokens") == "9000");
+  CHECK(f.post(kChatPath, kChatBody, {bearer("d")}).field("x-ratelimit-limit-tokens").empty());
+  CHECK(f.get("/v1/models", {bearer("g")}).field("x-ratelimit-limit-requests").empty());
+}
+
 TEST_CASE("tokens are charged before and settled after; an answer that never began costs none") {
   HttpFixture f;
   // Estimated at some 256 tokens each, used 7.

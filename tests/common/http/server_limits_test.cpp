@@ -269,7 +269,8 @@ TEST_CASE("a client that leaves its stream is noticed within 500 ms and its requ
   }
 }
 
-TEST_CASE("a client that leaves before a whole answer is ready cancels it as well") {
+TEST_CASE(
+    "a client that leaves before a whole answer is ready cancels it as well (LiteLLM #37140)") {
   Fixture f;
   f.service.hold();
   f.start();

@@ -286,7 +286,7 @@ TEST_CASE("a stream's head is sent as soon as the request has a place") {
   CHECK(received.find("\"role\":\"assistant\"") != std::string::npos);
 }
 
-TEST_CASE("keys: missing or wrong is 401, right is let in, health needs none") {
+TEST_CASE("keys: missing or wrong is 401, right is let in, health needs none (Dynamo #8605)") {
   Fixture f;
   f.config.auth = keys_of({"sesame", "other"});
   f.start();

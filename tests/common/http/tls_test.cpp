@@ -12,7 +12,10 @@
 #include <boost/asio/write.hpp>
 #include <filesystem>
 #include <string>
+#include <thread>
+#include <vector>
 
+#include "common/http/client.h"
 #include "tests/common/http/http_fixture.h"
 #include "tests/support/shared_data.h"
 
@@ -264,4 +267,157 @@ TEST_CASE("files that cannot serve are refused by name") {
                              std::filesystem::copy_options::overwrite_existing);
   REQUIRE(chmod(swapped.cert.c_str(), 0600) == 0);
   CHECK(refusal(swapped).find("not a certificate") != std::string::npos);
+}
+
+// --- our own client ---
+
+namespace {
+
+HttpClient client_of(uint16_t port, const std::string& trusted,
+                     const std::string& host = "localhost") {
+  HttpUrl url;
+  url.tls = true;
+  url.host = host;
+  url.port = port;
+  std::shared_ptr<const TlsTrust> trust;
+  if (!trusted.empty()) {
+    auto loaded =
+        TlsTrust::load(repo_file("tests/common/http/golden/tls_" + trusted + "_cert.pem"));
+    REQUIRE_MESSAGE(loaded.ok(), loaded.message());
+    trust = std::move(*loaded);
+  }
+  return HttpClient(url, {}, {5000, 10'000}, trust);
+}
+
+// Accepts one connection, reads what comes and answers `bytes`; then closes.
+class OneAnswer {
+ public:
+  explicit OneAnswer(std::string bytes) : acceptor_(io_, {asio::ip::address_v4::loopback(), 0}) {
+    thread_ = std::thread([this, bytes = std::move(bytes)] {
+      boost::system::error_code ec;
+      asio::ip::tcp::socket socket(io_);
+      acceptor_.accept(socket, ec);
+      char buffer[4096];
+      (void)socket.read_some(asio::buffer(buffer), ec);
+      asio::write(socket, asio::buffer(bytes), ec);
+    });
+  }
+  ~OneAnswer() { thread_.join(); }
+  uint16_t port() const { return acceptor_.local_endpoint().port(); }
+
+ private:
+  asio::io_context io_;
+  asio::ip::tcp::acceptor acceptor_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+TEST_CASE("our client speaks https: whole answers, streams, megabytes both ways") {
+  TlsFixture f;
+  f.config.limits.stream_buffer_bytes_max = 64 << 20;
+  f.start();
+  const HttpClient client = client_of(f.server->port(), "first");
+  const auto models = client.get("/v1/models");
+  REQUIRE_MESSAGE(models.ok(), models.message());
+  CHECK(models->status == 200);
+  CHECK(models->body.find("\"demo\"") != std::string::npos);
+  std::vector<std::string> events;
+  const auto streamed = client.post_events(kChatPath, kStreamBody, [&](std::string_view data) {
+    events.emplace_back(data);
+    return true;
+  });
+  REQUIRE_MESSAGE(streamed.ok(), streamed.message());
+  REQUIRE(events.size() > 2);
+  CHECK(events.back() == "[DONE]");
+  const std::string piece(40'000, 'y');
+  f.service.answer = [&](const Request& request, const EventSink& sink) {
+    CHECK(prompt_text_bytes(request) == 3'000'000);
+    sink(started_event());
+    for (int i = 0; i < 60; ++i) sink(text_chunk(piece, i));
+    sink(last_chunk());
+    sink(finished_event());
+  };
+  const auto large =
+      client.post_json(kChatPath, R"({"model":"demo","messages":[{"role":"user","content":")" +
+                                      std::string(3'000'000, 'x') + R"("}]})");
+  REQUIRE_MESSAGE(large.ok(), large.message());
+  CHECK(large->body.size() > 60 * piece.size());
+  // Leaving a stream cancels it, as without TLS.
+  f.service.answer = nullptr;
+  f.service.hold();
+  std::thread starter([&] {
+    const auto request = f.service.wait_request(2);
+    if (request) f.service.send(request->id, started_event());
+  });
+  (void)client.post_events(kChatPath, kStreamBody, [](std::string_view) { return false; });
+  starter.join();
+  CHECK(f.service.wait_cancelled(f.service.wait_request(2)->id, 5000));
+}
+
+TEST_CASE("our client believes no certificate that it cannot check, and says why") {
+  TlsFixture f;
+  f.start();
+  const auto refusal = [&](const HttpClient& client) {
+    const auto answer = client.get("/v1/models");
+    REQUIRE(!answer.ok());
+    CHECK(answer.message().starts_with("https://"));
+    return answer.message();
+  };
+  // Signed by somebody else, by nobody whom the system knows, or made out to another name.
+  CHECK(refusal(client_of(f.server->port(), "second")).find("certificate") != std::string::npos);
+  CHECK(refusal(client_of(f.server->port(), "")).find("certificate") != std::string::npos);
+  CHECK(refusal(client_of(f.server->port(), "first", "127.0.0.1")).find("IP address mismatch") !=
+        std::string::npos);
+  CHECK(f.service.request_count() == 0);
+  CHECK(TlsTrust::load("/nonexistent.pem").message().find("/nonexistent.pem") != std::string::npos);
+  CHECK(TlsTrust::load(f.files.key).message().find("no certificate in PEM") != std::string::npos);
+  // Other things at that port.
+  OneAnswer plain("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+  CHECK(refusal(client_of(plain.port(), "first")).find("TLS handshake") != std::string::npos);
+  OneAnswer nothing("");
+  CHECK(refusal(client_of(nothing.port(), "first")).find("TLS handshake") != std::string::npos);
+  HttpFixture without_tls;
+  without_tls.start();
+  CHECK(refusal(client_of(without_tls.server->port(), "first")).find("TLS") != std::string::npos);
+}
+
+TEST_CASE("our client takes no answer for whole that was cut off under TLS") {
+  // A relay that passes so many bytes of the server's on and then closes, without TLS's goodbye.
+  TlsFixture f;
+  f.service.answer = [](const Request&, const EventSink& sink) {
+    sink(started_event());
+    sink(text_chunk(std::string(100'000, 'z'), 0));
+    sink(last_chunk());
+    sink(finished_event());
+  };
+  f.start();
+  asio::io_context io;
+  asio::ip::tcp::acceptor acceptor(io, {asio::ip::address_v4::loopback(), 0});
+  std::thread relay([&] {
+    boost::system::error_code ec;
+    asio::ip::tcp::socket near(io), far(io);
+    acceptor.accept(near, ec);
+    far.connect({asio::ip::address_v4::loopback(), f.server->port()}, ec);
+    std::thread up([&] {
+      boost::system::error_code error;
+      char buffer[16384];
+      while (!error) {
+        const size_t got = near.read_some(asio::buffer(buffer), error);
+        if (!error) asio::write(far, asio::buffer(buffer, got), error);
+      }
+    });
+    char buffer[16384];
+    for (size_t passed = 0; passed < 50'000 && !ec;) {
+      const size_t got = far.read_some(asio::buffer(buffer), ec);
+      if (!ec) passed += asio::write(near, asio::buffer(buffer, got), ec);
+    }
+    near.shutdown(asio::ip::tcp::socket::shutdown_both, ec);
+    up.join();
+  });
+  const auto answer =
+      client_of(acceptor.local_endpoint().port(), "first").post_json(kChatPath, kChatBody);
+  relay.join();
+  REQUIRE(!answer.ok());
+  CHECK(answer.message().find("cut off") != std::string::npos);
 }

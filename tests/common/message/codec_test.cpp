@@ -43,6 +43,7 @@ Request full_chat() {
   r.hints = Hints{Tier::kCloud, true, Priority::kBulk, "session-1", 12345};
   r.tenant = "tenant-a";
   r.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  r.trace_state = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE";
   return r;
 }
 
@@ -103,6 +104,7 @@ void check_equal(const Request& a, const Request& b) {
   CHECK(a.hints.deadline_ms == b.hints.deadline_ms);
   CHECK(a.tenant == b.tenant);
   CHECK(a.trace == b.trace);
+  CHECK(a.trace_state == b.trace_state);
 }
 
 template <typename T>
