@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -70,7 +71,12 @@ class Reader {
   std::vector<T> vector(const char* field, const fb::Vector<T>* value, size_t count_max) {
     if (value == nullptr || !spend(field, value->size() * sizeof(T), count_max * sizeof(T)))
       return {};
-    return {value->begin(), value->end()};
+    // The verifier leaves it to the sender where the elements of 8 bytes lie: copied as bytes,
+    // then.
+    std::vector<T> out(value->size());
+    if (!out.empty()) std::memcpy(out.data(), value->Data(), out.size() * sizeof(T));
+    for (T& element : out) element = fb::EndianScalar(element);
+    return out;
   }
   std::vector<int32_t> token_ids(const char* field, const fb::Vector<int32_t>* value) {
     std::vector<int32_t> ids = vector(field, value, kMessageBytesMax / sizeof(int32_t));

@@ -414,9 +414,15 @@ TEST_CASE("how long each request waited for its first node is counted once") {
   pool.finish_current();
   CHECK(pool.node().work.back().request.id == "waits");
   CHECK(counted(7) == 2);
-  // Tried again elsewhere, it waits anew; that is no wait for its first node.
+  // Sent a second time, it has waited anew; that is no wait for its first node.
   pool.say(pool.node(), PoolFixture::rejected(pool.node().work.back(), ErrorCode::kRejectedBusy));
+  pool.node().beat.slots_free = 1;
+  pool.node().beat.running = 0;
+  pool.beat(pool.node());
+  REQUIRE(pool.node().work.back().request.id == "waits");
+  REQUIRE(pool.node().work.back().epoch > 2);
   pool.node().beat.slots_free = 0;
+  pool.node().beat.running = 1;
   pool.advance_ms(2000);
   CHECK(counted(9) == 1);  // "in-vain", 1 to 2.5 s
   CHECK(all() == 4);

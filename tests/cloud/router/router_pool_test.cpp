@@ -64,6 +64,30 @@ TEST_CASE("a node killed before its first token is replaced by another") {
   CHECK(second.works() == 1);
 }
 
+TEST_CASE(
+    "a node that begins a new life on its connection ends the streams of the old one at once") {
+  CloudPool pool;
+  pool.cloud.set_mood(WireNode::Mood::kStall);
+  std::string last;
+  const int64_t begin_ns = monotonic_ns();
+  const auto done =
+      pool.router.client().post_events(kChat, chat_body(60, true), [&](std::string_view data) {
+        if (data.find("one") != std::string_view::npos) pool.cloud.live_again();
+        last = std::string(data);
+        return true;
+      });
+  REQUIRE_MESSAGE(done.ok(), done.message());
+  CHECK(last.find("\"error\"") != std::string::npos);
+  CHECK(last.find("restarted while it was answering") != std::string::npos);
+  CHECK(monotonic_ns() - begin_ns < 20 * kNsPerSecond);
+  pool.cloud.set_mood(WireNode::Mood::kAnswer);
+  REQUIRE(pool.router.wait_for("cloud-1", "fresh"));  // with its first beat
+  const auto next = pool.router.client().post_json(kChat, chat_body(60));
+  REQUIRE_MESSAGE(next.ok(), next.message());
+  CHECK(next->status == 200);
+  CHECK(pool.cloud.works() == 2);
+}
+
 TEST_CASE("an unknown key gets no connection; once its file is there it does, without a restart") {
   TestRouter router;
   router.start();

@@ -257,6 +257,87 @@ TEST_CASE("a new boot of a node loses what the old one had: streams end, unstart
   CHECK(pool.finished(b));
 }
 
+TEST_CASE("a hello said again on a live connection changes nothing for what runs there") {
+  for (const bool grants : {false, true}) {
+    CAPTURE(grants);
+    PoolFixture pool;
+    FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 3);
+    node.grants = grants;
+    pool.settle();
+    const ClientId a = pool.submit(PoolFixture::chat("a", 30));
+    const ClientId b = pool.submit(PoolFixture::chat("b", 30));
+    REQUIRE(node.work.size() == 2);
+    pool.say(node, PoolFixture::accepted(node.work[0]));
+    pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
+    // Repeated because its welcome was slow, or said anew because it serves one more model.
+    ModelInfo more;
+    more.id = "more";
+    more.context_tokens = 4096;
+    node.hello.models.push_back(more);
+    pool.say(node, node.hello);
+    node.beat.slots_free = 1;
+    node.beat.running = 2;
+    pool.advance_ms(200);
+    CHECK(pool.ends(a) == 0);
+    CHECK(pool.ends(b) == 0);
+    CHECK(node.cancels.empty());
+    CHECK(pool.core.models().size() == 2);
+    // No more than there is room for.
+    for (int i = 0; i < 3; ++i) pool.submit(PoolFixture::chat("n" + std::to_string(i), 30));
+    CHECK(node.work.size() == 3);
+    pool.say(node, PoolFixture::tokens(node.work[0], 1, {2}, true));
+    pool.say(node, PoolFixture::done(node.work[0]));
+    CHECK(pool.finished(a));
+    pool.serve(node, Submit(node.work[1]));
+    CHECK(pool.finished(b));
+  }
+}
+
+TEST_CASE("a new life on the same connection ends the streams of the one before it, each once") {
+  TwoClouds pool;
+  const ClientId a = pool.submit(PoolFixture::chat("a", 30));
+  FakeNode& node = pool.holder("a");
+  FakeNode& other = pool.other(node);
+  pool.say(node, PoolFixture::accepted(node.work[0]));
+  pool.say(node, PoolFixture::tokens(node.work[0], 0, {1}));
+  other.beat.slots_free = 0;
+  other.beat.running = 4;
+  pool.beat(other);
+  const ClientId b = pool.submit(PoolFixture::chat("b", 30));
+  REQUIRE(node.work.size() == 2);
+  const std::vector<Submit> before = node.work;
+  other.beat.slots_free = 4;
+  other.beat.running = 0;
+  pool.beat(other);
+  const size_t told = node.other.size();
+  node.hello.boot_epoch = node.beat.boot_epoch = 2;
+  node.beat.seq = 0;
+  node.arrived = 0;
+  pool.say(node, node.hello);
+  CHECK(pool.error(a).code == ErrorCode::kNodeLost);
+  REQUIRE(other.work.size() == 1);
+  CHECK(other.work[0].request.id == "b");
+  // The new life is welcomed and hears nothing of what it never had.
+  CHECK(node.cancels.empty());
+  REQUIRE(node.other.size() == told + 1);
+  CHECK(std::holds_alternative<Welcome>(node.other.back()));
+  // What the earlier one still had on its way is nobody's.
+  pool.say(node, PoolFixture::tokens(before[0], 1, {2}, true));
+  pool.say(node, PoolFixture::done(before[0]));
+  pool.serve(node, before[1]);
+  CHECK(pool.ends(a) == 1);
+  CHECK(pool.ends(b) == 0);
+  pool.serve(other, Submit(other.work[0]));
+  CHECK(pool.finished(b));
+  // It is a node like any other from its first beat on.
+  other.beating = false;
+  pool.advance_ms(3500);
+  const ClientId c = pool.submit(PoolFixture::chat("c", 30));
+  REQUIRE(node.work.size() == 3);
+  pool.serve(node, Submit(node.work[2]));
+  CHECK(pool.finished(c));
+}
+
 TEST_CASE("a request whose only node restarts waits for it to be ready again") {
   OneCloud pool;
   const ClientId client = pool.submit(PoolFixture::chat("a", 30));

@@ -61,6 +61,8 @@ class WireNode {
     stop_.store(true);
     if (thread_.joinable()) thread_.join();
   }
+  // Says hello as a new life of its own, on the connection that it has.
+  void live_again() { again_.store(true); }
   void set_mood(Mood mood) { mood_.store(mood); }
   void edit(const std::function<void(NodeBeat&)>& change) {
     const std::lock_guard lock(mutex_);
@@ -93,6 +95,16 @@ class WireNode {
         session = dialer_->connection_count();
         out_.clear();
         reader_.clear();
+        out_.push_urgent(hello_);
+      }
+      if (again_.exchange(false)) {
+        out_.clear();
+        held_.clear();
+        counted_ = 0;
+        ++hello_.boot_epoch;
+        const std::lock_guard lock(mutex_);
+        beat_.boot_epoch = hello_.boot_epoch;
+        beat_.seq = 0;
         out_.push_urgent(hello_);
       }
       if (welcomed_.load() && monotonic_ns() >= beat_due_ns) {
@@ -193,6 +205,7 @@ class WireNode {
   NodeBeat beat_;  // guarded by mutex_
   std::atomic<Mood> mood_{Mood::kAnswer};
   std::atomic<bool> stop_{false};
+  std::atomic<bool> again_{false};
   std::atomic<bool> connected_{false};
   std::atomic<bool> welcomed_{false};
   std::atomic<int> works_{0};
