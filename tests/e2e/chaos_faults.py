@@ -84,13 +84,14 @@ class Disk:
 class LogFile:
     """JSON lines of one daemon, read as they come and cut off as logrotate's copytruncate does."""
 
+    JUMPED_S = 600  # a line whose time is further off was written under a jumped clock
+
     def __init__(self, path):
         self.path = pathlib.Path(path)
         self.at = 0
         self.torn = []  # lines that are none
         self.lines_read = 0
-        self.jumped_lines = 0  # whose time is more than ten minutes off
-        self.last = None
+        self.jumped_lines = 0
 
     def read(self, cut=False):
         """Takes in what is new, whole lines only; cut: and makes the file empty."""
@@ -110,8 +111,7 @@ class LogFile:
             except ValueError:
                 self.torn.append(line)
                 continue
-            self.last = values[-1]
-            if abs(seconds_of(values[-1]["time"]) - time.time()) > 600:
+            if abs(seconds_of(values[-1]["time"]) - time.time()) > self.JUMPED_S:
                 self.jumped_lines += 1
         if cut and self.at == self.path.stat().st_size:
             os.truncate(self.path, 0)

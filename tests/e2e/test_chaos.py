@@ -34,6 +34,8 @@ TENANTS = {"red-key": "developer", "blue-key": "developer", "boss-key": "admin"}
 CLIENTS = 6
 CLOCK_JUMPS_S = (-86400 * 30, -3600, -7, 7, 3600, 86400 * 400)
 HEAL_S = 90
+# So few that the warm-up touches all KV memory: what grows later is no page seen for the first time.
+KV_TOKENS = 4096
 
 
 class World:
@@ -109,7 +111,8 @@ class World:
         kind, folder = ("edge" if node == "edge" else "cloud"), self.stack.folder
         settings = {"node.id": node, "model.path": EDGE_MODEL if kind == "edge" else CLOUD_MODEL, "http.port": 0,
                     "pool.routers": ",".join(self.relays[node, router].endpoint for router in ROUTERS),
-                    "pool.router_key": folder / "keys/router.pub", "pool.key": folder / f"keys/{node}"}
+                    "pool.router_key": folder / "keys/router.pub", "pool.key": folder / f"keys/{node}",
+                    "model.kv_tokens": KV_TOKENS}
         if kind == "edge":
             settings["local.socket"] = folder / f"run/{node}.sock"
         self.start(node, kind, settings)
@@ -182,8 +185,14 @@ class World:
 
     def jump(self, name):
         """The time of day jumps, back after a while or not at all. A daemon killed meanwhile starts with the new time."""
-        self.clocks[name].set(self.random.choice(CLOCK_JUMPS_S))
+        offset_s = self.random.choice(CLOCK_JUMPS_S)
+        log = self.logs[name]
+        self.read_log(name)
+        seen = log.jumped_lines
+        self.clocks[name].set(offset_s)
         self.stack[name].get("/livez")  # leaves a line in the log, with the new time
+        if abs(offset_s) > log.JUMPED_S:
+            wait_until(lambda: self.read_log(name) and log.jumped_lines > seen, 30, f"{name} to see its clock jump by {offset_s} s")
         self.pause()
         if self.random.random() < 0.7:
             self.clocks[name].set(0.0)
@@ -199,7 +208,7 @@ class World:
             self.pause()
         finally:
             self.disks[name].free(pid)
-        wait_until(lambda: daemon.get("/readyz") and self.read_log(name), 30, f"{name} to log again")
+        wait_until(lambda: daemon.get("/livez") and self.read_log(name), 30, f"{name} to log again")
         if name in ROUTERS:
             self.audits[name].read()
             assert self.reload(name) == 200
@@ -400,7 +409,7 @@ def answer_through_all(world):
             assert answer.json()["choices"][0]["finish_reason"]
 
 
-def run_chaos(seconds, seed, hands=1, decks_min=1, warm_up_whole=30, grown_mib_max=64, report=lambda text: None):
+def run_chaos(seconds, seed, hands=1, decks_min=1, warm_up_whole=30, grown_mib_max=32, report=lambda text: None):
     """Breaks things for so long, at least every kind once; returns (ledger, strikes, lives that were compared). Raises
     AssertionError when something is not as it was afterwards."""
     world = World(seed)
@@ -439,8 +448,6 @@ def run_chaos(seconds, seed, hands=1, decks_min=1, warm_up_whole=30, grown_mib_m
             world.audits[name].read()
             for line in world.audits[name].torn:
                 world.ledger.problem(f"{name}'s audit log has a line that is none: {line[:200]}")
-        if strikes["clock jump"] and not any(log.jumped_lines for log in world.logs.values()):
-            world.ledger.problem("no daemon saw its clock jump")
         if not world.ledger.exact():
             world.ledger.problem(f"{world.ledger.asked} requests were begun, ended have {sum(world.ledger.ends.values())}")
         report(f"faults {dict(strikes)}")
