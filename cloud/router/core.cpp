@@ -429,7 +429,7 @@ void RouterCore::on_unsendable(const Submit& submit, int64_t now_ns, Actions& ou
 
 void RouterCore::on_tick(int64_t now_ns, Actions& out) {
   if (last_tick_ns_ > 0 && now_ns - last_tick_ns_ > kPauseNs)
-    registry_.forgive(now_ns - last_tick_ns_);
+    registry_.forgive(now_ns - last_tick_ns_, now_ns);
   last_tick_ns_ = now_ns;
   if (now_ns - last_sweep_ns_ >= kSweepEveryNs) {
     last_sweep_ns_ = now_ns;

@@ -406,6 +406,7 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
 void Placer::consider(const Wish& wish, const Serving& serving, bool stale, int64_t now_ns) {
   const NodeLoad& load = registry_.load(serving.node);
   if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) return;
+  if (load.lease_over(now_ns)) return;
   const int32_t free_slots = load.free_slots(now_ns, stale);
   if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) return;
   if (!admits(wish, serving.node, now_ns)) return;

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/base/plant.h"
 #include "common/base/result.h"
 #include "common/message/node_status.h"
@@ -90,6 +91,11 @@ struct NodeLoad {
   bool takes_work() const {
     return used && (state == NodeState::kReady || UPDRAFT_PLANT(kDrainingServed)) &&
            (!draining || UPDRAFT_PLANT(kDrainingServed)) && freshness != Freshness::kDead;
+  }
+  // Silent for so long that it would be dead, were evictions not frozen: it keeps what it has and
+  // gets nothing new.
+  bool lease_over(int64_t now_ns) const {
+    return now_ns - last_heard_ns >= lease_ms * kNsPerMs && !UPDRAFT_PLANT(kLeaseIgnored);
   }
   // What it granted has run out: it must report before it gets anything.
   bool lapsed(int64_t now_ns) const { return grants && now_ns >= credit_until_ns; }
@@ -233,8 +239,9 @@ class Registry {
   void sweep(int64_t now_ns, std::vector<NodeIndex>& lost);
   // Evictions are frozen: this router's own link is under suspicion.
   bool frozen() const { return frozen_since_ns_ > 0; }
-  // This process stood still for so long: the nodes' silence is not theirs.
-  void forgive(int64_t pause_ns);
+  // This process stood still for so long until now: that silence is not the nodes'. Who has been
+  // heard since is as silent as it is.
+  void forgive(int64_t pause_ns, int64_t now_ns);
 
   // A request and the answer to it spent so long on the way.
   void measured_way(NodeIndex node, double seconds, int64_t payload_bytes);
