@@ -164,8 +164,10 @@ void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_
   }
 }
 
-void RouterCore::handle(const PeerInfo& from, Drain&&, int64_t, Actions&) {
-  registry_.set_draining(registry_.find_peer(from.peer));
+void RouterCore::handle(const PeerInfo& from, Drain&&, int64_t now_ns, Actions& out) {
+  const NodeIndex node = registry_.find_peer(from.peer);
+  registry_.set_draining(node);
+  if (UPDRAFT_PLANT(kDrainLoses)) lose_node(node, "drains", now_ns, out);
 }
 
 bool RouterCore::drain_node(const std::string& node_id, int32_t grace_ms, Actions& out) {

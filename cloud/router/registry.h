@@ -104,8 +104,9 @@ struct NodeLoad {
     if (refused_until_beat) return 0;
     if (grants && !lapsed_too && lapsed(now_ns)) return 0;
     const int64_t open =
-        grants ? static_cast<int64_t>(credit_limit - std::min(credit_limit, credit_used))
-               : slots_free - assigned_slots + returned_slots;
+        grants && !UPDRAFT_PLANT(kGrantIgnored)
+            ? static_cast<int64_t>(credit_limit - std::min(credit_limit, credit_used))
+            : slots_free - assigned_slots + returned_slots;
     return static_cast<int32_t>(
         std::clamp<int64_t>(open, 0, std::max(0, slots_total - live_slots)));
   }

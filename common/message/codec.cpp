@@ -433,6 +433,8 @@ PoolMessage read(Reader& in, const wire::Welcome& w) {
   m.router_epoch = w.router_epoch();
   m.pool_models = read_models(in, "pool_models", w.pool_models());
   m.credits = w.credits();
+  m.wanted_slots = in.number("wanted_slots", w.wanted_slots(), 0, kSequencesMax);
+  m.wanted_kv_tokens = in.number("wanted_kv_tokens", w.wanted_kv_tokens(), int64_t{0}, kTokensMax);
   return m;
 }
 PoolMessage read(Reader& in, const wire::Blob& w) {

@@ -251,7 +251,9 @@ fb::Offset<void> put(Builder& b, const Drain& m) {
 }
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);
-  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits).Union();
+  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits,
+                             m.wanted_slots, m.wanted_kv_tokens)
+      .Union();
 }
 fb::Offset<void> put(Builder& b, const Blob& m) {
   return wire::CreateBlob(b, m.stream, m.index, m.count,

@@ -170,6 +170,9 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
   router_id_ = std::move(welcome.router_id);
   pool_models_ = std::move(welcome.pool_models);
   ++welcome_count_;
+  if (welcomed_ && grant_link_ != 0 && welcome.wanted_slots > 0) {
+    grants_->want(grant_link_, welcome.wanted_slots, welcome.wanted_kv_tokens, now_ns);
+  }
   if (!welcomed_) {
     welcomed_ = true;
     last_assignment_seq_ = 0;
