@@ -101,6 +101,7 @@ int run_daemon(const DaemonFlags& flags, const DaemonLife& life) {
 
 void block_stop_signals() {
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is a full disk: the write's error says so
   const sigset_t set = stop_signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
 }

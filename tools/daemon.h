@@ -42,8 +42,8 @@ struct DaemonLife {
 };
 int run_daemon(const DaemonFlags& flags, const DaemonLife& life);
 
-// Blocks SIGINT, SIGTERM and SIGHUP in this thread and every thread started later, ignores SIGPIPE.
-// Call first.
+// Blocks SIGINT, SIGTERM and SIGHUP in this thread and every thread started later, ignores SIGPIPE
+// and SIGXFSZ. Call first.
 void block_stop_signals();
 // Waits for one of them and returns it. A second SIGINT after that ends the process at once.
 int wait_for_stop_signal();

@@ -1,8 +1,10 @@
 // updraft sim: the router, links, scheduler and placement that serve, on a virtual clock, against
 // whatever can go wrong. A seed is a world; the same seed is the same world.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cinttypes>
 #include <cstdio>
@@ -45,8 +47,26 @@ void print_summary(const sim::Report& report) {
   std::printf("hash = %016" PRIx64 "\n", report.hash);
 }
 
+// What the run cost this machine; not part of the world, and another number each time.
+void print_cost(std::vector<double> placements_us, double seconds) {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  std::printf("took = %.1f s, memory = %.2f GiB\n", seconds,
+              static_cast<double>(usage.ru_maxrss) / (1 << 20));
+  if (placements_us.empty()) return;
+  std::sort(placements_us.begin(), placements_us.end());
+  const auto at = [&](double share) {
+    return placements_us[static_cast<size_t>(share *
+                                             static_cast<double>(placements_us.size() - 1))];
+  };
+  std::printf("placements = %zu, p50 = %.1f us, p99 = %.1f us, longest = %.1f us\n",
+              placements_us.size(), at(0.5), at(0.99), at(1.0));
+}
+
 int run_one(const SimFlags& flags) {
+  const auto start = std::chrono::steady_clock::now();
   sim::RunOptions options;
+  options.measure_placements = flags.nodes > 0;
   options.print_trace = flags.trace;
   sim::Scenario scenario =
       flags.nodes > 0 ? sim::scenario_of_size(flags.nodes) : sim::scenario_of_seed(flags.seed);
@@ -59,6 +79,10 @@ int run_one(const SimFlags& flags) {
   const sim::Report report = sim::simulate(scenario, flags.seed, options);
   if (show) std::fprintf(stderr, "\r\033[K");
   print_summary(report);
+  if (flags.nodes > 0) {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    print_cost(report.placements_us, took.count());
+  }
   if (!report.violation) return 0;
   print_violation(report);
   return 1;

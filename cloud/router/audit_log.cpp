@@ -1,12 +1,8 @@
 // See the header.
 #include "cloud/router/audit_log.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <cstdio>
 #include <ctime>
 
 #include "common/http/json_text.h"
@@ -45,23 +41,17 @@ std::string line_of(const AuditEntry& entry) {
 }  // namespace
 
 Result<std::unique_ptr<AuditLog>> AuditLog::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0) return fail("audit log " + path + ": " + std::strerror(errno));
-  return std::unique_ptr<AuditLog>(new AuditLog(path, fd));
+  auto file = AppendFile::open(path, 0600);
+  if (!file) return fail("audit log " + file.message());
+  return std::unique_ptr<AuditLog>(new AuditLog(std::move(*file)));
 }
-
-AuditLog::~AuditLog() { close(fd_); }
 
 void AuditLog::write(const AuditEntry& entry) {
   const std::string line = line_of(entry);
   const std::lock_guard lock(mutex_);
-  ssize_t written = 0;
-  do {
-    written = ::write(fd_, line.data(), line.size());
-  } while (written < 0 && errno == EINTR);
-  if (written == static_cast<ssize_t>(line.size())) return;
-  log_error("audit log not written", {{"file", path_},
-                                      {"why", written < 0 ? std::strerror(errno) : "no room"},
+  const auto written = file_.append(line);
+  if (written) return;
+  log_error("audit log not written", {{"why", written.message()},
                                       {"act", entry.act},
                                       {"object", entry.object},
                                       {"outcome", entry.outcome},

@@ -6,9 +6,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "common/auth/principal.h"
 #include "common/base/result.h"
+#include "common/log/append_file.h"
 
 namespace updraft {
 
@@ -24,18 +26,14 @@ class AuditLog {
  public:
   // Appends to `path`, made with mode 0600. Error: names the path and why.
   static Result<std::unique_ptr<AuditLog>> open(const std::string& path);
-  ~AuditLog();
-  AuditLog(const AuditLog&) = delete;
-  AuditLog& operator=(const AuditLog&) = delete;
 
   // The line is with the kernel when this returns; where that fails, the entry and why go to the
   // daemon's log instead.
   void write(const AuditEntry& entry);
 
  private:
-  AuditLog(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-  const std::string path_;
-  const int fd_;
+  explicit AuditLog(AppendFile file) : file_(std::move(file)) {}
+  AppendFile file_;
   std::mutex mutex_;  // one line at a time
 };
 

@@ -179,8 +179,10 @@ void RouterCore::find_orphans(NodeIndex node, uint64_t counted_seq, int64_t now_
   }
 }
 
-void RouterCore::handle(const PeerInfo& from, Drain&&, int64_t, Actions&) {
-  registry_.set_draining(registry_.find_peer(from.peer));
+void RouterCore::handle(const PeerInfo& from, Drain&&, int64_t now_ns, Actions& out) {
+  const NodeIndex node = registry_.find_peer(from.peer);
+  registry_.set_draining(node);
+  if (UPDRAFT_PLANT(kDrainLoses)) lose_node(node, "drains", now_ns, out);
 }
 
 bool RouterCore::drain_node(const std::string& node_id, int32_t grace_ms, Actions& out) {
@@ -445,7 +447,7 @@ void RouterCore::on_unsendable(const Submit& submit, int64_t now_ns, Actions& ou
 
 void RouterCore::on_tick(int64_t now_ns, Actions& out) {
   if (last_tick_ns_ > 0 && now_ns - last_tick_ns_ > kPauseNs)
-    registry_.forgive(now_ns - last_tick_ns_);
+    registry_.forgive(now_ns - last_tick_ns_, now_ns);
   last_tick_ns_ = now_ns;
   if (now_ns - last_sweep_ns_ >= kSweepEveryNs) {
     last_sweep_ns_ = now_ns;

@@ -197,6 +197,8 @@ class RouterCore {
   void dispatch(Stream& stream, NodeIndex node, const Placement* placement, int64_t now_ns,
                 Actions& out);
   void serve_queue(NodeIndex node, int64_t now_ns, Actions& out);
+  // Tells the node what this request needs there and was not granted.
+  void want_room(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out);
   // `outcome` is what this end says of the node.
   void leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome, int64_t now_ns);
   void cancel_on_node(const Stream& stream, Actions& out);

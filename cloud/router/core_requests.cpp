@@ -20,6 +20,8 @@ constexpr int32_t kRetryMsMax = 60'000;
 // The node enforces the deadline itself and says so; the router steps in only when it does not.
 constexpr int64_t kNodeDeadlineSlackNs = 250 * kNsPerMs;
 constexpr size_t kModelsListed = 10;
+// A request waits for so long for room that comes by itself.
+constexpr int64_t kWantAfterNs = 500 * kNsPerMs;
 
 int64_t payload_bytes(const Request& request) {
   int64_t bytes = prompt_text_bytes(request);
@@ -293,12 +295,30 @@ void RouterCore::serve_queue(NodeIndex node, int64_t now_ns, Actions& out) {
       continue;
     }
     if (!placer_.has_room(stream.wish, node, now_ns))
-      return;  // room is kept for it, else a big one waits for ever
+      return want_room(stream, node, now_ns, out);  // kept for it, else a big one waits for ever
     walk.take();
     stream.waiting = false;
     --service(stream.wish.model).waiting[static_cast<size_t>(stream.wish.priority)];
     dispatch(stream, node, nullptr, now_ns, out);
   }
+}
+
+// Other routers have parts of this node. One that has to hold them back for the sake of a waiting
+// request is enough.
+void RouterCore::want_room(Stream& stream, NodeIndex node, int64_t now_ns, Actions& out) {
+  const NodeLoad& load = registry_.load(node);
+  const int32_t slots = placer_.slots_needed(stream.wish, node);
+  const int64_t kv_tokens = placer_.kv_needed(stream.wish, node);
+  if (!load.grants || now_ns - stream.arrived_ns < kWantAfterNs) return;
+  const bool elsewhere = now_ns < stream.wanted_until_ns && registry_.same(stream.wanted_at) &&
+                         stream.wanted_at.index != node;
+  if (elsewhere) return;
+  stream.wanted_at = registry_.ref(node);
+  stream.wanted_until_ns = now_ns + load.lease_ms * kNsPerMs;
+  Welcome welcome{config_.router_id, config_.router_epoch, pool_models_, true};
+  welcome.wanted_slots = slots;
+  welcome.wanted_kv_tokens = kv_tokens;
+  out.push_back(Send{registry_.node(node).peer, std::move(welcome)});
 }
 
 void RouterCore::leave_node(Stream& stream, bool give_back, BreakerTable::Outcome outcome,

@@ -406,6 +406,7 @@ Placement Placer::place(Wish& wish, const SessionTable::Entry* session, int64_t 
 void Placer::consider(const Wish& wish, const Serving& serving, bool stale, int64_t now_ns) {
   const NodeLoad& load = registry_.load(serving.node);
   if ((load.freshness == Freshness::kStale || load.lapsed(now_ns)) != stale) return;
+  if (load.lease_over(now_ns)) return;
   const int32_t free_slots = load.free_slots(now_ns, stale);
   if (!fits(wish, serving.node, free_slots) || !capable(wish, serving)) return;
   if (!admits(wish, serving.node, now_ns)) return;
@@ -415,7 +416,8 @@ void Placer::consider(const Wish& wish, const Serving& serving, bool stale, int6
 Placer::Candidate Placer::choose(const Wish& wish, Tier tier, const SessionTable::Entry* session,
                                  bool stale, int64_t now_ns) {
   candidates_.clear();
-  const std::vector<Serving>& serving = registry_.serving(wish.model);
+  const std::vector<Serving>& serving =
+      registry_.serving(UPDRAFT_PLANT(kModelIgnored) ? 0 : wish.model);
   const size_t count = serving.size();
   const size_t begin = count > kEnoughCandidates ? next_random() % count : 0;
   size_t looked_at = 0;
@@ -627,7 +629,7 @@ RequestError Placer::never(const Wish& wish, const Survey& seen, int64_t now_ns)
   const std::string& model = registry_.model_id(wish.model);
   RequestError error;
   error.code = ErrorCode::kOverloaded;
-  error.retry_after_ms = kNoNodeRetryMs;
+  error.retry_after_ms = UPDRAFT_PLANT(kNoRetryAfter) ? 0 : kNoNodeRetryMs;
   const Tier tier = wish.local_only ? Tier::kEdge : wish.tier;
   const std::string node_of_tier =
       tier == Tier::kAny ? "node" : std::string(tier_name(tier)) + " node";

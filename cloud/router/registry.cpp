@@ -128,8 +128,7 @@ Result<void> check_beat(const NodeBeat& beat) {
 }
 
 Freshness Registry::freshness_at(const NodeLoad& load, int64_t now_ns) const {
-  if (now_ns - load.last_heard_ns >= load.lease_ms * kNsPerMs && !UPDRAFT_PLANT(kLeaseIgnored))
-    return Freshness::kDead;
+  if (load.lease_over(now_ns)) return Freshness::kDead;
   const int64_t age_ns = now_ns - load.last_beat_ns;
   const int64_t interval_ns = load.interval_ms * kNsPerMs;
   if (age_ns < 3 * interval_ns) return Freshness::kFresh;
@@ -543,10 +542,10 @@ int32_t Registry::lost_context_tokens(ModelIndex index, int64_t now_ns) const {
                                                                         : 0;
 }
 
-void Registry::forgive(int64_t pause_ns) {
+void Registry::forgive(int64_t pause_ns, int64_t now_ns) {
   for (NodeLoad& load : loads_) {
-    load.last_beat_ns += pause_ns;
-    load.last_heard_ns += pause_ns;
+    load.last_beat_ns = std::min(now_ns, load.last_beat_ns + pause_ns);
+    load.last_heard_ns = std::min(now_ns, load.last_heard_ns + pause_ns);
   }
 }
 

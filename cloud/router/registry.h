@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/base/plant.h"
 #include "common/base/result.h"
 #include "common/message/node_status.h"
@@ -91,6 +92,11 @@ struct NodeLoad {
     return used && (state == NodeState::kReady || UPDRAFT_PLANT(kDrainingServed)) &&
            (!draining || UPDRAFT_PLANT(kDrainingServed)) && freshness != Freshness::kDead;
   }
+  // Silent for so long that it would be dead, were evictions not frozen: it keeps what it has and
+  // gets nothing new.
+  bool lease_over(int64_t now_ns) const {
+    return now_ns - last_heard_ns >= lease_ms * kNsPerMs && !UPDRAFT_PLANT(kLeaseIgnored);
+  }
   // What it granted has run out: it must report before it gets anything.
   bool lapsed(int64_t now_ns) const { return grants && now_ns >= credit_until_ns; }
   // Slots that this router may use now. lapsed_too: of a grant that has run out as well.
@@ -98,8 +104,9 @@ struct NodeLoad {
     if (refused_until_beat) return 0;
     if (grants && !lapsed_too && lapsed(now_ns)) return 0;
     const int64_t open =
-        grants ? static_cast<int64_t>(credit_limit - std::min(credit_limit, credit_used))
-               : slots_free - assigned_slots + returned_slots;
+        grants && !UPDRAFT_PLANT(kGrantIgnored)
+            ? static_cast<int64_t>(credit_limit - std::min(credit_limit, credit_used))
+            : slots_free - assigned_slots + returned_slots;
     return static_cast<int32_t>(
         std::clamp<int64_t>(open, 0, std::max(0, slots_total - live_slots)));
   }
@@ -233,8 +240,9 @@ class Registry {
   void sweep(int64_t now_ns, std::vector<NodeIndex>& lost);
   // Evictions are frozen: this router's own link is under suspicion.
   bool frozen() const { return frozen_since_ns_ > 0; }
-  // This process stood still for so long: the nodes' silence is not theirs.
-  void forgive(int64_t pause_ns);
+  // This process stood still for so long until now: that silence is not the nodes'. Who has been
+  // heard since is as silent as it is.
+  void forgive(int64_t pause_ns, int64_t now_ns);
 
   // A request and the answer to it spent so long on the way.
   void measured_way(NodeIndex node, double seconds, int64_t payload_bytes);

@@ -49,6 +49,8 @@ struct Stream {
   int64_t timer_ns = 0;  // when its earliest timer is due; 0: none
   WaitQueue::Key queue_key;
   bool waiting = false;  // it is in the queue
+  NodeRef wanted_at;     // that was told how much room it needs there
+  int64_t wanted_until_ns = 0;
   State state = State::kQueued;
 
   NodeIndex node = kNoNode;  // while dispatched or running

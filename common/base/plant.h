@@ -25,6 +25,11 @@ enum class Plant : uint8_t {
   kQueueUnbounded,   // the queue has no limit
   kCancelIgnored,    // a client that leaves is not noticed
   kUpwardForgotten,  // what rose over a broken link has no end
+  kGrantIgnored,     // what a node shows free counts as granted
+  kModelIgnored,     // a request goes where another model is served
+  kNoRetryAfter,     // a refusal does not say when to come back
+  kPageKept,         // a preempted sequence gives all of its pages back but one
+  kDrainLoses,       // what runs on a draining node is given up
   // Bugs that were real until the simulation found them.
   kClockSetBack,      // a node whose clock was set back is shut out
   kSilenceEndless,    // a risen answer whose end was lost stays open
@@ -34,6 +39,7 @@ enum class Plant : uint8_t {
   kRunsTwice,         // a Submit that comes twice runs twice
   kRisesTwice,        // and so does one from an edge
   kReservePerRouter,  // each router keeps an edge's whole reserve out of its part
+  kNeverLends,        // a request wider than its router's part of a node waits for ever
   kCount,
 };
 

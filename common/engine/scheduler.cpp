@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/plant.h"
 
 namespace updraft {
 
@@ -210,6 +211,7 @@ void Scheduler::forget(uint64_t id) {
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
+  if (UPDRAFT_PLANT(kPageKept)) sequence.pages.pop_back();
   release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});

@@ -2,11 +2,15 @@
 #include "common/log/log.h"
 
 #include <spdlog/fmt/fmt.h>
-#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <memory>
+#include <mutex>
+#include <utility>
+
+#include "common/log/append_file.h"
 
 namespace updraft {
 namespace {
@@ -14,6 +18,24 @@ namespace {
 struct State {
   std::shared_ptr<spdlog::logger> logger;
   LogConfig config;
+};
+
+// Whole lines only. What a full disk refuses is lost; spdlog says so on standard error, once a
+// second at most.
+class FileSink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit FileSink(AppendFile file) : file_(std::move(file)) {}
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    const auto appended = file_.append({line.data(), line.size()});
+    if (!appended) throw spdlog::spdlog_ex("line not written: " + appended.message());
+  }
+  void flush_() override {}
+
+  AppendFile file_;
 };
 
 State& state() {
@@ -85,11 +107,9 @@ Result<void> configure_log(const LogConfig& config) {
   if (config.file.empty()) {
     sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
   } else {
-    try {
-      sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(config.file);
-    } catch (const spdlog::spdlog_ex& error) {
-      return fail("log file " + config.file + ": " + error.what());
-    }
+    auto file = AppendFile::open(config.file, 0644);
+    if (!file) return fail("log file " + file.message());
+    sink = std::make_shared<FileSink>(std::move(*file));
   }
   auto logger = std::make_shared<spdlog::logger>("updraft", sink);
   logger->set_level(to_spdlog(config.level));

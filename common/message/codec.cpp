@@ -442,6 +442,8 @@ PoolMessage read(Reader& in, const wire::Welcome& w) {
   m.pool_models = read_models(in, "pool_models", w.pool_models());
   m.credits = w.credits();
   m.echo_ms = in.number("echo_ms", w.echo_ms(), 0, 60'000);
+  m.wanted_slots = in.number("wanted_slots", w.wanted_slots(), 0, kSequencesMax);
+  m.wanted_kv_tokens = in.number("wanted_kv_tokens", w.wanted_kv_tokens(), int64_t{0}, kTokensMax);
   return m;
 }
 PoolMessage read(Reader&, const wire::Echo& w) { return Echo{w.beat_seq()}; }

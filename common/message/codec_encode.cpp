@@ -253,7 +253,8 @@ fb::Offset<void> put(Builder& b, const Drain& m) {
 }
 fb::Offset<void> put(Builder& b, const Welcome& m) {
   const auto id = put_clean(b, m.router_id, kShortBytes);
-  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits, m.echo_ms)
+  return wire::CreateWelcome(b, id, m.router_epoch, put(b, m.pool_models), m.credits, m.echo_ms,
+                             m.wanted_slots, m.wanted_kv_tokens)
       .Union();
 }
 fb::Offset<void> put(Builder& b, const Echo& m) { return wire::CreateEcho(b, m.beat_seq).Union(); }

@@ -67,14 +67,17 @@ struct Drain {  // router -> node: take no new work; node -> router: I am draini
   int32_t grace_ms = 30000;
   bool resume = false;  // router -> node: an earlier Drain of this router's is taken back
 };
-// router -> node, answer to a hello: the id under which the router knows it, and the models the
-// whole pool serves.
+// router -> node, answer to a hello, and again when its words change: the id of the router, the
+// models the whole pool serves, what waits there for this node.
 struct Welcome {
   std::string router_id;
   uint64_t router_epoch = 0;  // changes when the router restarts: the node then says hello again
   std::vector<ModelInfo> pool_models;
   bool credits = false;  // this router sends nothing but what the node has granted
   int32_t echo_ms = 0;   // a node that beats and wants it gets an Echo so often; 0: it does not
+  // What a request that waits needs here at once, more than the node has granted; 0: none does.
+  int32_t wanted_slots = 0;
+  int64_t wanted_kv_tokens = 0;
 };
 // router -> node: the router is there and takes this connection's beats.
 struct Echo {

@@ -9,6 +9,11 @@
 // How the slots are divided: one for each router while there are enough, the rest by who uses
 // theirs (those held now and those taken in the last seconds); what does not divide goes round.
 //
+// A request that needs more than its router's part at once would wait for ever while the others
+// keep theirs. So a router says what it wants, and the node lends it that: as long as it says so
+// the others share what is left, until enough is free and taken. One borrower at a time, in turn;
+// between two loans everybody has the ordinary part again, for as long as the loan took.
+//
 // Threads: any; one mutex inside. Time comes in as now_ns.
 #pragma once
 
@@ -18,6 +23,7 @@
 #include <map>
 #include <mutex>
 
+#include "common/base/clock.h"
 #include "common/message/node_status.h"
 
 namespace updraft {
@@ -48,6 +54,9 @@ class GrantLedger {
   bool take(LinkId link, int32_t slots, int64_t now_ns);
   // Its work has ended, or never began.
   void give(LinkId link, int32_t slots);
+  // A request waits at this router that needs so much at once. Counts for as long as a grant does,
+  // unless it is said again; ends with a Submit that takes as many slots.
+  void want(LinkId link, int32_t slots, int64_t kv_tokens, int64_t now_ns);
 
   // The window for this router from now on. `epoch` grows with each grant of the node, so that the
   // newest is known whatever overtakes what.
@@ -71,6 +80,10 @@ class GrantLedger {
     double recent = 0.0;  // slots taken of late, halved every kHalfLifeNs
     int64_t recent_ns = 0;
     std::deque<Promise> promises;  // limits descending, expiries ascending
+    int32_t wanted_slots = 0;      // at once, until wanted_until_ns
+    int64_t wanted_kv_tokens = 0;
+    int64_t wanted_until_ns = 0;
+    bool wants(int64_t now_ns) const { return wanted_slots > 0 && now_ns < wanted_until_ns; }
   };
 
   int32_t outstanding(const Link& link, int64_t now_ns) const;
@@ -78,6 +91,10 @@ class GrantLedger {
   int32_t held() const;
   int32_t pool_slots() const;  // of all slots, those that local clients do not use
   int32_t share(LinkId link, int64_t now_ns) const;
+  int32_t part(LinkId link, int32_t slots, LinkId but, int64_t now_ns) const;
+  int64_t granted_kv(LinkId link, int32_t count, int64_t now_ns) const;
+  void follow_loans(int64_t now_ns);
+  int64_t promise_ns() const { return (int64_t{ttl_ms_} + kSlackMs) * kNsPerMs; }
   double weight(const Link& link, int64_t now_ns) const;
   bool in_turn(LinkId link, int64_t now_ns) const;
 
@@ -90,6 +107,10 @@ class GrantLedger {
   int32_t slots_total_ = 0;
   int32_t sequences_ = 0;
   int64_t kv_tokens_free_ = 0;
+  LinkId borrower_ = 0;  // 0: nobody
+  LinkId last_borrower_ = 0;
+  int64_t lent_since_ns_ = 0;
+  int64_t no_loan_until_ns_ = 0;
 };
 
 }  // namespace updraft

@@ -178,6 +178,9 @@ void LinkCore::on_welcome(Welcome&& welcome, int64_t now_ns) {
   pool_models_ = std::move(welcome.pool_models);
   ++welcome_count_;
   silence_ns_ = kSilentEchoes * welcome.echo_ms * kNsPerMs;
+  if (welcomed_ && grant_link_ != 0 && welcome.wanted_slots > 0) {
+    grants_->want(grant_link_, welcome.wanted_slots, welcome.wanted_kv_tokens, now_ns);
+  }
   if (!welcomed_) {
     welcomed_ = true;
     last_assignment_seq_ = 0;

@@ -60,7 +60,7 @@ class Answer:
 class Daemon:
     """One running `updraft router|edge|cloud`."""
 
-    def __init__(self, stack, name, kind, settings):
+    def __init__(self, stack, name, kind, settings, env=None):
         self.name, self.kind, self.stack = name, kind, stack
         self.ready_file = stack.folder / f"{name}.ready"
         self.log_path = stack.folder / f"{name}.log"
@@ -71,7 +71,8 @@ class Daemon:
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         self.log = open(self.log_path, "ab")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=stack.env)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
+                                        env=env or stack.env)
         self.facts = {}
 
     def wait_ready(self):
@@ -112,7 +113,7 @@ class Daemon:
 
     def metric(self, name, labels=None):
         """The value of one series of /metrics, None when absent."""
-        for line in self.get("/metrics").body.decode().splitlines():
+        for line in self.get("/metrics", self.stack.authorization()).body.decode().splitlines():
             if line.startswith("#") or not line.startswith(name):
                 continue
             series, value = line.rsplit(" ", 1)
@@ -125,7 +126,7 @@ class Daemon:
 
     def metric_sum(self, name):
         total = 0.0
-        for line in self.get("/metrics").body.decode().splitlines():
+        for line in self.get("/metrics", self.stack.authorization()).body.decode().splitlines():
             if line.startswith(name) and line[len(name)] in "{ ":
                 total += float(line.rsplit(" ", 1)[1])
         return total
@@ -273,9 +274,8 @@ class Stack:
             self.wait_serving(name)
         self.wait_serving("router")
         # A router that has just started answers 503 for a model it has not heard of yet; wait until it is sure.
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         wait_until(lambda: self["router"].post("/v1/chat/completions", {"model": "?", "messages": [{"role": "user", "content": "x"}]},
-                                               headers).status == 404, what="the router to know its pool")
+                                               self.authorization()).status == 404, what="the router to know its pool")
         return self
 
     @contextlib.contextmanager
@@ -288,6 +288,9 @@ class Stack:
             yield
         finally:
             self.env = right
+
+    def authorization(self):
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def __getitem__(self, name):
         return self.daemons[name]

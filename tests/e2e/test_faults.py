@@ -3,6 +3,7 @@
 import datetime
 import email.utils
 import json
+import resource
 import shutil
 import threading
 import time
@@ -89,6 +90,25 @@ class Faults(unittest.TestCase):
             self.assertEqual([answer.status for answer in answers], [200] * 5)
         for daemon in (router, self.stack["edge"]):
             self.assertEqual(daemon.stop(), 0)
+
+    def test_daemons_whose_files_may_not_grow_serve_on_and_log_whole_lines_again(self):
+        logs = {name: self.stack.folder / f"{name}.jsonl" for name in ("router", "edge")}
+        self.stack.start_router(log__file=logs["router"], log__format="json")
+        self.stack.start_node("edge", log__file=logs["edge"], log__format="json")
+        wait_until(lambda: self.ask().status == 200, what="an answer")
+        for name in logs:  # at a point where the next line is refused in its middle
+            limit = (logs[name].stat().st_size + 20, resource.RLIM_INFINITY)
+            resource.prlimit(self.stack[name].process.pid, resource.RLIMIT_FSIZE, limit)
+        for _ in range(3):
+            self.assertEqual(self.ask().status, 200)
+            self.assertEqual(self.stack["edge"].get("/livez").status, 200)
+        for name in logs:
+            resource.prlimit(self.stack[name].process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            size = logs[name].stat().st_size
+            self.assertEqual(self.stack[name].get("/livez").status, 200)
+            wait_until(lambda: logs[name].stat().st_size > size, what=f"{name} to log again")
+            for line in logs[name].read_text().splitlines():
+                json.loads(line)
 
     def test_an_unknown_node_key_is_refused(self):
         self.stack.start_all()

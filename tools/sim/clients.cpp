@@ -149,11 +149,12 @@ void Clients::submit(Request request) {
   });
 }
 
-ClientId Clients::probe(int router, int model) {
+ClientId Clients::probe(int router, int model, int32_t choices) {
   Request request;
   request.id = "probe" + std::to_string(next_id_++);
   request.model = scenario_.models[static_cast<size_t>(model)].id;
   request.tenant = "probe";
+  request.choice_count = choices;
   request.sampling.max_tokens = 2;
   request.sampling.seed = next_id_;
   ChatMessage user{"user", {}};

@@ -22,8 +22,8 @@ class Clients {
 
   // Asks until then.
   void run_until(int64_t until_ns);
-  // One plain request of this model to a router; its ticket.
-  ClientId probe(int router, int model);
+  // One plain request of this model to a router, for so many answers; its ticket.
+  ClientId probe(int router, int model, int32_t choices = 1);
 
  private:
   void arrive(int64_t until_ns);

@@ -20,6 +20,7 @@ ClientId Ledger::open_ticket(const Request& request, const SimModel& model, Entr
   Ticket ticket;
   ticket.id = request.id;
   ticket.model = &model;
+  ticket.outcome.client = client;
   ticket.outcome.entrance = entrance;
   ticket.outcome.submitted_ns = world_.now_ns();
   ticket.outcome.prompt_tokens = count_tokens(request, model);

@@ -41,6 +41,7 @@ inline constexpr const char* kCancel = "cancel";           // who leaves is answ
 inline constexpr const char* kNewestBeat = "newest beat";  // an older beat replaces no newer one
 inline constexpr const char* kCalm = "calm";               // without faults nothing is lost
 inline constexpr const char* kHeal = "heal";               // after the faults everything ends
+inline constexpr const char* kWide = "wide";               // what fits an idle node gets its turn
 inline constexpr const char* kRest = "rest";               // and nothing is left behind
 inline constexpr const char* kAbort = "abort";             // a check of the program itself failed
 }  // namespace invariant
@@ -54,6 +55,7 @@ struct Entrance {
 
 // What a client got, for statistics.
 struct Outcome {
+  ClientId client = 0;
   Entrance entrance;
   int64_t submitted_ns = 0;
   int64_t first_token_ns = 0;  // 0: none
@@ -95,6 +97,7 @@ class Ledger {
   size_t open_count() const { return open_.size(); }
   std::string describe_open() const;  // a few of them, for a message
   const std::vector<Outcome>& outcomes() const { return outcomes_; }
+  bool is_open(ClientId client) const { return open_.contains(client); }
   uint64_t ticket_count() const { return tickets_count_; }
 
   // --- a router's sockets ---
@@ -105,6 +108,8 @@ class Ledger {
   void on_router_in(int router, const PeerInfo& from, const PoolMessage& message,
                     const RouterCore& core, uint64_t beat_seq_before, bool new_session);
   void on_router_out(int router, const PeerId& peer, const PoolMessage& message);
+  // What on_router_out() was told of did not leave after all.
+  void on_router_unsent(int router, const PeerId& peer, const Submit& submit);
   void on_router_deliver(int router, ClientId client, const Event& event);
   void on_router_drain(int router, const std::string& node_id);
   // A node's link hands work of this router to its engine.
@@ -143,6 +148,11 @@ class Ledger {
     int32_t lease_ms = 0;
     int32_t slots_total = 0;
     int32_t live_slots = 0;
+    // The newest grant that the router has heard in this session, and what it has sent since.
+    bool grants = false;
+    uint64_t credit_epoch = 0;
+    int32_t slots_granted = 0;
+    int32_t slots_sent = 0;
     bool ready = false;
     bool draining = false;
   };
@@ -188,6 +198,7 @@ class Ledger {
   Runs& runs(int router, const std::string& node_id, const RequestId& id) {
     return runs_[std::to_string(router) + ' ' + node_id + ' ' + id];
   }
+  static void take_credit(NodeView& view, const PoolMessage& message);
   void check_dispatch(int number, Router& router, const PeerId& peer, const Submit& submit);
   void take_from_node(Router& router, Live& live);
   void forget(Router& router, const RequestId& id);

@@ -80,6 +80,8 @@ void Ledger::on_router_in(int number_of_router, const PeerInfo& from, const Pool
     if (new_session) {
       view.lease_ms = router.config.registry.lease_ms_max;
       view.live_slots = 0;  // whatever it had before is lost
+      view.grants = false;
+      view.credit_epoch = 0;
     }
     for (auto live = router.live.begin(); new_session && live != router.live.end();) {
       if (live->second.node == hello->node_id) live->second.node.clear();
@@ -97,6 +99,7 @@ void Ledger::on_router_in(int number_of_router, const PeerInfo& from, const Pool
   view.heard_ns = world_.now_ns();
   view.heard_paused_ns = paused_ns({false, number_of_router});
   router.in_node = peer->second;
+  take_credit(view, message);
   if (const auto* beat = std::get_if<NodeBeat>(&message)) {
     if (beat->boot_epoch != view.hello.boot_epoch) return;
     if (registry.node(index).beat_seq < beat_seq_before) {
@@ -157,6 +160,28 @@ void Ledger::on_router_out(int number_of_router, const PeerId& peer, const PoolM
   }
 }
 
+void Ledger::take_credit(NodeView& view, const PoolMessage& message) {
+  const Credit* credit = std::visit(
+      [](const auto& m) -> const Credit* {
+        if constexpr (requires { m.credit; }) return m.credit ? &*m.credit : nullptr;
+        return nullptr;
+      },
+      message);
+  if (credit == nullptr || credit->epoch <= view.credit_epoch) return;
+  view.grants = true;
+  view.credit_epoch = credit->epoch;
+  view.slots_granted = credit->count;
+  view.slots_sent = 0;
+}
+
+void Ledger::on_router_unsent(int number_of_router, const PeerId& peer, const Submit& submit) {
+  Router& router = routers_[static_cast<size_t>(number_of_router)];
+  const auto known = router.by_peer.find(peer);
+  if (known == router.by_peer.end()) return;
+  NodeView& view = router.nodes.at(known->second);
+  view.slots_sent = std::max(0, view.slots_sent - submit.slots);
+}
+
 void Ledger::check_dispatch(int number_of_router, Router& router, const PeerId& peer,
                             const Submit& submit) {
   const RequestId& id = submit.request.id;
@@ -202,6 +227,11 @@ void Ledger::check_dispatch(int number_of_router, Router& router, const PeerId& 
   live.node = node_id;
   live.epoch = submit.epoch;
   view.live_slots += live.slots;
+  view.slots_sent += submit.slots;
+  // A grant that has run out may be used where nothing better is there; never a wider one.
+  if (view.grants && view.slots_sent > view.slots_granted)
+    broken(invariant::kGrant, node_id + " has granted " + number(view.slots_granted) +
+                                  " slots and is given " + number(view.slots_sent));
   if (view.live_slots > view.slots_total)
     broken(invariant::kGrant, node_id + " has granted " + number(view.slots_total) +
                                   " slots and is given " + number(view.live_slots));

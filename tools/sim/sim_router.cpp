@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <utility>
 
 #include "common/base/clock.h"
@@ -107,7 +108,13 @@ void SimRouter::submit(Request request, ClientId client) {
   deferred_.run([this, request = std::move(request), client]() mutable {
     clients_.insert(client);
     ledger_.on_router_request(number_, request);
+    const auto began = std::chrono::steady_clock::now();
     core_->submit(std::move(request), client, now_ns(), actions_);
+    if (placements_us_ != nullptr) {
+      placements_us_->push_back(
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - began)
+              .count());
+    }
     carry_out();
     flush();
   });
@@ -193,8 +200,10 @@ void SimRouter::carry_out() {
     world_.note(std::string("-> ") + name_of(send.message), about(send.peer, send.message));
     ledger_.on_router_out(number_, send.peer, send.message);
     if (peers_->queue(send.peer, send.message, now_ns())) continue;
-    if (const auto* submit = std::get_if<Submit>(&send.message))
+    if (const auto* submit = std::get_if<Submit>(&send.message)) {
+      ledger_.on_router_unsent(number_, send.peer, *submit);
       core_->on_unsendable(*submit, now_ns(), actions_);
+    }
   }
   actions_.clear();
   ledger_.on_router_idle(number_, *core_);

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kLookNs = 100 * kNsPerMs;
 constexpr int64_t kRestNsMax = 60 * kNsPerSecond;
 constexpr int64_t kProbeNsMax = 60 * kNsPerSecond;
+constexpr int64_t kWideNsMax = 120 * kNsPerSecond;
 
 // Of the running simulation, for report_aborts().
 const World* g_world = nullptr;
@@ -37,6 +38,7 @@ class Simulation {
       config.router_id = "router-" + std::to_string(router);
       routers_.push_back(std::make_unique<SimRouter>(world_, network_, ledger_, config, router));
       network_.add_router(*routers_.back());
+      if (options.measure_placements) routers_.back()->measure_placements(placements_us_);
     }
     for (const NodeSpec& spec : scenario.nodes)
       nodes_.push_back(std::make_unique<SimNode>(world_, network_, ledger_, spec, scenario.models,
@@ -66,6 +68,7 @@ class Simulation {
       report.violation = world_.violations().front();
       report.last_events = world_.trace.last_events();
     }
+    report.placements_us = std::move(placements_us_);
     report.cloud_busy_share = busy_share(Tier::kCloud);
     report.edge_busy_share = busy_share(Tier::kEdge);
     return report;
@@ -124,6 +127,47 @@ class Simulation {
       }
     }
     rest();
+    for (int router = 0; router < scenario_.router_count && !world_.broken(); ++router) {
+      for (size_t model = 0; model < scenario_.models.size() && !world_.broken(); ++model)
+        ask_wide(router, static_cast<int>(model));
+    }
+    if (!world_.broken()) rest();
+  }
+
+  // A request that takes all slots of a node at once has its turn, while every other router keeps
+  // the model busy with small ones. It may be refused for want of room, but not for ever.
+  void ask_wide(int router, int model) {
+    int32_t slots = 0;
+    for (const NodeSpec& node : scenario_.nodes) {
+      const int32_t reserved = node.tier == Tier::kEdge ? scenario_.router.edge_reserve_slots : 0;
+      if (node.model == model) slots = std::max(slots, node.engine.slots - reserved);
+    }
+    if (slots < 2) return;
+    slots = std::min(slots, scenario_.router.choices_max);
+    const int64_t until_ns = world_.now_ns() + kWideNsMax;
+    std::vector<ClientId> small(routers_.size());
+    ClientId wide = clients_->probe(router, model, slots);
+    while (!world_.broken()) {
+      for (int other = 0; other < scenario_.router_count; ++other) {
+        ClientId& one = small[static_cast<size_t>(other)];
+        if (other != router && !ledger_.is_open(one)) one = clients_->probe(other, model);
+      }
+      step();
+      if (ledger_.is_open(wide)) continue;
+      const auto outcome = std::find_if(ledger_.outcomes().rbegin(), ledger_.outcomes().rend(),
+                                        [&](const Outcome& o) { return o.client == wide; });
+      if (outcome->finished) break;
+      if (world_.now_ns() > until_ns) {
+        world_.violate(invariant::kWide, "a request for " + std::to_string(slots) +
+                                             " answers of model " + std::to_string(model) +
+                                             " at router " + std::to_string(router) +
+                                             " is refused for ever, at last with code " +
+                                             std::to_string(static_cast<int>(outcome->error)));
+        return;
+      }
+      wide = clients_->probe(router, model, slots);
+    }
+    while (ledger_.open_count() > 0 && !world_.broken() && world_.now_ns() <= until_ns) step();
   }
 
   bool served(int32_t model) const {
@@ -230,6 +274,7 @@ class Simulation {
   std::vector<std::unique_ptr<SimNode>> nodes_;
   Faults faults_;
   std::unique_ptr<Clients> clients_;
+  std::vector<double> placements_us_;
   uint64_t looks_ = 0;
   double busy_s_until_ = 0.0;
   std::pair<double, int> cloud_busy_;

@@ -15,6 +15,8 @@ namespace updraft::sim {
 
 struct RunOptions {
   bool print_trace = false;
+  // Measures by this machine's clock how long the routers take over each request that comes in.
+  bool measure_placements = false;
   // Called about once per simulated 100 ms with the simulated time; empty: nobody asks.
   std::function<void(int64_t now_ns)> on_time;
 };
@@ -30,7 +32,8 @@ struct Report {
   std::optional<Violation> violation;
   std::vector<std::string> last_events;  // of a run with a violation
   std::vector<Outcome> outcomes;
-  double cloud_busy_share = 0.0;  // of the cloud nodes' time
+  std::vector<double> placements_us;  // if measured
+  double cloud_busy_share = 0.0;      // of the cloud nodes' time
   double edge_busy_share = 0.0;
 };
 

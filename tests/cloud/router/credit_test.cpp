@@ -86,6 +86,53 @@ TEST_CASE("a grant's memory is a limit like its slots") {
   CHECK(pool.core.queued() == 1);
 }
 
+TEST_CASE("one node is told what a waiting request needs there beyond what was granted") {
+  PoolFixture pool;
+  const auto wanted = [](const FakeNode& node) {
+    std::vector<Welcome> out;
+    for (const PoolMessage& message : node.other) {
+      const auto* welcome = std::get_if<Welcome>(&message);
+      if (welcome != nullptr && welcome->wanted_slots > 0) out.push_back(*welcome);
+    }
+    return out;
+  };
+  for (const char* id : {"cloud-1", "cloud-2"}) {
+    FakeNode& node = pool.join(id, Tier::kCloud, 4096, 4);
+    node.grants = true;
+    node.granted_max = 1;  // the rest is another router's
+    pool.beat(node);
+  }
+  FakeNode& first = pool.nodes.at("cloud-1");
+  FakeNode& second = pool.nodes.at("cloud-2");
+  pool.settle();
+  Request request = PoolFixture::chat("wide", 30);
+  request.choice_count = 3;
+  const ClientId client = pool.submit(std::move(request));
+  pool.advance_ms(400);
+  REQUIRE(pool.core.queued() == 1);
+  CHECK(wanted(first).empty());  // it may still come by itself
+  CHECK(wanted(second).empty());
+  pool.advance_ms(1000);
+  FakeNode& told = wanted(first).empty() ? second : first;
+  FakeNode& other = wanted(first).empty() ? first : second;
+  REQUIRE(wanted(told).size() >= 5);  // with each beat
+  CHECK(wanted(told)[0].wanted_slots == 3);
+  CHECK(wanted(told)[0].wanted_kv_tokens > 0);
+  CHECK(wanted(told)[0].router_epoch == 1);
+  CHECK(wanted(other).empty());
+  told.beating = false;  // another one is asked when this one says nothing more
+  pool.advance_ms(3000);
+  CHECK(wanted(other).size() >= 5);
+  other.granted_max = 3;
+  pool.advance_ms(100);
+  REQUIRE(other.work.size() == 1);
+  pool.serve(other, Submit(other.work[0]));
+  CHECK(pool.finished(client));
+  const size_t count = wanted(other).size();
+  pool.advance_ms(1000);
+  CHECK(wanted(other).size() == count);
+}
+
 TEST_CASE("a grant that has run out is not used while another node may answer") {
   GrantingPool pool(4);
   FakeNode& other = pool.join("cloud-2", Tier::kCloud, 4096, 4);

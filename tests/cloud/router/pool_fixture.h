@@ -23,8 +23,9 @@ struct FakeNode {
   NodeBeat beat;  // what its next beat says; seq and last_assignment_seq are kept by the pool
   PeerInfo peer;
   bool beating = true;
-  bool grants = false;   // its beats and ends carry credit: what the beat shows free
-  uint64_t arrived = 0;  // slots of the Submits of this session
+  bool grants = false;            // its beats and ends carry credit: what the beat shows free
+  int32_t granted_max = 1 << 20;  // of its free slots
+  uint64_t arrived = 0;           // slots of the Submits of this session
   uint64_t grant_epoch = 0;
   int64_t next_beat_ns = 0;
   std::vector<Submit> work;  // Submits it was sent
@@ -90,7 +91,8 @@ class PoolFixture {
     say(node, node.beat);
   }
   static Credit credit(FakeNode& node) {
-    return {++node.grant_epoch, node.arrived, node.beat.slots_free, node.beat.kv_tokens_free, 600};
+    return {++node.grant_epoch, node.arrived, std::min(node.beat.slots_free, node.granted_max),
+            node.beat.kv_tokens_free, 600};
   }
   void tick() {
     Actions out;

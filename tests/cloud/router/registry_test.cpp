@@ -347,6 +347,20 @@ TEST_CASE("the welcome names the pool's models and comes again when they change"
   CHECK(last.pool_models[0].context_tokens == 512);
 }
 
+TEST_CASE("a pause of the router is no credit for the silence after it") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.settle();
+  pool.now_ns += 5000 * kNsPerMs;
+  pool.beat(node);  // it had been waiting in the socket
+  pool.tick();
+  node.beating = false;
+  pool.advance_ms(1900);
+  CHECK(state_of(pool, "cloud-1") == "stale");
+  pool.advance_ms(300);  // its lease is 2 s
+  CHECK(state_of(pool, "cloud-1") == "dead");
+}
+
 TEST_CASE("a pause of the router itself does not kill its nodes") {
   PoolFixture pool;
   FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096);
@@ -502,6 +516,25 @@ TEST_CASE("when many nodes fall silent at once the router suspects its own link 
   }
   CHECK(frozen == 1);
   CHECK(thawed == 1);
+}
+
+TEST_CASE("nothing new is sent to a node whose lease is over, even while evictions are frozen") {
+  PoolFixture pool;
+  for (int i = 0; i < 3; ++i) pool.join("cloud-" + std::to_string(i), Tier::kCloud, 4096, 4);
+  pool.settle();
+  for (auto& [id, node] : pool.nodes) node.beating = false;
+  pool.advance_ms(1500);  // stale, but the lease holds: better than nobody
+  pool.submit(PoolFixture::chat("early", 30));
+  pool.advance_ms(1500);
+  REQUIRE(pool.core.registry().frozen());
+  pool.submit(PoolFixture::chat("late", 30));
+  size_t sent = 0;
+  for (const auto& [id, node] : pool.nodes) sent += node.work.size();
+  CHECK(sent == 1);
+  CHECK(pool.core.queued() == 1);
+  for (auto& [id, node] : pool.nodes) node.beating = true;
+  pool.advance_ms(500);
+  CHECK(pool.core.queued() == 0);
 }
 
 TEST_CASE("a few silent nodes are lost as ever, and so are many that fall silent one by one") {

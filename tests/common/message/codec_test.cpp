@@ -417,6 +417,10 @@ TEST_CASE("the small messages survive the wire") {
   CHECK_FALSE(trip(echoed).wants_echo);
   echoed.wants_echo = true;
   CHECK(trip(echoed).wants_echo);
+  const Welcome wants = trip(Welcome{"router", 42, {}, true, 0, 3, 70'000});
+  CHECK(wants.wanted_slots == 3);
+  CHECK(wants.wanted_kv_tokens == 70'000);
+  CHECK(trip(Welcome{"router", 42, {}, true}).wanted_slots == 0);
 
   const Done d = trip(Done{"r4", 2, {{10, 20, 5}, {1, 2, 3, 4}}});
   CHECK(d.finished.usage.prompt_tokens == 10);
@@ -465,6 +469,9 @@ TEST_CASE("a beat that lies is refused by field and value") {
   CHECK(refusal(b).find("lease_ttl_ms = 0") != std::string::npos);
   b = full_beat(), b.credit->count = -1;
   CHECK(refusal(b).find("credit.count = -1") != std::string::npos);
+  CHECK(refusal(Welcome{"router", 1, {}, true, 0, -1}).find("wanted_slots = -1") != std::string::npos);
+  CHECK(refusal(Welcome{"router", 1, {}, true, 0, 1, -5}).find("wanted_kv_tokens = -5") !=
+        std::string::npos);
   b = full_beat(), b.credit->ttl_ms = 0;
   CHECK(refusal(b).find("credit.ttl_ms = 0") != std::string::npos);
   b = full_beat(), b.credit->first = ~uint64_t{0};

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -149,6 +150,85 @@ TEST_CASE("an idle node's whole memory is each router's in turn") {
   CHECK(b_most == 4000);
 }
 
+TEST_CASE("a router that wants more than its part at once is lent it, the others keep the rest") {
+  Node node(4);
+  const auto a = node.ledger.join(node.now_ns);
+  const auto b = node.ledger.join(node.now_ns);
+  Credit to_a;
+  Credit to_b;
+  const auto beats = [&](int count, bool a_wants) {
+    for (int beat = 0; beat < count; ++beat) {
+      if (a_wants) node.ledger.want(a, 3, 2500, node.now_ns);
+      to_b = node.grant(b);
+      to_a = node.grant(a);
+      REQUIRE(node.ledger.outstanding(a, node.now_ns) + node.ledger.outstanding(b, node.now_ns) <=
+              4);
+      node.pass_ms(100);
+    }
+  };
+  beats(20, false);
+  CHECK(to_a.count == 2);
+  CHECK(to_b.count == 2);
+  beats(10, true);
+  CHECK(to_a.count == 3);
+  CHECK(to_a.kv_tokens >= 2500);
+  CHECK(to_b.count == 1);
+  CHECK(to_b.kv_tokens <= 1000);
+  REQUIRE(node.ledger.take(a, 3, node.now_ns));
+  node.ledger.give(a, 3);
+  int32_t b_most = 0;  // it has had it: the loan is over
+  for (int i = 0; i < 100; ++i) {
+    beats(1, false);
+    b_most = std::max(b_most, to_b.count);
+  }
+  CHECK(b_most == 2);
+}
+
+TEST_CASE("a wish that nobody repeats ends with the promises of its time") {
+  Node node(2);
+  const auto a = node.ledger.join(node.now_ns);
+  const auto b = node.ledger.join(node.now_ns);
+  node.ledger.want(a, 2, 0, node.now_ns);
+  int32_t to_b = 0;
+  for (int beat = 0; beat < 20; ++beat, node.pass_ms(100)) {
+    node.grant(a);
+    to_b = node.grant(b).count;
+    if (beat < 8) CHECK(to_b == 0);
+  }
+  CHECK(to_b == 1);
+}
+
+TEST_CASE("a loan goes with the session that had it") {
+  Node node(2);
+  const auto a = node.ledger.join(node.now_ns);
+  const auto b = node.ledger.join(node.now_ns);
+  node.ledger.want(a, 2, 0, node.now_ns);
+  node.grant(a);
+  node.ledger.leave(a);
+  CHECK(node.grant(b).count == 2);
+}
+
+TEST_CASE("routers that all want the whole node, and one that wants little, all have their turns") {
+  Node node(2);
+  constexpr int kRouters = 3;
+  std::vector<GrantLedger::LinkId> links;
+  for (int i = 0; i < kRouters; ++i) links.push_back(node.ledger.join(node.now_ns));
+  std::vector<int> taken(kRouters);
+  std::vector<int> held(kRouters);
+  for (int beat = 0; beat < 1200; ++beat, node.pass_ms(100)) {
+    for (size_t i = 0; i < kRouters; ++i) {
+      const int needed = i == 0 ? 1 : 2;
+      if (held[i] > 0) node.ledger.give(links[i], std::exchange(held[i], 0));
+      if (needed == 2) node.ledger.want(links[i], 2, 0, node.now_ns);
+      if (node.grant(links[i]).count < needed) continue;
+      REQUIRE(node.ledger.take(links[i], needed, node.now_ns));
+      held[i] = needed;
+      ++taken[i];
+    }
+  }
+  for (const int count : taken) CHECK(count > 20);
+}
+
 TEST_CASE("no slot is ever inside two routers' grants, whatever they send and when") {
   for (uint32_t seed = 1; seed <= 60; ++seed) {
     CAPTURE(seed);
@@ -164,7 +244,7 @@ TEST_CASE("no slot is ever inside two routers' grants, whatever they send and wh
     for (Router& router : routers) router.link = node.ledger.join(node.now_ns);
     for (int step = 0; step < 2000; ++step) {
       Router& router = routers[static_cast<size_t>(pick(static_cast<uint32_t>(routers.size())))];
-      switch (pick(6)) {
+      switch (pick(7)) {
         case 0:
         case 1:
           node.grant(router.link);
@@ -182,6 +262,9 @@ TEST_CASE("no slot is ever inside two routers' grants, whatever they send and wh
           break;
         case 4:
           node.now_ns += kStepNs * pick(20);
+          break;
+        case 6:
+          node.ledger.want(router.link, pick(5), 1000 * pick(5), node.now_ns);
           break;
         case 5:
           if (pick(20) == 0) {

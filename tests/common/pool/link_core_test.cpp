@@ -747,6 +747,35 @@ TEST_CASE("a submit beyond the grant is bounced with its type, and the next end 
   CHECK(h.all<Rejected>().back().credit->count == 2);
 }
 
+TEST_CASE("what a router says that it wants is lent to it, for as long as it says so") {
+  LinkCoreConfig config = Harness::default_config();
+  config.grants = std::make_shared<GrantLedger>(600);
+  Harness h(config);
+  h.join_granting(2);
+  const auto other = config.grants->join(h.now_ns);
+  int32_t others = 0;
+  Credit credit;
+  const auto beats = [&](int count) {
+    for (int i = 0; i < count; ++i) {
+      h.now_ns += 100 * kNsPerMs;
+      others = config.grants->grant(other, h.now_ns).count;
+      credit = h.beat(2, 2);
+    }
+  };
+  beats(20);
+  CHECK(others == 1);
+  CHECK(credit.count == 1);
+  for (int i = 0; i < 5; ++i) {
+    h.hear(Welcome{"router", 1, {}, true, 0, 2, 100});
+    beats(2);
+  }
+  CHECK(others == 0);
+  CHECK(credit.count == 2);
+  beats(20);  // nobody says it any more
+  CHECK(others == 1);
+  CHECK(credit.count == 1);
+}
+
 TEST_CASE("whatever way work ends, its slots are free again") {
   Harness h;
   h.join_granting(2);

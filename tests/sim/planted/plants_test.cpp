@@ -36,6 +36,11 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kQueueUnbounded, "queue unbounded", {invariant::kCaps}},
     {Plant::kCancelIgnored, "cancel ignored", {invariant::kCancel}},
     {Plant::kUpwardForgotten, "upward forgotten", {invariant::kHeal, invariant::kDeadline}},
+    {Plant::kGrantIgnored, "grant ignored", {invariant::kGrant}},
+    {Plant::kModelIgnored, "model ignored", {invariant::kModel}},
+    {Plant::kNoRetryAfter, "no retry after", {invariant::kTypedEnd}},
+    {Plant::kPageKept, "page kept", {invariant::kPages}},
+    {Plant::kDrainLoses, "drain loses", {invariant::kCalm}},
     {Plant::kClockSetBack, "clock set back", {invariant::kRest, invariant::kHeal}},
     {Plant::kSilenceEndless, "silence endless", {invariant::kHeal}},
     {Plant::kEndUnchecked, "end unchecked", {invariant::kOracle}},
@@ -43,7 +48,8 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kDrainForgotten, "drain forgotten", {invariant::kDraining}},
     {Plant::kRunsTwice, "runs twice", {invariant::kTwice}},
     {Plant::kRisesTwice, "rises twice", {invariant::kOracle}},
-    {Plant::kReservePerRouter, "reserve per router", {invariant::kHeal}},
+    {Plant::kNeverLends, "never lends", {invariant::kWide}},
+    {Plant::kReservePerRouter, "reserve per router", {invariant::kHeal, invariant::kWide}},
 }};
 
 constexpr uint64_t kSeedsMax = 4000;
