@@ -315,7 +315,7 @@ void RouterCore::want_room(Stream& stream, NodeIndex node, int64_t now_ns, Actio
   if (elsewhere) return;
   stream.wanted_at = registry_.ref(node);
   stream.wanted_until_ns = now_ns + load.lease_ms * kNsPerMs;
-  Welcome welcome{config_.router_id, config_.router_epoch, pool_models_, true};
+  Welcome welcome{config_.router_id, config_.router_epoch, pool_models_, true, config_.echo_ms};
   welcome.wanted_slots = slots;
   welcome.wanted_kv_tokens = kv_tokens;
   out.push_back(Send{registry_.node(node).peer, std::move(welcome)});
