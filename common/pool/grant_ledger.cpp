@@ -29,7 +29,6 @@ GrantLedger::LinkId GrantLedger::join(int64_t now_ns) {
 void GrantLedger::leave(LinkId link) {
   const std::lock_guard lock(mutex_);
   links_.erase(link);
-  if (borrower_ == link) last_borrower_ = std::exchange(borrower_, 0);
 }
 
 void GrantLedger::report(int32_t slots_total, int32_t sequences, int64_t kv_tokens_free) {

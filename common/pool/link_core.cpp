@@ -548,6 +548,7 @@ void LinkCore::stop() {
 }
 
 void LinkCore::tick(int64_t now_ns) {
+  now_ns_ = now_ns;
   if (connected_ && !welcomed_ && now_ns >= hello_due_ns_) say_hello(now_ns);
   std::vector<RequestId> late;
   for (const auto& [id, upward] : upward_) {

@@ -17,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "common/base/plant.h"
 #include "common/message/chunker.h"
 #include "common/message/pool_message.h"
 #include "common/message/service.h"
@@ -107,8 +108,12 @@ class LinkCore {
   NodeState state() const {
     return state_ == NodeState::kReady && drained_by_router_ ? NodeState::kDraining : state_;
   }
-  // Nothing of the router's work is left here, neither running nor unsent.
-  bool idle() const { return works_.empty() && outgoing_.empty(); }
+  // Nothing of the router's work is left here, neither running nor unsent, and none is under way:
+  // what was granted has run out. A node that ended earlier would lose what was just sent to it.
+  bool idle() const {
+    const bool promised = grant_link_ != 0 && grants_->outstanding(grant_link_, now_ns_) > 0;
+    return works_.empty() && outgoing_.empty() && (!promised || UPDRAFT_PLANT(kLeavesEarly));
+  }
   size_t work_count() const { return works_.size(); }
   size_t upward_count() const { return upward_.size(); }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/base/clock.h"
+#include "common/message/request_check.h"
 #include "tools/sim/clients.h"
 #include "tools/sim/faults.h"
 
@@ -143,7 +144,7 @@ class Simulation {
       if (node.model == model) slots = std::max(slots, node.engine.slots - reserved);
     }
     if (slots < 2) return;
-    slots = std::min(slots, scenario_.router.choices_max);
+    slots = std::min({slots, scenario_.router.choices_max, RequestLimits::kChoices});
     const int64_t until_ns = world_.now_ns() + kWideNsMax;
     std::vector<ClientId> small(routers_.size());
     ClientId wide = clients_->probe(router, model, slots);
@@ -157,7 +158,8 @@ class Simulation {
       const auto outcome = std::find_if(ledger_.outcomes().rbegin(), ledger_.outcomes().rend(),
                                         [&](const Outcome& o) { return o.client == wide; });
       if (outcome->finished) break;
-      if (world_.now_ns() > until_ns) {
+      const bool mistaken = outcome->error == ErrorCode::kInvalidRequest;
+      if (mistaken || world_.now_ns() > until_ns) {
         world_.violate(invariant::kWide, "a request for " + std::to_string(slots) +
                                              " answers of model " + std::to_string(model) +
                                              " at router " + std::to_string(router) +

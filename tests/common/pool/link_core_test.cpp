@@ -805,6 +805,24 @@ TEST_CASE("whatever way work ends, its slots are free again") {
   CHECK(h.beat(2, 2).count == 2);
 }
 
+TEST_CASE("a draining node stays until what it granted has run out, and bounces what still comes") {
+  Harness h;
+  h.join_granting(2);
+  CHECK_FALSE(h.core.idle());
+  h.core.drain(30'000, h.now_ns);
+  CHECK(h.beat(2, 2).count == 0);
+  h.now_ns += 300 * kNsPerMs;
+  h.core.tick(h.now_ns);
+  h.settle();
+  CHECK_FALSE(h.core.idle());
+  h.hear(Submit{chat("late"), 1, 1, 1});
+  CHECK(h.submitted.empty());
+  REQUIRE(h.all<Rejected>().size() == 1);
+  h.now_ns += 10 * kNsPerSecond;
+  h.core.tick(h.now_ns);
+  CHECK(h.core.idle());
+}
+
 TEST_CASE("an Accepted says how long the node has had the request") {
   Harness h;
   h.join();
