@@ -1,0 +1,29 @@
+// The GPU engine's speed on models of real shapes with random weights, against the ceilings of the
+// same run: decode steps, prefill, and whole requests through the engine.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "common/base/result.h"
+#include "kernels/backend.h"
+#include "tools/gpu/ceilings.h"
+#include "tools/gpu/report.h"
+
+namespace updraft::gpu {
+
+// A device with all its memory free.
+using OpenBackend = std::function<Result<std::unique_ptr<Backend>>()>;
+
+struct ModelBenchConfig {
+  Ceilings ceilings;  // zeros: shares are left out
+  int repetitions = 5;
+  bool smoke = false;  // the small shape, a few tokens: whether it runs at all
+};
+
+// One line per measurement as it is done. What fails is a line that says so; the next goes on.
+void run_model_bench(const ModelBenchConfig& config, const OpenBackend& open,
+                     const std::function<void(const Line&)>& print);
+
+}  // namespace updraft::gpu
