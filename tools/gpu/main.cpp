@@ -5,14 +5,18 @@
 //   updraft_gpu parity FOLDER           the engine against transformers (compare_transformers.py)
 //   updraft_gpu attention [--smoke]     attention kernels against the memory's bandwidth
 //   updraft_gpu model [--smoke]         decode, prefill and requests on models of real shapes
+//   updraft_gpu gguf SHAPE FORMAT FILE  a random model as a file, for comparing with peers
+//   updraft_gpu file FILE               what llama-bench and llama-batched-bench measure, on it
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "tools/gpu/attention_bench.h"
 #include "tools/gpu/device.h"
 #include "tools/gpu/model_bench.h"
 #include "tools/gpu/parity.h"
+#include "tools/gpu/random_weights.h"
 
 namespace {
 
@@ -43,10 +47,21 @@ void print_ceilings(const Ceilings& found) {
   line("launch in a graph", found.graph_launch_s * 1e6, "us");
 }
 
-int run(const std::string& what, const std::string& folder, bool smoke) {
+Result<void> write_gguf(const std::vector<std::string>& words) {
+  if (words.size() != 4) return fail("gguf: give SHAPE FORMAT FILE");
+  for (int i = 0; i < kDTypeCount; ++i) {
+    const auto type = static_cast<DType>(i);
+    if (words[2] == dtype_info(type).name) return write_random_gguf(words[1], type, words[3]);
+  }
+  return fail("'" + words[2] + "' is no format: Q4_0, Q8_0, BF16, ...");
+}
+
+int run(const std::vector<std::string>& words, bool smoke) {
+  const std::string what = words.empty() ? "" : words[0];
+  const std::string path = words.size() > 1 ? words[1] : "";
   // A smoke run asks whether the program works, not how fast the device is.
   Ceilings ceilings;
-  if (what == "ceilings" || (!smoke && what != "parity")) {
+  if (what == "ceilings" || (!smoke && (what == "attention" || what == "model"))) {
     const auto measured = device_ceilings();
     if (!measured) return complain(measured.message());
     ceilings = *measured;
@@ -54,7 +69,7 @@ int run(const std::string& what, const std::string& folder, bool smoke) {
   }
   if (what == "ceilings") return 0;
   if (what == "parity") {
-    const auto done = run_parity(folder, open_device, print);
+    const auto done = run_parity(path, open_device, print);
     return done ? 0 : complain(done.message());
   }
   if (what == "attention") {
@@ -69,23 +84,24 @@ int run(const std::string& what, const std::string& folder, bool smoke) {
     run_model_bench(config, open_device, print);
     return 0;
   }
-  return complain("'" + what + "' is none of ceilings, parity FOLDER, attention, model");
+  if (what == "gguf" || what == "file") {
+    const auto done = what == "gguf" ? write_gguf(words) : run_file_bench(path, open_device, print);
+    return done ? 0 : complain(done.message());
+  }
+  return complain("'" + what + "' is none of ceilings, parity, attention, model, gguf, file");
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  std::string what;
-  std::string folder;
+  std::vector<std::string> words;
   bool smoke = false;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--smoke") == 0) {
       smoke = true;
-    } else if (what.empty()) {
-      what = arguments[i];
     } else {
-      folder = arguments[i];
+      words.emplace_back(arguments[i]);
     }
   }
-  return run(what, folder, smoke);
+  return run(words, smoke);
 }

@@ -248,4 +248,32 @@ void run_model_bench(const ModelBenchConfig& config, const OpenBackend& open, co
   Bench(config, open, print).run();
 }
 
+Result<void> run_file_bench(const std::string& path, const OpenBackend& open, const Print& print) {
+  auto model = open_model(path);
+  if (!model) return model.error();
+  auto backend = open();
+  if (!backend) return backend.error();
+  constexpr int kSequences = 64;
+  auto stepper = Stepper::open(std::move(*model), std::move(*backend),
+                               {2048, kSequences, 64, kSequences * 256});
+  if (!stepper) return stepper.error();
+  const auto line = [&](const std::string& name, double tokens,
+                        const std::function<double()>& once) {
+    (void)once();
+    std::vector<double> seconds;
+    for (int i = 0; i < 5; ++i) seconds.push_back(once());
+    Line out;
+    out.group = "file";
+    out.name = name;
+    out.value = tokens / median(seconds);
+    out.unit = "tokens/s";
+    print(out);
+  };
+  line("pp512", 512, [&] { return (*stepper)->prefill(512); });
+  line("pp2048", 2048, [&] { return (*stepper)->prefill(2048); });
+  line("tg128", 1, [&] { return (*stepper)->decode(1, 0, 128); });
+  line("64 sequences", kSequences, [&] { return (*stepper)->decode(kSequences, 128, 128); });
+  return {};
+}
+
 }  // namespace updraft::gpu

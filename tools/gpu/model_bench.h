@@ -26,4 +26,10 @@ struct ModelBenchConfig {
 void run_model_bench(const ModelBenchConfig& config, const OpenBackend& open,
                      const std::function<void(const Line&)>& print);
 
+// What llama.cpp's llama-bench and llama-batched-bench measure, on a model file, so that the two
+// can be held against each other: a prompt of 512 and of 2,048 tokens, 128 tokens of one sequence,
+// 64 sequences behind 128 tokens each. Errors: a file that does not open, those of the device.
+Result<void> run_file_bench(const std::string& path, const OpenBackend& open,
+                            const std::function<void(const Line&)>& print);
+
 }  // namespace updraft::gpu
