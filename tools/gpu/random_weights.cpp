@@ -155,7 +155,7 @@ Result<void> write_matrix(GgufWriter& writer, const Weights& weights, const Layo
     parts = {&layer.gate, &layer.up};
   }
   for (const WeightView* part : parts) {
-    UPDRAFT_CHECK(part != nullptr, "a matrix of " + tensor.name);
+    UPDRAFT_CHECK(part != nullptr, "a tensor that is a matrix of the model");
     const auto bytes = static_cast<size_t>(part->rows * row_bytes(part->type, part->cols));
     if (const auto done = writer.write({part->data, bytes}); !done) return done;
   }
