@@ -11,6 +11,7 @@
 #include "kernels/quant/quant.h"
 #include "kernels/simt/launch.h"
 #include "kernels/simt/ops.h"
+#include "kernels/simt/stream.h"
 
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
@@ -98,10 +99,13 @@ inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
 
 // --- launching ---
+// With a stream the kernel runs when the stream comes to it, in the schedule that is current now.
 template <typename... Parameters, typename... Arguments>
-Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
+Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  return simt::launch(shape, simt::current_schedule(), [&] { kernel(arguments...); });
+  return simt::submit(stream, [kernel, shape, schedule = simt::current_schedule(), arguments...] {
+    return simt::launch(shape, schedule, [&] { kernel(arguments...); });
+  });
 }
 
 }  // namespace updraft::cuda
