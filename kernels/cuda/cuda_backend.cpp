@@ -32,6 +32,8 @@ namespace {
 
 constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and captured
 constexpr int64_t kCountLimit = int64_t{1} << 30;
+// Partial sums of attention over long contexts: more rows than fit run in several launches.
+constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -96,6 +98,10 @@ class CudaBackend final : public Backend {
   bool samples() const override { return true; }
   int32_t steps_in_flight_max() const override { return StepRing::kSteps; }
 
+  CudaCounters counters() const {
+    return {static_cast<int64_t>(graphs_.graph_count()), graphs_.replay_count()};
+  }
+
   void begin(const Batch& batch) override;
   void embed(Mat table, Act out) override;
   void residual_norm(const updraft::ResidualNorm& op) override;
@@ -156,6 +162,7 @@ class CudaBackend final : public Backend {
   Result<void> take_scratch();
   size_t attention_workspace_bytes(int32_t rows, int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
+  int32_t attention_rows_at_once(int32_t length_max) const;
   bool names(Op op, std::initializer_list<int64_t> operands);
   void multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias, Bf16* y_bf16,
                 float* y_f32);
@@ -187,6 +194,8 @@ class CudaBackend final : public Backend {
   DeviceMemory gathered_;   // [logit rows, cols_max]
   DeviceMemory logits_;     // [logit rows, vocab]
   DeviceMemory tokens_;     // [logit rows] that the newest step with samplings chose
+  DeviceMemory work_counts_;  // attention's lists of work: [rows], of each launch's first row
+  DeviceMemory work_items_;
   DeviceMemory workspace_;  // attention's
   DeviceMemory scratch_;    // the products'
   PinnedMemory host_logits_;
@@ -200,6 +209,7 @@ class CudaBackend final : public Backend {
   uint64_t names_ = 0;
   std::vector<std::pair<int32_t, int32_t>> given_runs_;  // first row and count of rows in a row
   std::optional<Rope> rotated_;                          // what rotations_ holds in this step
+  bool has_work_ = false;                                // attention's list was made in this step
   GraphCache graphs_;
 };
 
@@ -394,6 +404,11 @@ Result<void> CudaBackend::take_scratch() {
   const size_t attention_bytes =
       attention_workspace_bytes(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens));
   if (auto r = budget_.grow(workspace_, attention_bytes, "attention's workspace"); !r) return r;
+  const auto items = static_cast<uint64_t>(decode_work_items_max(
+      static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
+  if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
+    return r;
+  if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
   size_t scratch_bytes = 0;
   for (const Matrix& m : matrices_) {
     for (const MatrixPart& part : m.parts) {
@@ -429,7 +444,13 @@ int32_t CudaBackend::padded_length(int32_t length) const {
 }
 
 size_t CudaBackend::attention_workspace_bytes(int32_t rows, int32_t length_max) const {
-  return decode_attention_workspace_bytes(rows, kv_.head_count, kv_.head_dim, length_max);
+  return decode_attention_workspace_bytes(pages_, rows, kv_.head_count, length_max);
+}
+
+int32_t CudaBackend::attention_rows_at_once(int32_t length_max) const {
+  const size_t row_bytes = attention_workspace_bytes(1, length_max);
+  if (row_bytes == 0) return static_cast<int32_t>(rows_max_);
+  return std::max(1, static_cast<int32_t>(workspace_.bytes() / row_bytes));
 }
 
 void CudaBackend::begin(const Batch& batch) {
@@ -470,6 +491,7 @@ void CudaBackend::begin(const Batch& batch) {
   }
   names_ = 0;
   rotated_.reset();
+  has_work_ = false;
   if (use_ == GraphCache::Use::kCapture) must(begin_capture(stream()));
 }
 
@@ -592,7 +614,7 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
   run.rope_dims = rope.rope_dims;
   run.interleaved = rope.style == RopeStyle::kInterleaved;
   run.kv_positions = metadata<int32_t>(layout_.kv_positions);
-  run.sequences = metadata<int32_t>(layout_.lines);
+  run.lines = metadata<int32_t>(layout_.lines);
   run.table = metadata<int32_t>(layout_.table);
   run.table_stride = 1;
   must(run_prepare_qkv(run, stream()));
@@ -604,22 +626,40 @@ void CudaBackend::attention(const Attention& op) {
     return;
   }
   const int64_t heads = op.head_count + 2 * int64_t{kv_.kv_head_count};
-  DecodeAttention run;
-  run.pages = pages_;
-  run.layer = op.layer;
-  run.rows = shape_.rows_padded;
-  run.head_count = op.head_count;
-  run.q = rows_of(op.qkv, heads * kv_.head_dim);
-  run.q_stride = heads * kv_.head_dim;
-  run.lengths = metadata<int32_t>(layout_.lengths);
-  run.sequences = metadata<int32_t>(layout_.lines);
-  run.table = metadata<int32_t>(layout_.table);
-  run.table_stride = 1;
-  run.length_max = std::max(shape_.decode_length_max, shape_.prefill_length_max);
-  run.scale = op.scale;
-  run.out = rows_of(op.out, op.head_count * int64_t{kv_.head_dim});
-  run.workspace = workspace_.data();
-  must(run_decode_attention(run, stream()));
+  const int32_t length_max = std::max(shape_.decode_length_max, shape_.prefill_length_max);
+  const int32_t rows_at_once = attention_rows_at_once(length_max);
+  const int64_t items_per_row = decode_work_items_max(1, length_max);
+  const bool has_work = std::exchange(has_work_, true);
+  for (int32_t first = 0; first < shape_.rows_padded; first += rows_at_once) {
+    const int32_t rows = std::min(rows_at_once, shape_.rows_padded - first);
+    const int32_t* lengths = metadata<int32_t>(layout_.lengths) + first;
+    int32_t* item_count = work_counts_.as<int32_t>() + first;
+    auto* items = work_items_.as<DecodeWorkItem>() + first * items_per_row;
+    if (!has_work) {
+      must(run_decode_work({rows, lengths, metadata<int32_t>(layout_.lines) + first, length_max,
+                            item_count, items},
+                           stream()));
+    }
+    DecodeAttention run;
+    run.pages = pages_;
+    run.layer = op.layer;
+    run.rows = rows;
+    run.head_count = op.head_count;
+    run.q_stride = heads * kv_.head_dim;
+    run.q = rows_of(op.qkv, run.q_stride) + first * run.q_stride;
+    run.lengths = lengths;
+    run.length_max = length_max;
+    run.item_count = item_count;
+    run.items = items;
+    run.table = metadata<int32_t>(layout_.table);
+    run.table_stride = 1;
+    run.multiprocessor_count = properties_.multiprocessor_count;
+    run.scale = op.scale;
+    const int64_t out_cols = op.head_count * int64_t{kv_.head_dim};
+    run.out = rows_of(op.out, out_cols) + first * out_cols;
+    run.workspace = workspace_.data();
+    must(run_decode_attention(run, stream()));
+  }
 }
 
 void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
@@ -728,6 +768,12 @@ int32_t decode_bucket(int32_t rows) {
   if (rows > kDecodeRowsMax) return 0;
   if (rows <= 8) return static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(rows)));
   return (rows + 7) / 8 * 8;
+}
+
+CudaCounters cuda_counters(const Backend& backend) {
+  const auto* cuda = dynamic_cast<const CudaBackend*>(&backend);
+  UPDRAFT_CHECK(cuda != nullptr, "a CUDA backend");
+  return cuda->counters();
 }
 
 Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {

@@ -21,4 +21,11 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config);
 // is not padded.
 int32_t decode_bucket(int32_t rows);
 
+// What a backend of open_cuda_backend() did so far.
+struct CudaCounters {
+  int64_t graphs = 0;  // that are kept
+  int64_t replayed_steps = 0;
+};
+CudaCounters cuda_counters(const Backend& backend);
+
 }  // namespace updraft::cuda

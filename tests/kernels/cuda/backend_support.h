@@ -146,6 +146,38 @@ class Runner {
     return step(std::vector<Part>{{&sequence, std::move(tokens)}});
   }
 
+  // A step of one row per sequence whose tokens the device chooses, without a draw. source -1: the
+  // row's token is `token`; else that logit row of the step before.
+  struct Row {
+    Sequence* sequence = nullptr;
+    int32_t token = 0;
+    int32_t source = -1;
+  };
+  void begin_sampled(const std::vector<Row>& rows) {
+    begin_sampled(rows, std::vector<RowSampling>(rows.size()));
+  }
+  void begin_sampled(const std::vector<Row>& rows, const std::vector<RowSampling>& how) {
+    std::vector<int32_t> ids;
+    std::vector<int32_t> sources;
+    std::vector<int32_t> positions;
+    std::vector<int32_t> logit_rows;
+    std::vector<SequenceSlice> slices;
+    for (const Row& row : rows) {
+      reserve(*row.sequence, 1);
+      const auto index = static_cast<int32_t>(ids.size());
+      ids.push_back(row.token);
+      sources.push_back(row.source);
+      positions.push_back(row.sequence->cached);
+      logit_rows.push_back(index);
+      slices.push_back({index, 1, row.sequence->cached, row.sequence->pages});
+      ++row.sequence->cached;
+    }
+    Batch batch{ids, positions, slices, logit_rows};
+    batch.samplings = how;
+    batch.token_sources = sources;
+    forward->run(*backend, batch);
+  }
+
   std::unique_ptr<Backend> backend;
   std::optional<Forward> forward;
   int32_t vocab = 0;
