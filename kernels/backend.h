@@ -167,6 +167,9 @@ class Backend {
   // What the device does by itself: choose tokens, and go on to a next step that needs them.
   virtual bool samples() const { return false; }
   virtual int32_t steps_in_flight_max() const { return 1; }
+  // Load time, after reserve_logits(): tokens that a step with samplings never gives, as if their logits were -infinity.
+  // Logits that are read have them all. Ids beyond the vocabulary are ignored. False: the device cannot leave out any.
+  virtual bool never_sample(std::span<const int32_t> /*ids*/) { return false; }
 
   // --- one step: begin, then the operations in order, then end; a device may run them later, a read waits ---
   virtual void begin(const Batch& batch) = 0;
@@ -192,6 +195,7 @@ class Backend {
   // begun behind. An error of the device is a bug or a broken machine: it aborts with what the device said.
   virtual std::span<float> read_logits() = 0;
   // [logit_rows] of the oldest step with samplings whose tokens were not read, valid until the next begin(). Waits for it.
+  // A step whose logits are wanted may be begun behind it, before it is read; its own read comes after this one.
   // -1: its logits have a NaN or +infinity, or all are -infinity.
   virtual std::span<const int32_t> read_tokens();
 

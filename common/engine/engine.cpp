@@ -73,7 +73,8 @@ class ThreadedEngine final : public Engine {
                h.hidden_dim,
                config.mixed_step_ms,
                config.draft_tokens_max,
-               config.step_clock ? config.step_clock : monotonic_ns},
+               config.step_clock ? config.step_clock : monotonic_ns,
+               config.banned_ids},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });

@@ -200,6 +200,11 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
 }
 
 std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
+  start(backend, batch);
+  return backend.read_logits();
+}
+
+void Forward::start(Backend& backend, const Batch& batch) const {
   const float eps = hyperparameters_.norm_eps;
   const bool wants_logits = !batch.logit_rows.empty();
   backend.begin(batch);
@@ -226,7 +231,6 @@ std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
     backend.logits(head_, normed_);
   }
   backend.end();
-  return backend.read_logits();
 }
 
 void Forward::attention_block(Backend& backend, const Layer& layer, int32_t index) const {
