@@ -34,6 +34,9 @@ struct KvShape {
   int32_t page_tokens = 0;  // 16..256
   int32_t page_count = 0;
   DType type = DType::kF16;  // kF32, kF16 or kBF16 on the CPU; Q8_0 means int8 with one scale per head and token
+  // What steps will ask of it, for a device that takes its scratch memory beforehand; 0: not known, all that could be.
+  int32_t head_count = 0;      // query heads
+  int32_t context_tokens = 0;  // positions of one sequence
 };
 
 // The rows of one sequence in a step.
@@ -141,6 +144,9 @@ class Backend {
   virtual Result<Vec> add_vector(std::span<const float> values) = 0;
   // A buffer of at most rows_max rows.
   virtual Result<Act> add_activation(int64_t rows_max, int64_t cols) = 0;
+  // The residual stream: what embed() fills and residual_norm() adds to. A device whose activations have few bits has
+  // more for this one.
+  virtual Result<Act> add_residual(int64_t rows_max, int64_t cols) { return add_activation(rows_max, cols); }
   // The same for devices that share; a single device is the whole group. add_bias: of the rows of `matrix`. What `matrix`
   // makes, of the rows of its first `part_count` parts; `cols` is the width on a single device.
   virtual Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& /*split*/) {
@@ -161,6 +167,9 @@ class Backend {
   // What the device does by itself: choose tokens, and go on to a next step that needs them.
   virtual bool samples() const { return false; }
   virtual int32_t steps_in_flight_max() const { return 1; }
+  // Load time, after reserve_logits(): tokens that a step with samplings never gives, as if their logits were -infinity.
+  // Logits that are read have them all. Ids beyond the vocabulary are ignored. False: the device cannot leave out any.
+  virtual bool never_sample(std::span<const int32_t> /*ids*/) { return false; }
 
   // --- one step: begin, then the operations in order, then end; a device may run them later, a read waits ---
   virtual void begin(const Batch& batch) = 0;
@@ -186,6 +195,7 @@ class Backend {
   // begun behind. An error of the device is a bug or a broken machine: it aborts with what the device said.
   virtual std::span<float> read_logits() = 0;
   // [logit_rows] of the oldest step with samplings whose tokens were not read, valid until the next begin(). Waits for it.
+  // A step whose logits are wanted may be begun behind it, before it is read; its own read comes after this one.
   // -1: its logits have a NaN or +infinity, or all are -infinity.
   virtual std::span<const int32_t> read_tokens();
 

@@ -73,7 +73,8 @@ class ThreadedEngine final : public Engine {
                h.hidden_dim,
                config.mixed_step_ms,
                config.draft_tokens_max,
-               config.step_clock ? config.step_clock : monotonic_ns},
+               config.step_clock ? config.step_clock : monotonic_ns,
+               config.banned_ids},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });
@@ -374,6 +375,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();
   shape.page_count = plan->page_count;
+  shape.context_tokens = plan->context_tokens;
   if (const auto made = backend->make_kv_pool(shape); !made) return made.error("KV pool");
 
   EngineConfig effective = config;

@@ -37,6 +37,9 @@ struct EngineConfig {
   // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
   // prompt_lookup.h guesses, draft_control.h decides how many are worth their time.
   int32_t draft_tokens_max = 16;
+  // What most sequences must never say (SequenceRequest::banned_ids): a device that samples knows
+  // these ids from the start; sequences with others are sampled on the host.
+  std::vector<int32_t> banned_ids;
   // What steps are timed with, in ns; empty: monotonic_ns(). A test's clock makes what follows from it repeatable.
   std::function<int64_t()> step_clock;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
@@ -128,7 +131,7 @@ class Engine {
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
   // Any thread. The sequence's reader does not keep up: from the next step on it gets no tokens until
-  // resume(). It keeps its KV pages unless others need them (then it is computed again, as after a
+  // resume(), but for that of the step which a device that runs ahead has begun. It keeps its KV pages unless others need them (then it is computed again, as after a
   // preemption), and holds nobody up. Of calls in quick succession the last one counts. Unknown ids
   // are ignored.
   virtual void pause(uint64_t sequence_id) = 0;

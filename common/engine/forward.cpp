@@ -186,7 +186,10 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
     out = *taken;
     return {};
   };
-  for (Act* act : {&hidden_, &normed_, &delta_}) {
+  const auto residual = backend.add_residual(limits.rows_max, h.hidden_dim);
+  if (!residual) return residual.error("activations");
+  hidden_ = *residual;
+  for (Act* act : {&normed_, &delta_}) {
     if (const auto taken = take(*act, h.hidden_dim); !taken) return taken;
   }
   const Layer& layer = layers_.front();
@@ -197,6 +200,11 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
 }
 
 std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
+  start(backend, batch);
+  return backend.read_logits();
+}
+
+void Forward::start(Backend& backend, const Batch& batch) const {
   const float eps = hyperparameters_.norm_eps;
   const bool wants_logits = !batch.logit_rows.empty();
   backend.begin(batch);
@@ -223,7 +231,6 @@ std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
     backend.logits(head_, normed_);
   }
   backend.end();
-  return backend.read_logits();
 }
 
 void Forward::attention_block(Backend& backend, const Layer& layer, int32_t index) const {
@@ -252,6 +259,7 @@ KvShape Forward::kv_shape(const Hyperparameters& h) {
   shape.layer_count = h.layer_count;
   shape.kv_head_count = h.kv_head_count;
   shape.head_dim = h.head_dim;
+  shape.head_count = h.head_count;
   return shape;
 }
 

@@ -81,16 +81,24 @@ int64_t Scheduler::next_deadline_ns() const {
 }
 
 StepPlan Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max) {
+  StepPlan next;
+  plan(now_ns, prefill_tokens_max, next);
+  return next;
+}
+
+void Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max, StepPlan& plan) {
   const int32_t prefill_budget = prefill_tokens_max > 0
                                      ? std::min(prefill_tokens_max, config_.step_tokens_max)
                                      : config_.step_tokens_max;
-  StepPlan plan;
+  plan.slices.clear();
+  plan.preempted.clear();
+  plan.ended.clear();
+  plan.draft_rows_max = 0;
   end_cancelled_and_late(now_ns, plan);
   grow_running(plan);
   admit(prefill_budget, plan);
   find_running();
   assign_rows(prefill_budget, plan);
-  return plan;
 }
 
 void Scheduler::commit(const StepPlan& plan) {
@@ -108,6 +116,7 @@ int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) 
   Sequence& sequence = at(slice.id);
   UPDRAFT_CHECK(slice.samples && slice.count == 1 && sequence.pending() == 1,
                 "only what decodes can be guessed on");
+  UPDRAFT_CHECK(sequence.unread == 0, "nobody can guess behind a token that is not known");
   const int32_t tokens = sequence.info.token_count;
   // The row of the last draft gives one more token.
   int32_t drafts = std::min({wanted, plan.draft_rows_max, sequence.info.token_limit - tokens - 1});
@@ -126,8 +135,9 @@ int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) 
 
 void Scheduler::append(uint64_t id, int32_t count) {
   Sequence& sequence = at(id);
-  UPDRAFT_CHECK(sequence.pending() == 0,
+  UPDRAFT_CHECK(sequence.cached_count == sequence.info.token_count,
                 "a token was appended before the one before it was computed");
+  UPDRAFT_CHECK(sequence.unread == 0, "its unread tokens come first");
   UPDRAFT_CHECK(count > 0 && count <= sequence.info.token_limit - sequence.info.token_count);
   sequence.info.token_count += count;
   sequence.cached_count += count - 1;
@@ -135,6 +145,22 @@ void Scheduler::append(uint64_t id, int32_t count) {
   UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
                 "more tokens than drafts ran");
   release_pages(sequence, pages_for(sequence.info.token_count));
+}
+
+void Scheduler::append_unread(uint64_t id) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.cached_count == sequence.info.token_count,
+                "a token was appended before the one before it was computed");
+  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
+  ++sequence.info.token_count;
+  ++sequence.unread;
+}
+
+void Scheduler::read(uint64_t id) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.unread > 0, "all of its tokens were read");
+  --sequence.unread;
+  index_full_pages(sequence);
 }
 
 void Scheduler::finish(uint64_t id, int32_t drafts) {
@@ -186,8 +212,8 @@ int32_t Scheduler::pages_for(int32_t token_count) const {
   return (token_count + config_.page_tokens - 1) / config_.page_tokens;
 }
 
-// All but the first `keep` pages. Last first: free ones are handed out again in order, cached ones
-// evicted children first.
+// All but the first `keep` pages, whether or not a step that writes to them still runs. Last first:
+// free ones are handed out again in order, cached ones evicted children first.
 void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
   index_full_pages(sequence);
   while (static_cast<int32_t>(sequence.pages.size()) > keep) {
@@ -228,10 +254,11 @@ void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
   for (const StepPlan::Ended& ended : plan.ended) forget(ended.id);
 }
 
-// Pages for every token that the sequence has. Takes them from the worst-ranked when the pool is
-// empty; false when the sequence itself was the worst and had to go.
+// Pages for every token that the sequence has, or still computes. Takes them from the worst-ranked
+// when the pool is empty; false when the sequence itself was the worst and had to go.
 bool Scheduler::grow(Sequence& sequence, StepPlan& plan) {
-  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(sequence.info.token_count)) {
+  const int32_t positions = sequence.cached_count + sequence.pending();
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(positions)) {
     if (const auto page = pages_.take()) {
       sequence.pages.push_back(*page);
       continue;
@@ -299,6 +326,7 @@ void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
     const auto [rank, id] = *waiting_.begin();
     Sequence& sequence = at(id);
     if (sequence.paused) return;  // and so is everybody behind it
+    if (sequence.unread > 0) return;
     const std::vector<int32_t> found = find_pages(sequence);
     if (!make_room(sequence, found, plan)) return;
     waiting_.erase({rank, id});

@@ -11,6 +11,17 @@
 // A paused sequence gets no tokens and ranks behind all others until it is resumed: it keeps its
 // pages and its slot as long as nobody else needs them.
 //
+// A device that samples by itself runs ahead of the host: a step is planned while the tokens of the
+// one before it are not read yet. Such a token is appended unread. It counts like any other (its
+// row can be planned, its page is taken) but for four rules:
+// - no page is indexed by it: the host does not know its id;
+// - a sequence that waits (was preempted) is not admitted before it is read;
+// - one whose last allowed token is unread has no more rows: it is about to be over;
+// - a sequence may turn out to have ended with a token, or be cancelled, while a step with a row
+// for what
+//   follows runs. Its pages are free at once nevertheless: whatever is written to them next is
+//   written by a later step, and the device runs steps in their order.
+//
 // Full pages are shared (prefix_cache.h): what a sequence finds computed it takes, and every page
 // that it fills can be found by the next. Pages that are shared are full, so nobody writes them.
 #pragma once
@@ -56,8 +67,8 @@ struct ScheduledSequence {
   // Logits are wanted for each of the first `logit_tokens` positions (prompt log-probabilities),
   // not just at the end. Only once: positions computed again after a preemption need none.
   int32_t logit_tokens = 0;
-  // The ids themselves, the caller's, alive as long as the sequence: at least token_count of them
-  // whenever the scheduler is called. Null: the sequence shares no pages.
+  // The ids themselves, the caller's, alive as long as the sequence: at least those that were read
+  // of token_count whenever the scheduler is called. Null: the sequence shares no pages.
   const std::vector<int32_t>* ids = nullptr;
   std::string salt;  // pages are shared among sequences of one salt
   // Pages that reach beyond this position are the sequence's own: from there on the ids do not tell
@@ -103,21 +114,30 @@ class Scheduler {
   void pause(uint64_t id);
   void resume(uint64_t id);
 
-  // The next step. At least one slice as long as a sequence that is not paused is left.
+  // The next step. At least one slice as long as a sequence is left that is not paused and has no
+  // unread token.
   // prefill_tokens_max > 0: at most this many rows of sequences that are not decoding, so that a
   // long prompt does not stall the others' next tokens.
+  // plan: overwritten; one that is used again saves its allocations.
+  void plan(int64_t now_ns, int32_t prefill_tokens_max, StepPlan& plan);
   StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
   // Lets up to `wanted` drafts follow the newest token of a slice that decodes; called before the
   // plan runs, at most once per slice. Gives fewer, or none, at the end of the step's rows, of the
   // sequence's limit or of the free pages: nobody gives up a page for a guess.
   int32_t add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted);
-  // The plan's slices have run: their positions, but for the drafts', are in KV memory.
+  // The plan's slices have run, or will before any later step does: their positions, but for the
+  // drafts', are in KV memory.
   void commit(const StepPlan& plan);
   // Tokens were sampled for a sequence whose slice said `samples`, after commit(): one, and one
   // more for each draft that was right. All but the last stand in KV memory as drafts; pages that
   // only wrong drafts needed are free again.
   void append(uint64_t id, int32_t count = 1);
-  // The sequence is over: pages freed, id forgotten.
+  // One token was sampled in the same way, and the host has not read it: its id is none of `ids`
+  // yet.
+  void append_unread(uint64_t id);
+  // The oldest unread token of the sequence was read: it stands in its ids.
+  void read(uint64_t id);
+  // The sequence is over: pages freed, id forgotten. Its unread tokens are no part of it.
   // drafts: of its last step, that were right before the token that ended it: they stand in KV
   // memory (and in its ids) and can be found by others like all that was appended.
   void finish(uint64_t id, int32_t drafts = 0);
@@ -168,7 +188,12 @@ class Scheduler {
     bool running = false;
     bool cancelled = false;
     bool paused = false;
-    int32_t pending() const { return info.token_count - cached_count; }
+    int32_t unread = 0;  // the last of its tokens, whose ids are not known
+
+    int32_t known_count() const { return info.token_count - unread; }
+    // It is over as soon as its last token is read, which needs no row.
+    bool complete() const { return unread > 0 && info.token_count >= info.token_limit; }
+    int32_t pending() const { return complete() ? 0 : info.token_count - cached_count; }
   };
   using Ordered = std::set<std::pair<Rank, uint64_t>>;  // (rank, id), best first
 

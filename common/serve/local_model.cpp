@@ -498,7 +498,8 @@ Result<void> check_config(const LocalModelConfig& config) {
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
                                             const std::shared_ptr<const Model>& model,
                                             std::unique_ptr<Backend> backend,
-                                            const Progress& progress) {
+                                            const Progress& progress,
+                                            std::vector<int32_t> banned_ids) {
   const auto kv_type = parse_kv_type(config.kv_type);
   if (!kv_type) return kv_type.error();
   EngineConfig engine;
@@ -514,6 +515,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.step_tokens_max = config.step_tokens_max;
   engine.prefix_cache = config.prefix_cache;
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
+  engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.available_memory_bytes = memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
@@ -547,11 +549,12 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
 
   Parts parts;
   parts.device = (*backend)->description();
-  auto engine = open_engine(config, *model, std::move(*backend), progress);
+  const int32_t vocab_count = (*model)->hyperparameters().vocab_count;
+  parts.banned_ids = banned_ids(**tokenizer, vocab_count);
+  auto engine = open_engine(config, *model, std::move(*backend), progress, parts.banned_ids);
   if (!engine) return engine.error(path);
   parts.engine = std::move(*engine);
 
-  const int32_t vocab_count = (*model)->hyperparameters().vocab_count;
   parts.served_name = config.served_name.empty() ? (*model)->name() : config.served_name;
   parts.info.id = parts.served_name;
   parts.info.digest = (*model)->digest();
@@ -560,7 +563,6 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.info.created = unix_seconds();
   parts.info.embedding_dim = (*model)->hyperparameters().hidden_dim;
   parts.tokenizer = *tokenizer;
-  parts.banned_ids = banned_ids(**tokenizer, vocab_count);
   parts.page_tokens = config.page_tokens;
   parts.has_chat_template = *chat_template != nullptr;
   parts.description = parts.served_name + " " + format_parameters((*model)->parameter_count()) +

@@ -96,6 +96,7 @@ class LocalModel : public InferenceService {
 Result<DType> parse_kv_type(const std::string& name);
 Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config);
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config, const std::shared_ptr<const Model>& model,
-                                            std::unique_ptr<Backend> backend, const Progress& progress);
+                                            std::unique_ptr<Backend> backend, const Progress& progress,
+                                            std::vector<int32_t> banned_ids = {});
 
 }  // namespace updraft

@@ -255,6 +255,14 @@ UPDRAFT_DEVICE uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3F803F80U), "r"(b));
   return sum;
 }
+UPDRAFT_DEVICE uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000U));
+  return product;
+}
+UPDRAFT_DEVICE uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  return __byte_perm(word, 0, selector);
+}
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }

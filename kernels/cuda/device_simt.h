@@ -11,6 +11,7 @@
 #include "kernels/quant/quant.h"
 #include "kernels/simt/launch.h"
 #include "kernels/simt/ops.h"
+#include "kernels/simt/stream.h"
 
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
@@ -79,6 +80,18 @@ inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xFFF
 inline uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   return pack_bf16(low_bf16(a) + low_bf16(b), high_bf16(a) + high_bf16(b));
 }
+inline uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  return pack_bf16(low_bf16(a) * low_bf16(b), high_bf16(a) * high_bf16(b));
+}
+// Byte i of the result is the byte of `word` that digit i of `selector` (0..3) names; 4: zero.
+inline uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  uint32_t out = 0;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t from = selector >> (4 * i) & 7U;
+    out |= (from < 4 ? word >> (8 * from) & 0xFFU : 0U) << (8 * i);
+  }
+  return out;
+}
 inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
 inline float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 // a * b + c, rounded once.
@@ -98,10 +111,13 @@ inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
 
 // --- launching ---
+// With a stream the kernel runs when the stream comes to it, in the schedule that is current now.
 template <typename... Parameters, typename... Arguments>
-Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
+Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  return simt::launch(shape, simt::current_schedule(), [&] { kernel(arguments...); });
+  return simt::submit(stream, [kernel, shape, schedule = simt::current_schedule(), arguments...] {
+    return simt::launch(shape, schedule, [&] { kernel(arguments...); });
+  });
 }
 
 }  // namespace updraft::cuda
