@@ -13,7 +13,7 @@ namespace {
 struct Rows {
   const KvCache& cache;
   size_t row_elems;
-  simt::Buffer<Bf16> q;
+  Buffer<Bf16> q;
 
   explicit Rows(const KvCache& cache)
       : cache(cache),
@@ -37,13 +37,13 @@ struct Rows {
   }
 
   // The rows `which` in one launch; -1 is a row that is not ours.
-  std::vector<Bf16> run(const std::vector<int32_t>& which, const simt::Schedule& schedule = {},
+  std::vector<Bf16> run(const std::vector<int32_t>& which, const Schedule& schedule = {},
                         int32_t multiprocessor_count = 132) const {
-    const simt::ScheduleScope scope(schedule);
+    const ScheduleScope scope(schedule);
     const CacheShape& shape = cache.shape;
-    simt::Buffer<Bf16> rows_q("rows q", which.size() * row_elems);
-    simt::Buffer<int32_t> rows_length("lengths", which.size());
-    simt::Buffer<int32_t> rows_line("lines", which.size());
+    Buffer<Bf16> rows_q("rows q", which.size() * row_elems);
+    Buffer<int32_t> rows_length("lengths", which.size());
+    Buffer<int32_t> rows_line("lines", which.size());
     int32_t length_max = 0;
     for (size_t i = 0; i < which.size(); ++i) {
       rows_length[i] = -1;
@@ -55,12 +55,12 @@ struct Rows {
       length_max = std::max(length_max, cache.lengths[s]);
     }
     const auto rows = static_cast<int32_t>(which.size());
-    simt::Buffer<Bf16> out("out", which.size() * row_elems);
-    simt::Buffer<std::byte> workspace(
+    Buffer<Bf16> out("out", which.size() * row_elems);
+    Buffer<std::byte> workspace(
         "workspace",
         decode_attention_workspace_bytes(cache.pages, rows, shape.head_count, length_max));
-    simt::Buffer<int32_t> item_count("item count", 1);
-    simt::Buffer<DecodeWorkItem> items(
+    Buffer<int32_t> item_count("item count", 1);
+    Buffer<DecodeWorkItem> items(
         "items", static_cast<size_t>(decode_work_items_max(rows, length_max)));
     require_ok(run_decode_work(
         {rows, rows_length.data(), rows_line.data(), length_max, item_count.data(), items.data()},
@@ -107,7 +107,7 @@ TEST_CASE("decode attention equals softmax in double precision, whatever the sch
     const KvCache cache(shape, {1, 0, 17, 64, 129, 200});
     const Rows rows(cache);
     const std::vector<int32_t> all = {0, 1, 2, 3, 4, 5};
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       std::vector<Bf16> got = rows.run(all, schedule);
       CHECK(difference(std::span(got), rows.expected(all)) < 2 * kBf16Step);
       for (size_t i = rows.row_elems; i < 2 * rows.row_elems; ++i) {
@@ -166,12 +166,12 @@ TEST_CASE("the list of work names each chunk of each row once, in order") {
       expected.push_back({r, p, length, 1000 + r});
     }
   }
-  const simt::Buffer<int32_t> device_lengths("lengths", std::span(lengths));
-  const simt::Buffer<int32_t> device_lines("lines", std::span(lines));
-  const simt::Buffer<int32_t> count("count", 1);
-  const simt::Buffer<DecodeWorkItem> items("items", expected.size());
-  for (const simt::Schedule& schedule : schedules()) {
-    const simt::ScheduleScope scope(schedule);
+  const Buffer<int32_t> device_lengths("lengths", std::span(lengths));
+  const Buffer<int32_t> device_lines("lines", std::span(lines));
+  const Buffer<int32_t> count("count", 1);
+  const Buffer<DecodeWorkItem> items("items", expected.size());
+  for (const Schedule& schedule : schedules()) {
+    const ScheduleScope scope(schedule);
     require_ok(run_decode_work(
         {600, device_lengths.data(), device_lines.data(), 1000, count.data(), items.data()},
         nullptr));

@@ -51,8 +51,8 @@ struct KvCache {
   KvPages pages;
   std::vector<int32_t> lengths;
   int32_t table_stride;
-  simt::Buffer<std::byte> memory;
-  simt::Buffer<int32_t> table;
+  Buffer<std::byte> memory;
+  Buffer<int32_t> table;
   // As stored: [sequence][(position * kv_head_count + head) * head_dim + dim].
   std::vector<std::vector<double>> keys;
   std::vector<std::vector<double>> values;

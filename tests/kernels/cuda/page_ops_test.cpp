@@ -14,7 +14,7 @@ constexpr size_t kPages = 7;
 constexpr size_t kPageBytes = 16 * 1031;  // no multiple of what a block moves at a time
 
 struct Pool {
-  simt::Buffer<std::byte> memory{"pages", kPages* kPageBytes};
+  Buffer<std::byte> memory{"pages", kPages* kPageBytes};
   std::vector<std::byte> before;
   explicit Pool(unsigned seed) {
     for (size_t i = 0; i < memory.size(); ++i) {
@@ -34,8 +34,8 @@ TEST_CASE("pages are copied whole and nothing else changes") {
   const Pool pool(0);
   const std::vector<int32_t> from_list = {6, 0, 6};
   const std::vector<int32_t> to_list = {1, 3, 5};
-  const simt::Buffer<int32_t> from("from", std::span(from_list));
-  const simt::Buffer<int32_t> to("to", std::span(to_list));
+  const Buffer<int32_t> from("from", std::span(from_list));
+  const Buffer<int32_t> to("to", std::span(to_list));
   require_ok(run_move_pages(
       {pool.memory.data(), pool.memory.data(), kPageBytes, from.data(), to.data(), 3}, nullptr));
   const size_t source[kPages] = {0, 6, 2, 0, 4, 6, 6};
@@ -46,9 +46,9 @@ TEST_CASE("pages that are gathered, the pool overwritten, come back scattered to
   const Pool pool(0);
   const std::vector<int32_t> out_list = {5, 2, 0, 6};
   const std::vector<int32_t> in_list = {1, 6, 3, 2};
-  const simt::Buffer<int32_t> out("out", std::span(out_list));
-  const simt::Buffer<int32_t> in("in", std::span(in_list));
-  const simt::Buffer<std::byte> staging("staging", 4 * kPageBytes);
+  const Buffer<int32_t> out("out", std::span(out_list));
+  const Buffer<int32_t> in("in", std::span(in_list));
+  const Buffer<std::byte> staging("staging", 4 * kPageBytes);
   require_ok(run_move_pages(
       {pool.memory.data(), staging.data(), kPageBytes, out.data(), nullptr, 4}, nullptr));
   const Pool other(77);
@@ -63,7 +63,7 @@ TEST_CASE("pages that are gathered, the pool overwritten, come back scattered to
 
 TEST_CASE("moves of pages that do not fit are refused with their values, of none are nothing") {
   const Pool pool(0);
-  const simt::Buffer<int32_t> list("list", 1);
+  const Buffer<int32_t> list("list", 1);
   MovePages op{pool.memory.data(), pool.memory.data(), 24, list.data(), list.data(), 1};
   CHECK(run_move_pages(op, nullptr).message().find("24 bytes") != std::string::npos);
   op.page_bytes = 32;

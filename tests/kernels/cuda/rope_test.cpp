@@ -23,8 +23,8 @@ constexpr int32_t kPageTokens = 16;
 constexpr double kEps = 1e-6;
 
 std::vector<double> rotated(std::vector<double> head, const Case& c,
-                            const simt::Buffer<float>* norm, int32_t position,
-                            const simt::Buffer<float>& frequency) {
+                            const Buffer<float>* norm, int32_t position,
+                            const Buffer<float>& frequency) {
   if (norm != nullptr) {
     double sum = 0;
     for (const double v : head) sum += v * v;
@@ -49,9 +49,9 @@ std::vector<double> rotated(std::vector<double> head, const Case& c,
 TEST_CASE("rotations are magnitude times cosine and sine of position times frequency") {
   const std::vector<int32_t> positions_list = {0, 1, 4095, 131071};
   const std::vector<float> frequency_list = {1.0F, 0.1F, 0.001F};
-  const simt::Buffer<int32_t> positions("positions", std::span(positions_list));
-  const simt::Buffer<float> frequency("frequency", std::span(frequency_list));
-  simt::Buffer<Float2> out("out", 12);
+  const Buffer<int32_t> positions("positions", std::span(positions_list));
+  const Buffer<float> frequency("frequency", std::span(frequency_list));
+  Buffer<Float2> out("out", 12);
   require_ok(
       run_rope_table({4, 3, positions.data(), frequency.data(), 1.5F, out.data(), {}}, nullptr));
   for (size_t r = 0; r < 4; ++r) {
@@ -84,10 +84,10 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
     constexpr size_t kAllHeads = kHeads + 2 * kKvHeads;
 
     KvPages pages = *KvPages::of(c.type, 2, kKvHeads, c.head_dim, kPageTokens);
-    simt::Buffer<Bf16> start("qkv", kRows * kAllHeads * dim);
-    simt::Buffer<float> q_norm("q norm", dim);
-    simt::Buffer<float> k_norm("k norm", dim);
-    simt::Buffer<float> frequency("frequency", static_cast<size_t>(c.rope_dims / 2));
+    Buffer<Bf16> start("qkv", kRows * kAllHeads * dim);
+    Buffer<float> q_norm("q norm", dim);
+    Buffer<float> k_norm("k norm", dim);
+    Buffer<float> frequency("frequency", static_cast<size_t>(c.rope_dims / 2));
     fill_normal(start.span(), 21);
     fill_normal(q_norm.span(), 22);
     fill_normal(k_norm.span(), 23);
@@ -95,11 +95,11 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
       frequency[i] =
           std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(frequency.size()));
     }
-    const simt::Buffer<int32_t> device_positions("positions", std::span(positions));
-    const simt::Buffer<int32_t> device_kv_positions("kv positions", std::span(kv_positions));
-    const simt::Buffer<int32_t> device_sequences("sequences", std::span(sequences));
-    const simt::Buffer<int32_t> table("table", std::span(table_list));
-    simt::Buffer<Float2> rotations("rotations", kRows * frequency.size());
+    const Buffer<int32_t> device_positions("positions", std::span(positions));
+    const Buffer<int32_t> device_kv_positions("kv positions", std::span(kv_positions));
+    const Buffer<int32_t> device_sequences("sequences", std::span(sequences));
+    const Buffer<int32_t> table("table", std::span(table_list));
+    Buffer<Float2> rotations("rotations", kRows * frequency.size());
     require_ok(run_rope_table({kRows,
                                c.rope_dims / 2,
                                device_positions.data(),
@@ -109,10 +109,10 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
                                {}},
                               nullptr));
 
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<Bf16> qkv("qkv", start.span());
-      simt::Buffer<std::byte> memory("pages", static_cast<size_t>(pages.page_bytes) * 6);
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<Bf16> qkv("qkv", start.span());
+      Buffer<std::byte> memory("pages", static_cast<size_t>(pages.page_bytes) * 6);
       pages.base = memory.data();
       PrepareQkv op;
       op.pages = pages;
@@ -141,7 +141,7 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
             head.push_back(static_cast<double>(value(start[at + d])));
           const bool is_q = h < kHeads;
           const bool is_v = h >= kHeads + kKvHeads;
-          const simt::Buffer<float>* norm = !c.normed ? nullptr : is_q ? &q_norm : &k_norm;
+          const Buffer<float>* norm = !c.normed ? nullptr : is_q ? &q_norm : &k_norm;
           if (!is_v) head = rotated(head, c, norm, positions[r], frequency);
           if (c.type == KvType::kInt8) hadamard(head, c.head_dim & -c.head_dim);
           if (is_q) {
@@ -203,9 +203,9 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
 TEST_CASE("pairs of three sections turn by three positions") {
   const std::vector<int32_t> positions_list = {3, 4, 70, 80, 900, 1000};  // [3, 2]
   const std::vector<float> frequency_list = {1.0F, 0.5F, 0.25F, 0.1F, 0.05F, 0.01F};
-  const simt::Buffer<int32_t> positions("positions", std::span(positions_list));
-  const simt::Buffer<float> frequency("frequency", std::span(frequency_list));
-  simt::Buffer<Float2> out("out", 12);
+  const Buffer<int32_t> positions("positions", std::span(positions_list));
+  const Buffer<float> frequency("frequency", std::span(frequency_list));
+  Buffer<Float2> out("out", 12);
   RopeTable op{2, 6, positions.data(), frequency.data(), 1.0F, out.data(), {1, 2, 3}};
   require_ok(run_rope_table(op, nullptr));
   const size_t axis[6] = {0, 1, 1, 2, 2, 2};

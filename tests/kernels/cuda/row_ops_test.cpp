@@ -39,14 +39,14 @@ TEST_CASE("embedding gives the reference decoder's rows in every format, zeros f
       quantize_row(type, values, bytes.data() + r * row_bytes(type, cols));
     }
     const PackedLayout layout = *PackedLayout::of(type, kRows, cols);
-    simt::Buffer<std::byte> table("table", static_cast<size_t>(layout.bytes));
+    Buffer<std::byte> table("table", static_cast<size_t>(layout.bytes));
     pack_tiles({bytes.data(), type, kRows, cols}, layout, 0, layout.rows_padded / kTileRows,
                table.span());
     const std::vector<int32_t> ids = {44, 0, -1, 9, 23, 23, 15};
-    simt::Buffer<int32_t> token_ids("token ids", std::span(ids));
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<float> hidden("hidden", ids.size() * static_cast<size_t>(cols));
+    Buffer<int32_t> token_ids("token ids", std::span(ids));
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<float> hidden("hidden", ids.size() * static_cast<size_t>(cols));
       require_ok(run_embed(
           {layout, table.data(), token_ids.data(), static_cast<int32_t>(ids.size()), hidden.data()},
           nullptr));
@@ -67,10 +67,10 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
     CAPTURE(c.dim);
     constexpr int32_t kRows = 3;
     const auto dim = static_cast<size_t>(c.dim);
-    simt::Buffer<float> start("hidden", kRows * dim);
-    simt::Buffer<Bf16> delta("delta", kRows * dim);
-    simt::Buffer<float> norm("norm", dim);
-    simt::Buffer<float> delta_norm("delta norm", dim);
+    Buffer<float> start("hidden", kRows * dim);
+    Buffer<Bf16> delta("delta", kRows * dim);
+    Buffer<float> norm("norm", dim);
+    Buffer<float> delta_norm("delta norm", dim);
     fill_normal(start.span(), 1, 3.0F);
     fill_normal(delta.span(), 2);
     fill_normal(norm.span(), 3);
@@ -96,12 +96,12 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
       }
     }
 
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<float> hidden("hidden", start.span());
-      simt::Buffer<Bf16> out("out", kRows * dim);
-      simt::Buffer<int8_t> out_int8("out int8", kRows * dim);
-      simt::Buffer<float> out_scale("out scale", kRows);
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<float> hidden("hidden", start.span());
+      Buffer<Bf16> out("out", kRows * dim);
+      Buffer<int8_t> out_int8("out int8", kRows * dim);
+      Buffer<float> out_scale("out scale", kRows);
       ResidualNorm op;
       op.rows = kRows;
       op.dim = c.dim;
@@ -134,8 +134,8 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
 }
 
 TEST_CASE("a residual norm without outputs only adds") {
-  simt::Buffer<float> hidden("hidden", 16);
-  simt::Buffer<Bf16> delta("delta", 16);
+  Buffer<float> hidden("hidden", 16);
+  Buffer<Bf16> delta("delta", 16);
   std::fill_n(hidden.data(), 16, 1.0F);
   std::fill_n(delta.data(), 16, Bf16{float_to_bf16(0.5F)});
   ResidualNorm op;
@@ -150,7 +150,7 @@ TEST_CASE("a residual norm without outputs only adds") {
 TEST_CASE("the gated unit is silu(gate) * up, also far from zero") {
   constexpr int32_t kRows = 3;
   constexpr int32_t kN = 4104;
-  simt::Buffer<Bf16> in("in", kRows * 2 * kN);
+  Buffer<Bf16> in("in", kRows * 2 * kN);
   fill_normal(in.span(), 6, 4.0F);
   for (size_t i = 0; i < 4; ++i) {
     in[i] = {float_to_bf16(i % 2 == 0 ? 200.0F : -200.0F)};
@@ -163,7 +163,7 @@ TEST_CASE("the gated unit is silu(gate) * up, also far from zero") {
       expected.push_back(gate / (1 + std::exp(-gate)) * up);
     }
   }
-  simt::Buffer<Bf16> out("out", kRows * kN);
+  Buffer<Bf16> out("out", kRows * kN);
   require_ok(run_gated_unit({kRows, kN, in.data(), out.data()}, nullptr));
   for (size_t i = 0; i < expected.size(); ++i) {
     CHECK(static_cast<double>(value(out[i])) == doctest::Approx(expected[i]).epsilon(kBf16Step));

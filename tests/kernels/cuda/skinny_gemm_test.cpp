@@ -17,9 +17,9 @@ struct Problem {
   int64_t cols;
   std::vector<std::vector<float>> weights;  // decoded
   PackedLayout layout;
-  std::optional<simt::Buffer<std::byte>> packed;
-  std::optional<simt::Buffer<Bf16>> x;
-  std::optional<simt::Buffer<float>> bias;
+  std::optional<Buffer<std::byte>> packed;
+  std::optional<Buffer<Bf16>> x;
+  std::optional<Buffer<float>> bias;
 
   Problem(DType type, int64_t rows, int64_t cols, int32_t tokens_max)
       : type(type), rows(rows), cols(cols), layout(*PackedLayout::of(type, rows, cols)) {
@@ -60,10 +60,10 @@ struct Problem {
 
   // Tokens [first, first + tokens) in one launch.
   std::vector<float> run(int32_t first, int32_t tokens, int32_t splits, bool with_bias,
-                         const simt::Schedule& schedule = {}) const {
-    const simt::ScheduleScope scope(schedule);
-    simt::Buffer<float> y("y", static_cast<size_t>(tokens * rows));
-    simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
+                         const Schedule& schedule = {}) const {
+    const ScheduleScope scope(schedule);
+    Buffer<float> y("y", static_cast<size_t>(tokens * rows));
+    Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
     std::fill_n(workspace.data(), std::min<size_t>(workspace.size(), 256), std::byte{0});
     SkinnyGemm op;
     op.layout = layout;
@@ -101,7 +101,7 @@ TEST_CASE("the skinny product equals the sum in double precision, in every forma
     const Problem problem(type, 37, super ? 768 : 544, 64);
     for (const int32_t tokens : {1, 8, 11, 16}) {
       const auto expected = problem.expected(tokens, true);
-      for (const simt::Schedule& schedule : schedules()) {
+      for (const Schedule& schedule : schedules()) {
         std::vector<float> got = problem.run(0, tokens, 1, true, schedule);
         CHECK(difference(std::span(got), expected) < 2e-6);
       }
@@ -117,7 +117,7 @@ TEST_CASE("columns split over blocks are added in one order") {
     const Problem problem(type, 48, 2048, 16);
     const auto expected = problem.expected(3, true);
     std::vector<float> first;
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       std::vector<float> got = problem.run(0, 3, 3, true, schedule);
       CHECK(difference(std::span(got), expected) < 2e-6);
       if (first.empty()) first = got;
@@ -143,7 +143,7 @@ TEST_CASE("a token alone gets the same bits as in any batch") {
 
 TEST_CASE("bfloat16 outputs are the rounded sums") {
   const Problem problem(DType::kQ4_0, 40, 256, 4);
-  simt::Buffer<Bf16> y("y", 4 * 48);
+  Buffer<Bf16> y("y", 4 * 48);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();
@@ -176,7 +176,7 @@ TEST_CASE("few rows are split so that the device is full, many are not") {
 
 TEST_CASE("a shape that the skinny product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
-  simt::Buffer<float> y("y", 16);
+  Buffer<float> y("y", 16);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();
