@@ -39,7 +39,8 @@ struct Float8Input {
 struct Gemm {
   GemmDevice* device = nullptr;
   PackedLayout layout;
-  const std::byte* weight = nullptr;  // layout.bytes, as pack_tiles() or pack_gated_tiles() left them
+  const std::byte* weight =
+      nullptr;  // layout.bytes, as pack_tiles() or pack_gated_tiles() left them
   // Exactly one of the three inputs; the first layout.cols of each row are used.
   const Bf16* x = nullptr;
   Int8Input x_int8;
@@ -47,8 +48,8 @@ struct Gemm {
   int64_t x_stride = 0;  // elements; a multiple of 8, of 16 for bytes
   int32_t tokens = 0;
   const float* bias = nullptr;  // [layout.rows] or null
-  // Exactly one of the two outputs, [tokens, y_stride]. A gated layout (rows = 2n) gives the first n
-  // of each row, always bfloat16: silu(gate) * up of the two products rounded to bfloat16.
+  // Exactly one of the two outputs, [tokens, y_stride]. A gated layout (rows = 2n) gives the first
+  // n of each row, always bfloat16: silu(gate) * up of the two products rounded to bfloat16.
   Bf16* y_bf16 = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
@@ -61,7 +62,8 @@ struct Gemm {
 size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, int32_t tokens_max);
 
 // y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), summed in fp32 (int8: in int32). No
-// allocation, no synchronisation; may be captured in a graph. Errors name the shape that does not fit.
+// allocation, no synchronisation; may be captured in a graph. Errors name the shape that does not
+// fit.
 //
 // A token's bits are the same alone and in any batch up to kSkinnyTokensMax, and above as long as
 // the shape takes kTile; kCublas rounds a quantised weight to bfloat16 first (relative 2^-9) and

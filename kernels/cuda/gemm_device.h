@@ -33,9 +33,10 @@ struct GemmDeviceFacts {
 
 class GemmDevice {
  public:
-  // Of the calling thread's current device. Without a cuBLASLt library (always so in the emulator)
-  // every product takes kTile.
-  static Result<std::unique_ptr<GemmDevice>> open(const GemmDeviceFacts& facts);
+  // `cublas`: what Cublas::open() gave for the same device; null: every product takes kTile.
+  // Errors: facts of a device that the kernels do not run on.
+  static Result<std::unique_ptr<GemmDevice>> open(const GemmDeviceFacts& facts,
+                                                  std::unique_ptr<Cublas> cublas);
 
   const GemmDeviceFacts& facts() const { return facts_; }
   Cublas* cublas() const { return cublas_.get(); }  // null: there is none
@@ -49,8 +50,8 @@ class GemmDevice {
   WideChoice choice(const PackedLayout& layout, int32_t tokens) const;
   void set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice);
 
-  // All set choices as text, one a line, to be kept on disk beside the device's name and driver, and
-  // back. Errors: a line that is none, with its number; nothing is taken then.
+  // All set choices as text, one a line, to be kept on disk beside the device's name and driver,
+  // and back. Errors: a line that is none, with its number; nothing is taken then.
   std::string choices_text() const;
   Result<void> set_choices_text(std::string_view text);
 
