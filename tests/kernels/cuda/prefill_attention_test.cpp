@@ -22,7 +22,7 @@ struct Prompts {
   const KvCache& cache;
   size_t row_elems;
   std::vector<size_t> rows_before;  // of the sequences before
-  simt::Buffer<Bf16> q;
+  Buffer<Bf16> q;
 
   static size_t rows_of(const KvCache& cache) {
     size_t rows = 0;
@@ -59,9 +59,9 @@ struct Prompts {
 
   // Output rows of the parts, one launch, one part behind the other with a row of nobody's between.
   std::vector<std::vector<Bf16>> run(const std::vector<Part>& parts,
-                                     const simt::Schedule& schedule = {},
+                                     const Schedule& schedule = {},
                                      int32_t multiprocessor_count = 2) const {
-    const simt::ScheduleScope scope(schedule);
+    const ScheduleScope scope(schedule);
     std::vector<PrefillSlice> slices;
     int32_t rows = 1;
     int32_t row_count_max = 0;
@@ -72,17 +72,17 @@ struct Prompts {
       row_count_max = std::max(row_count_max, part.count);
       length_max = std::max(length_max, part.first + part.count);
     }
-    const simt::Buffer<PrefillSlice> device_slices("slices", std::span<const PrefillSlice>(slices));
+    const Buffer<PrefillSlice> device_slices("slices", std::span<const PrefillSlice>(slices));
     const size_t stride = row_elems + 8;
-    const simt::Buffer<Bf16> rows_q("rows q", static_cast<size_t>(rows) * stride);
-    const simt::Buffer<Bf16> out("out", static_cast<size_t>(rows) * row_elems);
+    const Buffer<Bf16> rows_q("rows q", static_cast<size_t>(rows) * stride);
+    const Buffer<Bf16> out("out", static_cast<size_t>(rows) * row_elems);
     for (size_t i = 0; i < parts.size(); ++i) {
       for (int32_t r = 0; r < parts[i].count; ++r) {
         std::copy_n(query(parts[i], r), row_elems,
                     rows_q.data() + static_cast<size_t>(slices[i].row_first + r) * stride);
       }
     }
-    const simt::Buffer<std::byte> workspace(
+    const Buffer<std::byte> workspace(
         "workspace",
         prefill_attention_workspace_bytes(cache.pages, multiprocessor_count, length_max));
     PrefillAttention op;
@@ -150,7 +150,7 @@ TEST_CASE("prefill attention equals softmax in double precision, whatever the sc
     const Prompts prompts(cache);
     // A chunk behind a prefix, a whole prompt, one row at a tile's end.
     const std::vector<Part> parts = {{0, 97, 53}, {1, 0, 33}, {2, 63, 1}};
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       auto got = prompts.run(parts, schedule);
       for (size_t i = 0; i < parts.size(); ++i) {
         CHECK(prompts.worst(parts[i], got[i], 5) < 2 * kBf16Step);
