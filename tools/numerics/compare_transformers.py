@@ -116,7 +116,9 @@ def make_model(kind, changes, dtype, shapes):
             elif name.endswith("bias"):
                 parameter.copy_(0.5 * torch.randn_like(parameter))
             elif "embed_tokens" in name:
-                parameter.copy_(torch.randn_like(parameter))
+                # A tied head over wide rows would give logits in the hundreds, and f32 errors to match.
+                scale = 4.0 / parameter.shape[-1] ** 0.5 if shapes == "gpu" else 1.0
+                parameter.copy_(scale * torch.randn_like(parameter))
             else:
                 parameter.copy_(1.2 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
             # What is stored is what is computed with.
