@@ -76,7 +76,12 @@ class CudaBackend final : public Backend {
         budget_(budget),
         stream_(std::move(stream)),
         uploader_(std::move(uploader)) {}
-  ~CudaBackend() override { (void)wait(stream()); }
+  ~CudaBackend() override {
+    // Nothing uses memory any more when it is given back.
+    (void)use_device(config_.device);
+    (void)uploader_.wait();
+    (void)wait(stream());
+  }
 
   std::string description() const override;
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
@@ -97,6 +102,7 @@ class CudaBackend final : public Backend {
 
   bool samples() const override { return true; }
   int32_t steps_in_flight_max() const override { return StepRing::kSteps; }
+  bool never_sample(std::span<const int32_t> ids) override;
 
   CudaCounters counters() const {
     return {static_cast<int64_t>(graphs_.graph_count()), graphs_.replay_count()};
@@ -159,6 +165,7 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
+  Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
   size_t attention_workspace_bytes(int32_t rows, int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
@@ -193,7 +200,9 @@ class CudaBackend final : public Backend {
   DeviceMemory gated_;      // [rows, gated_cols_max]
   DeviceMemory gathered_;   // [logit rows, cols_max]
   DeviceMemory logits_;     // [logit rows, vocab]
-  DeviceMemory tokens_;     // [logit rows] that the newest step with samplings chose
+  DeviceMemory banned_;     // ids that are never chosen
+  int32_t banned_count_ = 0;
+  DeviceMemory tokens_;       // [logit rows] that the newest step with samplings chose
   DeviceMemory work_counts_;  // attention's lists of work: [rows], of each launch's first row
   DeviceMemory work_items_;
   DeviceMemory workspace_;  // attention's
@@ -253,9 +262,16 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
     if (!layout) return layout.error();
     group.layout = *layout;
     auto memory = budget_.take(static_cast<uint64_t>(layout->bytes), "weights");
-    if (!memory) return memory.error();
-    if (auto sent = uploader_.to_device(group, memory->data()); !sent) return sent.error();
+    if (!memory) {
+      (void)uploader_.wait();  // parts before this one are given back
+      return memory.error();
+    }
+    auto sent = uploader_.to_device(group, memory->data());
     out.parts.push_back({*layout, row_first, std::move(*memory)});
+    if (!sent) {
+      (void)uploader_.wait();
+      return sent.error();
+    }
     row_first += layout->rows;
   }
   if (out.part_rows.size() == 2) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
@@ -263,21 +279,37 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
   return static_cast<Mat>(matrices_.size() - 1);
 }
 
+// A small thing, once: waits for the copy.
+Result<void> CudaBackend::send(DeviceMemory& to, const void* from, size_t bytes, const char* what) {
+  if (auto grown = budget_.grow(to, bytes, what); !grown) return grown;
+  auto staging = PinnedMemory::allocate(bytes, what);
+  if (!staging) return staging.error();
+  std::memcpy(staging->data(), from, bytes);
+  if (auto sent = copy_to_device(to.data(), staging->data(), bytes, stream()); !sent) return sent;
+  return wait(stream());
+}
+
 Result<Vec> CudaBackend::add_vector(std::span<const float> values) {
   enter();
   if (values.empty()) return fail("vector: no values given");
-  auto memory = budget_.take(values.size_bytes(), "vector");
-  if (!memory) return memory.error();
-  auto staging = PinnedMemory::allocate(values.size_bytes(), "vector");
-  if (!staging) return staging.error();
-  std::memcpy(staging->data(), values.data(), values.size_bytes());
-  if (auto sent = copy_to_device(memory->data(), staging->data(), values.size_bytes(), stream());
-      !sent) {
+  Vector out{static_cast<int64_t>(values.size()), {}};
+  if (auto sent = send(out.memory, values.data(), values.size_bytes(), "vector"); !sent) {
     return sent.error();
   }
-  if (auto waited = wait(stream()); !waited) return waited.error();
-  vectors_.push_back({static_cast<int64_t>(values.size()), std::move(*memory)});
+  vectors_.push_back(std::move(out));
   return static_cast<Vec>(vectors_.size() - 1);
+}
+
+bool CudaBackend::never_sample(std::span<const int32_t> ids) {
+  enter();
+  std::vector<int32_t> known;
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < vocab_count_) known.push_back(id);
+  }
+  graphs_.clear();
+  banned_count_ = static_cast<int32_t>(known.size());
+  if (known.empty()) return true;
+  return send(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens").ok();
 }
 
 Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) {
@@ -404,8 +436,8 @@ Result<void> CudaBackend::take_scratch() {
   const size_t attention_bytes =
       attention_workspace_bytes(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens));
   if (auto r = budget_.grow(workspace_, attention_bytes, "attention's workspace"); !r) return r;
-  const auto items = static_cast<uint64_t>(decode_work_items_max(
-      static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
+  const auto items = static_cast<uint64_t>(
+      decode_work_items_max(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
@@ -636,9 +668,9 @@ void CudaBackend::attention(const Attention& op) {
     int32_t* item_count = work_counts_.as<int32_t>() + first;
     auto* items = work_items_.as<DecodeWorkItem>() + first * items_per_row;
     if (!has_work) {
-      must(run_decode_work({rows, lengths, metadata<int32_t>(layout_.lines) + first, length_max,
-                            item_count, items},
-                           stream()));
+      must(run_decode_work(
+          {rows, lengths, metadata<int32_t>(layout_.lines) + first, length_max, item_count, items},
+          stream()));
     }
     DecodeAttention run;
     run.pages = pages_;
@@ -683,6 +715,11 @@ void CudaBackend::logits(Mat head, Act in) {
   multiply(m, gathered_.as<Bf16>(), shape_.logit_rows_padded, nullptr, nullptr,
            logits_.as<float>());
   if (!shape_.samples) return;
+  if (banned_count_ > 0) {
+    must(run_ban_tokens({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_),
+                         banned_.as<int32_t>(), banned_count_, logits_.as<float>()},
+                        stream()));
+  }
   must(
       run_sample({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_), logits_.as<float>(),
                   metadata<SampleRow>(layout_.samplings), tokens_.as<int32_t>()},

@@ -175,7 +175,7 @@ class Runner {
     Batch batch{ids, positions, slices, logit_rows};
     batch.samplings = how;
     batch.token_sources = sources;
-    forward->run(*backend, batch);
+    forward->start(*backend, batch);
   }
 
   std::unique_ptr<Backend> backend;
