@@ -111,6 +111,8 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
     }
   }
 
+  const int keys_at = Tile::keys_at(lane);
+  const int values_at = Tile::values_at(lane);
   float sums[kDim / 8][4] = {};
   float largest[2] = {kNever, kNever};  // of the rows g and g + 8
   float weight[2] = {0.0F, 0.0F};
@@ -125,7 +127,7 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
     UPDRAFT_UNROLL
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      Tile::keys(b, keys, warp * 16, k, lane);
+      Tile::keys(b, keys, keys_at, warp * 16, k);
       mma_bf16(scores[0], q[k], b[0], b[1]);
       mma_bf16(scores[1], q[k], b[2], b[3]);
     }
@@ -180,7 +182,7 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
     UPDRAFT_UNROLL
     for (int n = 0; n < kDim / 8 / kTiles; ++n) {
       uint32_t b[kTiles][2];
-      Tile::values(b, values, warp * 16, n, lane);
+      Tile::values(b, values, values_at, warp * 16, n);
       UPDRAFT_UNROLL
       for (int j = 0; j < kTiles; ++j) mma_bf16(sums[n * kTiles + j], p, b[j][0], b[j][1]);
     }

@@ -16,6 +16,8 @@
 #define UPDRAFT_DEVICE __device__ __forceinline__
 #define UPDRAFT_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define UPDRAFT_UNROLL _Pragma("unroll")
+#define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
+#define UPDRAFT_PRAGMA(text) _Pragma(#text)
 
 namespace updraft::cuda {
 
@@ -277,6 +279,10 @@ UPDRAFT_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
 }
 UPDRAFT_DEVICE int32_t round_to_int(float value) { return __float2int_rn(value); }
 UPDRAFT_DEVICE float log2_of(float value) { return log2f(value); }
+UPDRAFT_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 UPDRAFT_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 // Index of the lowest bit set; at least one is.
 UPDRAFT_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }

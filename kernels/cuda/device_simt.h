@@ -16,6 +16,7 @@
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
 #define UPDRAFT_UNROLL
+#define UPDRAFT_UNROLL_BY(count)
 
 namespace updraft::cuda {
 
@@ -106,6 +107,9 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
 inline int32_t round_to_int(float value) { return static_cast<int32_t>(std::nearbyint(value)); }
 
 inline float log2_of(float value) { return std::log2(value); }
+// The value, of which the compiler knows nothing: what is computed from it inside a loop is not
+// kept in registers around the loop.
+inline int opaque(int value) { return value; }
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 // Index of the lowest bit set; at least one is.
 inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }

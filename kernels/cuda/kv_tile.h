@@ -14,7 +14,7 @@ namespace updraft::cuda {
 
 inline constexpr int kTilePositions = 64;
 inline constexpr float kLog2E = 1.4426950408889634F;
-inline constexpr float kNever = -3.0e38F;  // below every score; finite: differences are no NaN
+inline constexpr float kNever = -1.0e30F;  // below every score; finite: differences are no NaN
 
 // A layer of the pages, as kernels take it.
 struct KvLayer {
@@ -75,6 +75,7 @@ struct KvTile {
   static constexpr int kTileBytes = kScaleOffset + (kBytes ? kTilePositions * 4 : 0);
 
   // Byte offset of 16-byte piece `piece` of a row: pieces are spread so that 8 rows meet all banks.
+  // at(row + 8, p) = at(row, p) + 8 rows; at(row, p ^ q) = at(row, p) ^ 16 q.
   static UPDRAFT_DEVICE int at(int row, int piece) {
     constexpr int kPieces = kRowPieces < 8 ? kRowPieces : 8;
     return row * kRowBytes + (piece ^ (row / (8 / kPieces) % kPieces)) * 16;
@@ -85,18 +86,23 @@ struct KvTile {
   template <int kThreads, bool kValues>
   static UPDRAFT_DEVICE void fetch(const KvLayer& in, const int32_t* table, int kv_head, int first,
                                    int end, std::byte* to) {
+    static_assert(kThreads % (8 * kRowPieces) == 0, "the spread of pieces repeats every 8 rows");
+    constexpr int kRows = kThreads / kRowPieces;
     const int tid = static_cast<int>(thread_x());
-    const int64_t part = (kValues ? in.v_offset : 0) + kv_head * in.head_bytes;
+    const int row_first = tid / kRowPieces;
+    const int piece = tid % kRowPieces;
     const int mask = (1 << in.page_shift) - 1;
-    UPDRAFT_UNROLL
-    for (int i = tid; i < kTilePositions * kRowPieces; i += kThreads) {
-      const int row = i / kRowPieces;
-      const int piece = i % kRowPieces;
+    const std::byte* base =
+        in.base + (kValues ? in.v_offset : 0) + kv_head * in.head_bytes + piece * 16;
+    std::byte* into = to + at(row_first, piece);
+    UPDRAFT_UNROLL_BY(4)
+    for (int row = row_first; row < kTilePositions; row += kRows) {
       const bool valid = first + row < end;
       const int position = valid ? first + row : first;
-      const std::byte* from = in.base + table[position >> in.page_shift] * in.page_bytes + part +
-                              (position & mask) * kRowBytes + piece * 16;
-      copy_async16(to + at(row, piece), from, valid);
+      const std::byte* from =
+          base + table[position >> in.page_shift] * in.page_bytes + (position & mask) * kRowBytes;
+      copy_async16(into, from, valid);
+      into += kRows * kRowBytes;
     }
     if constexpr (kBytes) {
       // Four scales a copy; pages hold whole fours.
@@ -124,29 +130,34 @@ struct KvTile {
   }
 
   // B fragments of q k: dimensions 16 k .. + 15 of the positions row .. row + 7 (b[0], b[1]) and
-  // row + 8 .. row + 15.
-  static UPDRAFT_DEVICE void keys(uint32_t (&b)[4], const std::byte* tile, int row, int k,
-                                  int lane) {
+  // row + 8 .. row + 15; `row` is a multiple of 8, keys_at the lane's place for the first ones.
+  static UPDRAFT_DEVICE int keys_at(int lane) {
+    if constexpr (kBytes) return at(lane / 4, 0) + 4 * (lane % 4);
+    return at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  }
+  static UPDRAFT_DEVICE void keys(uint32_t (&b)[4], const std::byte* tile, int keys_at, int row,
+                                  int k) {
     if constexpr (kBytes) {
+      const std::byte* from = tile + (keys_at ^ 16 * k) + row * kRowBytes;
       UPDRAFT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        const uint32_t word = *reinterpret_cast<const uint32_t*>(
-            tile + at(row + j * 8 + lane / 4, k) + 4 * (lane % 4));
+        const uint32_t word = *reinterpret_cast<const uint32_t*>(from + j * 8 * kRowBytes);
         b[2 * j] = byte_pair<kType, 0, 1>(word);
         b[2 * j + 1] = byte_pair<kType, 2, 3>(word);
       }
     } else {
-      load_matrix(b, tile + at(row + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+      load_matrix(b, tile + (keys_at ^ 32 * k) + row * kRowBytes);
     }
   }
 
   // B fragments of p v: of 16 positions from `row`, kValueTiles tiles of 8 dimensions from tile
   // n * kValueTiles on.
   static constexpr int kValueTiles = kBytes ? 4 : 2;
-  static UPDRAFT_DEVICE void values(uint32_t (&b)[kValueTiles][2], const std::byte* tile, int row,
-                                    int n, int lane) {
+  static UPDRAFT_DEVICE int values_at(int lane) { return at(lane % 16, lane / 16); }
+  static UPDRAFT_DEVICE void values(uint32_t (&b)[kValueTiles][2], const std::byte* tile,
+                                    int values_at, int row, int n) {
     uint32_t word[4];
-    load_matrix_transposed(word, tile + at(row + lane % 16, 2 * n + lane / 16));
+    load_matrix_transposed(word, tile + (values_at ^ 32 * n) + row * kRowBytes);
     if constexpr (kBytes) {
       UPDRAFT_UNROLL
       for (int j = 0; j < 2; ++j) {
