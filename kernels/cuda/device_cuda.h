@@ -5,6 +5,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -240,6 +241,12 @@ UPDRAFT_DEVICE float to_float(Bf16 value) {
   return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
 }
 UPDRAFT_DEVICE float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+UPDRAFT_DEVICE float to_float(Float8 value) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(value.bits, __NV_E4M3)));
+}
+UPDRAFT_DEVICE Float8 to_float8(float value) {
+  return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
+}
 UPDRAFT_DEVICE Bf16 to_bf16(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }

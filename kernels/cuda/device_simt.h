@@ -68,6 +68,9 @@ using simt::thread_x;
 // --- numbers ---
 inline float to_float(Bf16 value) { return bf16_to_float(value.bits); }
 inline float to_float(Half value) { return half_to_float(value.bits); }
+inline float to_float(Float8 value) { return f8_to_float(value.bits); }
+// Beyond 448 the largest finite value.
+inline Float8 to_float8(float value) { return {float_to_f8(value)}; }
 inline Bf16 to_bf16(float value) { return {float_to_bf16(value)}; }
 inline Half to_half(float value) { return {float_to_half(value)}; }
 // Two bfloat16 in one register, the first in the low half.

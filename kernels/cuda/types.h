@@ -17,6 +17,9 @@ struct Bf16 {
 struct Half {
   uint16_t bits;
 };
+struct Float8 {  // e4m3
+  uint8_t bits;
+};
 
 // Bytes that travel in one instruction.
 struct alignas(16) Vec16 {

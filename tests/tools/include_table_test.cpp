@@ -59,8 +59,7 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
       "common/serve", "common/daemon"}},
     {"cloud/node",
      {"common/base", "common/log", "common/metrics", "common/config", "common/message",
-      "common/net", "common/auth", "common/http", "common/pool", "common/serve",
-      "common/daemon"}},
+      "common/net", "common/auth", "common/http", "common/pool", "common/serve", "common/daemon"}},
     {"cloud/router",
      {"common/base", "common/log", "common/metrics", "common/config", "common/message",
       "common/net", "common/auth", "common/http"}},
@@ -88,6 +87,7 @@ const std::vector<std::pair<std::regex, std::set<std::string>>> kHomes = {
     {std::regex("^arm_neon\\.h$"), {"kernels/cpu/vec_neon", "kernels/cpu/peak_neon"}},
     {std::regex("^sys/auxv\\.h$"), {"kernels/cpu/isa_arm.cpp"}},
     {std::regex("^cuda.*"), {"kernels/cuda/device_cuda.h", "kernels/cuda/runtime_gpu.cpp"}},
+    {std::regex("^cublas.*"), {"kernels/cuda/wide_gemm_cublas_gpu.cpp"}},
     {std::regex("^sanitizer/.*"), {"kernels/simt/sanitizers.h"}},
     {std::regex("^ucontext\\.h$"), {"kernels/simt/fiber.cpp"}},
 };
