@@ -15,12 +15,13 @@
 #include "common/base/check.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/graph_cache.h"
+#include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sample.h"
-#include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
@@ -70,13 +71,19 @@ struct Activation {
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
-              OwnedStream stream, Uploader uploader)
+              OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device)
       : config_(config),
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
-        uploader_(std::move(uploader)) {}
-  ~CudaBackend() override { (void)wait(stream()); }
+        uploader_(std::move(uploader)),
+        gemm_device_(std::move(gemm_device)) {}
+  ~CudaBackend() override {
+    // Nothing uses memory any more when it is given back.
+    (void)use_device(config_.device);
+    (void)uploader_.wait();
+    (void)wait(stream());
+  }
 
   std::string description() const override;
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
@@ -97,6 +104,7 @@ class CudaBackend final : public Backend {
 
   bool samples() const override { return true; }
   int32_t steps_in_flight_max() const override { return StepRing::kSteps; }
+  bool never_sample(std::span<const int32_t> ids) override;
 
   CudaCounters counters() const {
     return {static_cast<int64_t>(graphs_.graph_count()), graphs_.replay_count()};
@@ -159,6 +167,7 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
+  Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
   size_t attention_workspace_bytes(int32_t rows, int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
@@ -172,6 +181,7 @@ class CudaBackend final : public Backend {
   DeviceBudget budget_;
   OwnedStream stream_;
   Uploader uploader_;
+  std::unique_ptr<GemmDevice> gemm_device_;
   std::vector<Matrix> matrices_;
   std::vector<Vector> vectors_;
   std::vector<Activation> activations_;
@@ -193,7 +203,9 @@ class CudaBackend final : public Backend {
   DeviceMemory gated_;      // [rows, gated_cols_max]
   DeviceMemory gathered_;   // [logit rows, cols_max]
   DeviceMemory logits_;     // [logit rows, vocab]
-  DeviceMemory tokens_;     // [logit rows] that the newest step with samplings chose
+  DeviceMemory banned_;     // ids that are never chosen
+  int32_t banned_count_ = 0;
+  DeviceMemory tokens_;       // [logit rows] that the newest step with samplings chose
   DeviceMemory work_counts_;  // attention's lists of work: [rows], of each launch's first row
   DeviceMemory work_items_;
   DeviceMemory workspace_;  // attention's
@@ -253,9 +265,16 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
     if (!layout) return layout.error();
     group.layout = *layout;
     auto memory = budget_.take(static_cast<uint64_t>(layout->bytes), "weights");
-    if (!memory) return memory.error();
-    if (auto sent = uploader_.to_device(group, memory->data()); !sent) return sent.error();
+    if (!memory) {
+      (void)uploader_.wait();  // parts before this one are given back
+      return memory.error();
+    }
+    auto sent = uploader_.to_device(group, memory->data());
     out.parts.push_back({*layout, row_first, std::move(*memory)});
+    if (!sent) {
+      (void)uploader_.wait();
+      return sent.error();
+    }
     row_first += layout->rows;
   }
   if (out.part_rows.size() == 2) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
@@ -263,21 +282,37 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
   return static_cast<Mat>(matrices_.size() - 1);
 }
 
+// A small thing, once: waits for the copy.
+Result<void> CudaBackend::send(DeviceMemory& to, const void* from, size_t bytes, const char* what) {
+  if (auto grown = budget_.grow(to, bytes, what); !grown) return grown;
+  auto staging = PinnedMemory::allocate(bytes, what);
+  if (!staging) return staging.error();
+  std::memcpy(staging->data(), from, bytes);
+  if (auto sent = copy_to_device(to.data(), staging->data(), bytes, stream()); !sent) return sent;
+  return wait(stream());
+}
+
 Result<Vec> CudaBackend::add_vector(std::span<const float> values) {
   enter();
   if (values.empty()) return fail("vector: no values given");
-  auto memory = budget_.take(values.size_bytes(), "vector");
-  if (!memory) return memory.error();
-  auto staging = PinnedMemory::allocate(values.size_bytes(), "vector");
-  if (!staging) return staging.error();
-  std::memcpy(staging->data(), values.data(), values.size_bytes());
-  if (auto sent = copy_to_device(memory->data(), staging->data(), values.size_bytes(), stream());
-      !sent) {
+  Vector out{static_cast<int64_t>(values.size()), {}};
+  if (auto sent = send(out.memory, values.data(), values.size_bytes(), "vector"); !sent) {
     return sent.error();
   }
-  if (auto waited = wait(stream()); !waited) return waited.error();
-  vectors_.push_back({static_cast<int64_t>(values.size()), std::move(*memory)});
+  vectors_.push_back(std::move(out));
   return static_cast<Vec>(vectors_.size() - 1);
+}
+
+bool CudaBackend::never_sample(std::span<const int32_t> ids) {
+  enter();
+  std::vector<int32_t> known;
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < vocab_count_) known.push_back(id);
+  }
+  graphs_.clear();
+  banned_count_ = static_cast<int32_t>(known.size());
+  if (known.empty()) return true;
+  return send(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens").ok();
 }
 
 Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) {
@@ -401,21 +436,25 @@ Result<void> CudaBackend::take_scratch() {
     return r;
   }
   if (auto r = budget_.grow(tokens_, logit_rows * sizeof(int32_t), "tokens"); !r) return r;
-  const size_t attention_bytes =
-      attention_workspace_bytes(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens));
+  const int32_t length_max = padded_length(kv_.context_tokens);
+  const size_t decode_bytes =
+      std::max(attention_workspace_bytes(1, length_max),
+               std::min(kWorkspaceBytesMax,
+                        attention_workspace_bytes(static_cast<int32_t>(rows_max_), length_max)));
+  const size_t attention_bytes = std::max(
+      decode_bytes,
+      prefill_attention_workspace_bytes(pages_, properties_.multiprocessor_count, length_max));
   if (auto r = budget_.grow(workspace_, attention_bytes, "attention's workspace"); !r) return r;
-  const auto items = static_cast<uint64_t>(decode_work_items_max(
-      static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
+  const auto items = static_cast<uint64_t>(
+      decode_work_items_max(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
   size_t scratch_bytes = 0;
   for (const Matrix& m : matrices_) {
     for (const MatrixPart& part : m.parts) {
-      scratch_bytes = std::max(
-          scratch_bytes,
-          skinny_gemm_workspace_bytes(
-              part.layout, skinny_gemm_splits(part.layout, properties_.multiprocessor_count)));
+      scratch_bytes = std::max(scratch_bytes, gemm_scratch_bytes(*gemm_device_, part.layout,
+                                                                 static_cast<int32_t>(rows_max_)));
     }
   }
   if (auto r = budget_.grow(scratch_, scratch_bytes, "scratch of products"); !r) return r;
@@ -553,21 +592,19 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
 void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias,
                            Bf16* y_bf16, float* y_f32) {
   for (const MatrixPart& part : m.parts) {
-    for (int32_t first = 0; first < rows; first += kSkinnyTokensMax) {
-      SkinnyGemm run;
-      run.layout = part.layout;
-      run.weight = part.memory.data();
-      run.x = x + first * m.cols;
-      run.x_stride = m.cols;
-      run.tokens = std::min(kSkinnyTokensMax, rows - first);
-      run.bias = bias == nullptr ? nullptr : bias + part.row_first;
-      run.y_bf16 = y_bf16 == nullptr ? nullptr : y_bf16 + first * m.rows + part.row_first;
-      run.y_f32 = y_f32 == nullptr ? nullptr : y_f32 + first * m.rows + part.row_first;
-      run.y_stride = m.rows;
-      run.splits = skinny_gemm_splits(part.layout, properties_.multiprocessor_count);
-      run.workspace = scratch_.data();
-      must(run_skinny_gemm(run, stream()));
-    }
+    Gemm run;
+    run.device = gemm_device_.get();
+    run.layout = part.layout;
+    run.weight = part.memory.data();
+    run.x = x;
+    run.x_stride = m.cols;
+    run.tokens = rows;
+    run.bias = bias == nullptr ? nullptr : bias + part.row_first;
+    run.y_bf16 = y_bf16 == nullptr ? nullptr : y_bf16 + part.row_first;
+    run.y_f32 = y_f32 == nullptr ? nullptr : y_f32 + part.row_first;
+    run.y_stride = m.rows;
+    run.scratch = {scratch_.data(), scratch_.bytes()};
+    must(run_gemm(run, stream()));
   }
 }
 
@@ -626,7 +663,29 @@ void CudaBackend::attention(const Attention& op) {
     return;
   }
   const int64_t heads = op.head_count + 2 * int64_t{kv_.kv_head_count};
-  const int32_t length_max = std::max(shape_.decode_length_max, shape_.prefill_length_max);
+  const int64_t q_stride = heads * kv_.head_dim;
+  const int64_t out_cols = op.head_count * int64_t{kv_.head_dim};
+  if (shape_.prefill_slices > 0) {
+    PrefillAttention run;
+    run.pages = pages_;
+    run.layer = op.layer;
+    run.head_count = op.head_count;
+    run.q = rows_of(op.qkv, q_stride);
+    run.q_stride = q_stride;
+    run.slices = metadata<PrefillSlice>(layout_.slices);
+    run.slice_count = shape_.prefill_slices;
+    run.row_count_max = shape_.prefill_rows_max;
+    run.length_max = shape_.prefill_length_max;
+    run.table = metadata<int32_t>(layout_.table);
+    run.table_stride = 1;
+    run.multiprocessor_count = properties_.multiprocessor_count;
+    run.scale = op.scale;
+    run.out = rows_of(op.out, out_cols);
+    run.workspace = workspace_.data();
+    must(run_prefill_attention(run, stream()));
+    if (shape_.decode_rows == 0) return;
+  }
+  const int32_t length_max = shape_.decode_length_max;
   const int32_t rows_at_once = attention_rows_at_once(length_max);
   const int64_t items_per_row = decode_work_items_max(1, length_max);
   const bool has_work = std::exchange(has_work_, true);
@@ -636,17 +695,17 @@ void CudaBackend::attention(const Attention& op) {
     int32_t* item_count = work_counts_.as<int32_t>() + first;
     auto* items = work_items_.as<DecodeWorkItem>() + first * items_per_row;
     if (!has_work) {
-      must(run_decode_work({rows, lengths, metadata<int32_t>(layout_.lines) + first, length_max,
-                            item_count, items},
-                           stream()));
+      must(run_decode_work(
+          {rows, lengths, metadata<int32_t>(layout_.lines) + first, length_max, item_count, items},
+          stream()));
     }
     DecodeAttention run;
     run.pages = pages_;
     run.layer = op.layer;
     run.rows = rows;
     run.head_count = op.head_count;
-    run.q_stride = heads * kv_.head_dim;
-    run.q = rows_of(op.qkv, run.q_stride) + first * run.q_stride;
+    run.q_stride = q_stride;
+    run.q = rows_of(op.qkv, q_stride) + first * q_stride;
     run.lengths = lengths;
     run.length_max = length_max;
     run.item_count = item_count;
@@ -655,7 +714,6 @@ void CudaBackend::attention(const Attention& op) {
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
-    const int64_t out_cols = op.head_count * int64_t{kv_.head_dim};
     run.out = rows_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();
     must(run_decode_attention(run, stream()));
@@ -683,6 +741,11 @@ void CudaBackend::logits(Mat head, Act in) {
   multiply(m, gathered_.as<Bf16>(), shape_.logit_rows_padded, nullptr, nullptr,
            logits_.as<float>());
   if (!shape_.samples) return;
+  if (banned_count_ > 0) {
+    must(run_ban_tokens({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_),
+                         banned_.as<int32_t>(), banned_count_, logits_.as<float>()},
+                        stream()));
+  }
   must(
       run_sample({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_), logits_.as<float>(),
                   metadata<SampleRow>(layout_.samplings), tokens_.as<int32_t>()},
@@ -798,10 +861,16 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   if (!stream) return stream.error();
   auto uploader = Uploader::open(config.pack_threads);
   if (!uploader) return uploader.error();
+  auto cublas = Cublas::open();
+  if (!cublas) return cublas.error();
+  auto gemm_device = GemmDevice::open({properties->multiprocessor_count,
+                                       10 * properties->compute_major + properties->compute_minor},
+                                      std::move(*cublas));
+  if (!gemm_device) return gemm_device.error();
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
-      std::move(*stream), std::move(*uploader)));
+      std::move(*stream), std::move(*uploader), std::move(*gemm_device)));
 }
 
 }  // namespace updraft::cuda

@@ -8,6 +8,18 @@
 #include "kernels/cuda/sample.h"
 
 namespace updraft::cuda {
+namespace {
+
+bool goes_one_by_one(const Batch& batch, const SequenceSlice& slice) {
+  if (slice.row_count == 1) return true;
+  const auto first =
+      std::lower_bound(batch.logit_rows.begin(), batch.logit_rows.end(), slice.row_first);
+  const auto end =
+      std::lower_bound(first, batch.logit_rows.end(), slice.row_first + slice.row_count);
+  return end - first == slice.row_count;
+}
+
+}  // namespace
 
 StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_count) {
   StepShape out;
@@ -36,8 +48,8 @@ StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_co
       UPDRAFT_CHECK(page >= 0 && page < page_count, "a page of the pool");
     // The engine may have taken pages for what comes later.
     out.table_entries += (length + page_tokens - 1) / page_tokens;
-    if (slice.row_count == 1) {
-      ++out.decode_rows;
+    if (goes_one_by_one(batch, slice)) {
+      out.decode_rows += slice.row_count;
       out.decode_length_max = std::max(out.decode_length_max, length);
     } else {
       ++out.prefill_slices;
@@ -73,7 +85,7 @@ StepLayout StepLayout::of(const StepShape& shape) {
   out.lines = part(rows, sizeof(int32_t));
   out.logit_rows = part(logit_rows, sizeof(int32_t));
   out.samplings = part(logit_rows, sizeof(SampleRow));
-  out.slices = part(shape.prefill_slices, sizeof(SliceRecord));
+  out.slices = part(shape.prefill_slices, sizeof(PrefillSlice));
   out.table = part(shape.table_entries, sizeof(int32_t));
   out.bytes = at;
   return out;
@@ -100,16 +112,17 @@ void write_step(const Batch& batch, const StepShape& shape, const StepLayout& la
   std::fill_n(ints(layout.lengths) + rows, shape.rows_padded - shape.rows, 0);
   std::fill_n(ints(layout.lines) + rows, shape.rows_padded - shape.rows, 0);
 
-  auto* slices = reinterpret_cast<SliceRecord*>(to.data() + layout.slices);
+  auto* slices = reinterpret_cast<PrefillSlice*>(to.data() + layout.slices);
   int32_t line = 0;
   for (const SequenceSlice& slice : batch.sequences) {
+    const bool one_by_one = goes_one_by_one(batch, slice);
     for (int32_t i = 0; i < slice.row_count; ++i) {
       const int32_t row = slice.row_first + i;
       ints(layout.kv_positions)[row] = slice.cached_count + i;
-      ints(layout.lengths)[row] = slice.cached_count + i + 1;
+      ints(layout.lengths)[row] = one_by_one ? slice.cached_count + i + 1 : -1;
       ints(layout.lines)[row] = line;
     }
-    if (slice.row_count > 1) {
+    if (!one_by_one) {
       *slices++ = {slice.row_first, slice.row_count, slice.cached_count, line};
     }
     const int32_t length = slice.cached_count + slice.row_count;

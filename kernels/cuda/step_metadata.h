@@ -3,6 +3,10 @@
 //
 // A sequence's pages lie one behind the other in `table`, a sequence's line is the index of its
 // first: kernels take it as a table whose lines are one entry apart.
+//
+// A slice's rows go through decode attention one by one where each of them wants logits (one token,
+// or drafts under test: they are to give what they would have given alone), otherwise through
+// prefill attention together.
 #pragma once
 
 #include <cstddef>
@@ -10,16 +14,9 @@
 #include <span>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/prefill_attention.h"
 
 namespace updraft::cuda {
-
-// The rows of a slice that is not one row, as prefill attention takes them.
-struct SliceRecord {
-  int32_t row_first;
-  int32_t row_count;
-  int32_t cached_count;
-  int32_t line;
-};
 
 // Rows and logit rows are padded where a graph was captured for more of them.
 struct StepShape {
@@ -27,11 +24,11 @@ struct StepShape {
   int32_t rows_padded = 0;
   int32_t logit_rows = 0;
   int32_t logit_rows_padded = 0;
-  int32_t prefill_slices = 0;      // slices of several rows
+  int32_t prefill_slices = 0;
   int32_t prefill_rows_max = 0;    // of the longest of them
   int32_t prefill_length_max = 0;  // positions that the last row of any of them sees
-  int32_t decode_rows = 0;         // slices of one row
-  int32_t decode_length_max = 0;   // positions that any of them sees
+  int32_t decode_rows = 0;
+  int32_t decode_length_max = 0;  // positions that any of them sees
   int32_t given_rows = 0;
   int32_t table_entries = 0;
   int32_t page_tokens = 0;
@@ -52,7 +49,7 @@ struct StepLayout {
   size_t lines = 0;          // [rows_padded] int32
   size_t logit_rows = 0;     // [logit_rows_padded] int32; -1: padded
   size_t samplings = 0;      // [logit_rows_padded] SampleRow
-  size_t slices = 0;         // [prefill_slices] SliceRecord
+  size_t slices = 0;         // [prefill_slices] PrefillSlice
   size_t table = 0;          // [table_entries] int32
   size_t bytes = 0;
 

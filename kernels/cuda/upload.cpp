@@ -68,7 +68,15 @@ int64_t chunk_rows(const PackedLayout& layout) {
 }  // namespace
 
 DType kept_format(DType file_format) {
-  return tile_cols(file_format) != 0 ? file_format : DType::kBF16;
+  switch (file_format) {
+    case DType::kQ4_0:
+    case DType::kQ8_0:
+    case DType::kQ4_K:
+    case DType::kQ6_K:
+      return file_format;
+    default:
+      return DType::kBF16;
+  }
 }
 
 Result<Uploader> Uploader::open(int thread_count) {
