@@ -493,10 +493,12 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
   const int first_seen = position_of(0);  // the last position that the first row sees
   const int last_seen = position_of(kWarpTiles * kMmaRows - 1);
 
-  Vec16* aside = in.workspace +
-                 (in.split ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
-                           : static_cast<int64_t>(block_x())) *
-                     slot_vectors(kDim) * kThreads;
+  const auto aside = [&] {
+    const int64_t slot = in.split
+                             ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
+                             : static_cast<int64_t>(block_x());
+    return in.workspace + slot * slot_vectors(kDim) * kThreads;
+  };
   Sums<kDim> sums;
   clear(sums);
   for (int first = begin; first < end; first += kTilePositions) {
@@ -527,15 +529,15 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
         first + kTilePositions >= end) {
       continue;
     }
-    if (first >= kPrefillChunk) join<false>(sums, aside, in.scale_log2);
-    put_aside(sums, aside);
+    if (first >= kPrefillChunk) join<false>(sums, aside(), in.scale_log2);
+    put_aside(sums, aside());
     clear(sums);
   }
   if (in.split) {
-    put_aside(sums, aside);
+    put_aside(sums, aside());
     return;
   }
-  if (end > kPrefillChunk) join<false>(sums, aside, in.scale_log2);
+  if (end > kPrefillChunk) join<false>(sums, aside(), in.scale_log2);
   finish<kType, kDim>(in, unit, sums);
 }
 
@@ -543,11 +545,16 @@ template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
 prefill_attention_kernel(Arguments in) {
   auto* shared = dynamic_shared<std::byte>();
-  Unit unit;
-  for (int64_t number = block_x();
-       in.split ? find<true>(in, number, &unit) : find<false>(in, number, &unit);
-       number += grid_x()) {
-    attend<kType, kDim>(in, unit, shared);
+  auto* unit = shared_array<Unit, 1>();  // seldom read, and registers are few
+  for (int64_t number = block_x();; number += grid_x()) {
+    if (thread_x() == 0) {
+      const bool found = in.split ? find<true>(in, number, unit) : find<false>(in, number, unit);
+      if (!found) unit->tile = -1;
+    }
+    sync_block();
+    if (unit->tile < 0) return;
+    attend<kType, kDim>(in, *unit, shared);
+    sync_block();  // nobody reads the unit any more
   }
 }
 
