@@ -196,6 +196,35 @@ UPDRAFT_DEVICE T load_once(const T* at) {
   }
   return value;
 }
+// Through the ordinary path: the read-only one is for what does not change while the kernel lives.
+template <typename T>
+UPDRAFT_DEVICE T load_written(const T* at) {
+  static_assert(sizeof(T) == 16 || sizeof(T) == 8);
+  T value;
+  auto* word = reinterpret_cast<uint32_t*>(&value);
+  if constexpr (sizeof(T) == 16) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "l"(at)
+                 : "memory");
+  } else {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(word[0]), "=r"(word[1])
+                 : "l"(at)
+                 : "memory");
+  }
+  return value;
+}
+UPDRAFT_DEVICE void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+UPDRAFT_DEVICE void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 template <typename T>
 UPDRAFT_DEVICE void store(T* at, const T& value) {
   *at = value;
@@ -262,6 +291,18 @@ UPDRAFT_DEVICE uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3F803F80U), "r"(b));
   return sum;
 }
+// fma with minus zero, for the same reason.
+UPDRAFT_DEVICE uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000U));
+  return product;
+}
+UPDRAFT_DEVICE float low_half(uint32_t pair) {
+  return to_float(Half{static_cast<uint16_t>(pair & 0xFFFFU)});
+}
+UPDRAFT_DEVICE float high_half(uint32_t pair) {
+  return to_float(Half{static_cast<uint16_t>(pair >> 16)});
+}
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -290,6 +331,7 @@ struct LaunchShape {
   Dim3 grid;
   Dim3 block;
   size_t shared_bytes = 0;
+  bool early_start = false;
 };
 
 inline constexpr size_t kSharedBytesByDefault = 48 << 10;
@@ -305,10 +347,17 @@ Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Str
                   " bytes of shared memory for a kernel: " + cudaGetErrorString(allowed));
     }
   }
-  kernel<<<dim3(shape.grid.x, shape.grid.y, shape.grid.z),
-           dim3(shape.block.x, shape.block.y, shape.block.z), shape.shared_bytes, stream>>>(
-      Parameters(arguments)...);
-  const cudaError_t launched = cudaGetLastError();
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
+  config.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = shape.early_start ? 1 : 0;
+  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   if (launched != cudaSuccess) {
     return fail(std::string("cuda: a kernel did not start: ") + cudaGetErrorString(launched));
   }

@@ -133,6 +133,16 @@ T load_once(const T* at, Place place = Place::current()) {
   check_access("load_once", at, sizeof(T), Space::kGlobal, place);
   return *at;
 }
+// The same of what an earlier kernel of the stream has written: after wait_for_previous().
+template <typename T>
+T load_written(const T* at, Place place = Place::current()) {
+  check_access("load_written", at, sizeof(T), Space::kGlobal, place);
+  return *at;
+}
+// griddepcontrol.wait and .launch_dependents, for launches with early_start: what the launch before
+// has written is there; the launch behind may begin as soon as all blocks have said so.
+inline void wait_for_previous() {}
+inline void let_next_start() {}
 template <typename T>
 void store(T* at, const T& value, Place place = Place::current()) {
   check_access("store", at, sizeof(T), Space::kGlobal, place);
