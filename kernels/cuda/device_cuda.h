@@ -8,6 +8,7 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -336,6 +337,24 @@ struct LaunchShape {
 
 inline constexpr size_t kSharedBytesByDefault = 48 << 10;
 
+// Whether the current device can start a kernel before the one in front has ended: capability 90.
+inline bool device_starts_early() {
+  constexpr int kDevicesMax = 64;
+  static std::atomic<int8_t> known[kDevicesMax];  // 0: not asked yet, 1: no, 2: yes
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevicesMax) return false;
+  // Nothing else is published with it: a second thread that asks finds the same.
+  int8_t answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    int major = 0;
+    const cudaError_t asked =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    answer = asked == cudaSuccess && major >= 9 ? 2 : 1;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == 2;
+}
+
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
@@ -356,7 +375,7 @@ Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Str
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = shape.early_start ? 1 : 0;
+  config.numAttrs = shape.early_start && device_starts_early() ? 1 : 0;
   const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   if (launched != cudaSuccess) {
     return fail(std::string("cuda: a kernel did not start: ") + cudaGetErrorString(launched));

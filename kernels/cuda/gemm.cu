@@ -56,7 +56,6 @@ Result<void> check(const Gemm& op) {
 // Bound of the product of the tile of weights that is unpacked at a time.
 constexpr int64_t kProductBytesMax = int64_t{256} << 20;
 constexpr int32_t kFloat8Capability = 90;
-constexpr int32_t kEarlyStartCapability = 90;
 constexpr int64_t kRowsUnit = 128;  // of a tile that is not the last
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -270,7 +269,6 @@ Result<void> run_chosen(const Gemm& op, const WideChoice* choice, Stream stream)
   product.y_f32 = op.y_f32;
   product.y_stride = op.y_stride;
   product.accumulate = op.accumulate;
-  product.early_start = device.facts().capability >= kEarlyStartCapability;
   product.splits = skinny_gemm_splits(layout, device.facts().multiprocessor_count);
   product.workspace = op.scratch.data;
   return choice == nullptr ? run_skinny_gemm(product, stream) : run_tile_gemm(product, stream);

@@ -19,6 +19,8 @@ UPDRAFT_DEVICE float as_float(int32_t value) { return static_cast<float>(value);
 template <typename T>
 UPDRAFT_KERNEL(kThreads)
 finish_kernel(FinishProduct in, const T* product) {
+  let_next_start();
+  wait_for_previous();
   const int outputs = in.gated ? in.rows / 2 : in.rows;
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int token = static_cast<int>(index / outputs);
@@ -50,12 +52,15 @@ finish_kernel(FinishProduct in, const T* product) {
 
 UPDRAFT_KERNEL(kThreads)
 widen_float8_kernel(WidenFloat8 in) {
+  let_next_start();
+  wait_for_previous();
   const int vectors = in.cols / kVector;
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int64_t token = index / vectors;
   if (token >= in.tokens) return;
   const int64_t column = index % vectors * kVector;
-  const Vec8 bytes = load(reinterpret_cast<const Vec8*>(in.x + token * in.x_stride + column));
+  const Vec8 bytes =
+      load_written(reinterpret_cast<const Vec8*>(in.x + token * in.x_stride + column));
   Vec16 out;
   UPDRAFT_UNROLL
   for (int i = 0; i < kVector / 2; ++i) {
@@ -70,7 +75,7 @@ struct Eight {
   float v[kVector];
 };
 UPDRAFT_DEVICE Eight load_eight(const Bf16* at) {
-  const Vec16 bits = load(reinterpret_cast<const Vec16*>(at));
+  const Vec16 bits = load_written(reinterpret_cast<const Vec16*>(at));
   Eight out;
   UPDRAFT_UNROLL
   for (int i = 0; i < kVector / 2; ++i) {
@@ -84,6 +89,8 @@ UPDRAFT_DEVICE Eight load_eight(const Bf16* at) {
 // reads them.
 UPDRAFT_KERNEL(kThreads)
 quantize_rows_kernel(QuantizeRows in) {
+  let_next_start();
+  wait_for_previous();
   auto* kept = dynamic_shared<float>();
   auto* largest_of_warps = shared_array<float, kWarps>();
   const int64_t row = block_x();
@@ -138,6 +145,7 @@ LaunchShape threads_shape(int64_t threads) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((threads + kThreads - 1) / kThreads), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return shape;
 }
 
@@ -185,6 +193,7 @@ Result<void> run_quantize_rows(const QuantizeRows& op, Stream stream) {
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = static_cast<size_t>(op.cols) * sizeof(float);
+  shape.early_start = true;
   return launch(quantize_rows_kernel, shape, stream, op);
 }
 

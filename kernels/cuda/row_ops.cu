@@ -28,6 +28,8 @@ struct EmbedArguments {
 template <DType kType>
 UPDRAFT_KERNEL(kThreads)
 embed_kernel(EmbedArguments in) {
+  let_next_start();
+  wait_for_previous();
   using Registers = TileRegisters<kType>;
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int t = static_cast<int>(index % 4);
@@ -79,6 +81,7 @@ Result<void> run_embed_of(const EmbedArguments& in, Stream stream) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((threads + kThreads - 1) / kThreads), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return launch(embed_kernel<kType>, shape, stream, in);
 }
 
@@ -162,6 +165,8 @@ UPDRAFT_DEVICE float squares(const Eight& in) {
 // reads them.
 UPDRAFT_KERNEL(kThreads)
 residual_norm_kernel(ResidualNorm in) {
+  let_next_start();
+  wait_for_previous();
   auto* kept = dynamic_shared<float>();
   const int64_t row_first = static_cast<int64_t>(block_x()) * in.dim;
   const int first = static_cast<int>(thread_x()) * kVector;
@@ -229,6 +234,8 @@ residual_norm_kernel(ResidualNorm in) {
 
 UPDRAFT_KERNEL(kThreads)
 gated_unit_kernel(GatedUnit in) {
+  let_next_start();
+  wait_for_previous();
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int vectors = in.n / kVector;
   const int64_t row = index / vectors;
@@ -308,6 +315,7 @@ Result<void> run_residual_norm(const ResidualNorm& op, Stream stream) {
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = static_cast<size_t>(op.dim) * sizeof(float);
+  shape.early_start = true;
   return launch(residual_norm_kernel, shape, stream, op);
 }
 
@@ -316,7 +324,9 @@ Result<void> run_gated_unit(const GatedUnit& op, Stream stream) {
     return fail("gated unit: " + std::to_string(op.rows) + " rows of " + std::to_string(op.n) +
                 " elements (a multiple of 8)");
   }
-  return launch(gated_unit_kernel, vectors_shape(int64_t{op.rows} * op.n / kVector), stream, op);
+  LaunchShape shape = vectors_shape(int64_t{op.rows} * op.n / kVector);
+  shape.early_start = true;
+  return launch(gated_unit_kernel, shape, stream, op);
 }
 
 Result<void> run_copy_pages(const CopyPages& op, Stream stream) {

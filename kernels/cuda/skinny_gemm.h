@@ -33,8 +33,6 @@ struct SkinnyGemm {
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
   bool accumulate = false;  // y_f32 += the product
-  // May begin while the kernel before it still runs (LaunchShape::early_start); capability 90.
-  bool early_start = false;
   // Blocks that share the columns: skinny_gemm_splits(). With more than one they need the
   // workspace.
   int32_t splits = 1;

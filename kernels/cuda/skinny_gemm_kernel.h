@@ -221,7 +221,7 @@ Result<void> run_skinny_tiles(const SkinnyGemm& op, const SkinnyArguments& in, S
                 static_cast<uint32_t>(op.splits), 1};
   shape.block = {kSkinnyThreads, 1, 1};
   shape.shared_bytes = sizeof(float) * kSkinnyWarps * kTokenTiles * kTileTokens * kTileRows;
-  shape.early_start = op.early_start;
+  shape.early_start = true;
   return launch(skinny_gemm_kernel<kType, kTokenTiles, kRowTiles>, shape, stream, in);
 }
 

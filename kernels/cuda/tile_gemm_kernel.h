@@ -190,6 +190,8 @@ tile_gemm_kernel(TileGemmArguments in) {
     }
   };
 
+  let_next_start();
+  wait_for_previous();
   UPDRAFT_UNROLL
   for (int s = 0; s < S::kCount - 1; ++s) {
     if (s < stage_count) {
@@ -277,6 +279,7 @@ Result<void> run_tile_gemm_split(const TileGemmArguments& in, Stream stream) {
                 static_cast<uint32_t>((in.out.tokens + kTileGemmTokens - 1) / kTileGemmTokens), 1};
   shape.block = {kTileGemmThreads, 1, 1};
   shape.shared_bytes = size_t{S::kCount} * S::kBytes;
+  shape.early_start = true;
   if (in.splits == 1) return launch(tile_gemm_kernel<kType, false>, shape, stream, in);
   shape.shared_bytes += size_t{kTileGemmBands} * kTileRows * kTileGemmTokens * sizeof(float);
   return launch(tile_gemm_kernel<kType, true>, shape, stream, in);

@@ -41,6 +41,8 @@ UPDRAFT_DEVICE uint32_t scaled_pair(uint32_t pair, float scale, float min) {
 template <DType kType>
 UPDRAFT_KERNEL(kThreads)
 unpack_bf16_kernel(UnpackArguments in) {
+  let_next_start();
+  wait_for_previous();
   using Registers = TileRegisters<kType>;
   const LaneTile at = lane_tile(in);
   if (!at.valid) return;
@@ -91,6 +93,8 @@ UPDRAFT_DEVICE uint32_t even_bytes(uint32_t first, uint32_t second, int shift) {
 template <DType kType>
 UPDRAFT_KERNEL(kThreads)
 unpack_bytes_kernel(UnpackArguments in) {
+  let_next_start();
+  wait_for_previous();
   const LaneTile at = lane_tile(in);
   if (!at.valid) return;
   const auto tile = fetch_tile<kType>(in.weight, at.band, at.tile, at.lane);
@@ -131,6 +135,7 @@ LaunchShape shape_of(const UnpackArguments& in) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((in.tile_count + kWarps - 1) / kWarps), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return shape;
 }
 
