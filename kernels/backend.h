@@ -34,6 +34,9 @@ struct KvShape {
   int32_t page_tokens = 0;  // 16..256
   int32_t page_count = 0;
   DType type = DType::kF16;  // kF32, kF16 or kBF16 on the CPU; Q8_0 means int8 with one scale per head and token
+  // What steps will ask of it, for a device that takes its scratch memory beforehand; 0: not known, all that could be.
+  int32_t head_count = 0;      // query heads
+  int32_t context_tokens = 0;  // positions of one sequence
 };
 
 // The rows of one sequence in a step.
@@ -141,6 +144,9 @@ class Backend {
   virtual Result<Vec> add_vector(std::span<const float> values) = 0;
   // A buffer of at most rows_max rows.
   virtual Result<Act> add_activation(int64_t rows_max, int64_t cols) = 0;
+  // The residual stream: what embed() fills and residual_norm() adds to. A device whose activations have few bits has
+  // more for this one.
+  virtual Result<Act> add_residual(int64_t rows_max, int64_t cols) { return add_activation(rows_max, cols); }
   // The same for devices that share; a single device is the whole group. add_bias: of the rows of `matrix`. What `matrix`
   // makes, of the rows of its first `part_count` parts; `cols` is the width on a single device.
   virtual Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& /*split*/) {

@@ -412,6 +412,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();
   shape.page_count = plan->page_count;
+  shape.context_tokens = plan->context_tokens;
   if (const auto made = backend->make_kv_pool(shape); !made) return made.error("KV pool");
   const auto swap = make_swap_space(config, shape, *forward, *backend);
   if (!swap) return swap.error();

@@ -193,7 +193,10 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
     out = *taken;
     return {};
   };
-  for (Act* act : {&hidden_, &normed_, &delta_}) {
+  const auto residual = backend.add_residual(limits.rows_max, h.hidden_dim);
+  if (!residual) return residual.error("activations");
+  hidden_ = *residual;
+  for (Act* act : {&normed_, &delta_}) {
     if (const auto taken = take(*act, h.hidden_dim); !taken) return taken;
   }
   const Layer& layer = layers_.front();
@@ -263,6 +266,7 @@ KvShape Forward::kv_shape(const Hyperparameters& h) {
   shape.layer_count = h.layer_count;
   shape.kv_head_count = h.kv_head_count;
   shape.head_dim = h.head_dim;
+  shape.head_count = h.head_count;
   return shape;
 }
 

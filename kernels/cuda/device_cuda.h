@@ -5,6 +5,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -16,6 +17,8 @@
 #define UPDRAFT_DEVICE __device__ __forceinline__
 #define UPDRAFT_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define UPDRAFT_UNROLL _Pragma("unroll")
+#define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
+#define UPDRAFT_PRAGMA(text) _Pragma(#text)
 
 namespace updraft::cuda {
 
@@ -238,6 +241,12 @@ UPDRAFT_DEVICE float to_float(Bf16 value) {
   return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
 }
 UPDRAFT_DEVICE float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+UPDRAFT_DEVICE float to_float(Float8 value) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(value.bits, __NV_E4M3)));
+}
+UPDRAFT_DEVICE Float8 to_float8(float value) {
+  return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
+}
 UPDRAFT_DEVICE Bf16 to_bf16(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
@@ -255,6 +264,14 @@ UPDRAFT_DEVICE uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3F803F80U), "r"(b));
   return sum;
 }
+UPDRAFT_DEVICE uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000U));
+  return product;
+}
+UPDRAFT_DEVICE uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  return __byte_perm(word, 0, selector);
+}
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -269,6 +286,10 @@ UPDRAFT_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
 }
 UPDRAFT_DEVICE int32_t round_to_int(float value) { return __float2int_rn(value); }
 UPDRAFT_DEVICE float log2_of(float value) { return log2f(value); }
+UPDRAFT_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 UPDRAFT_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 // Index of the lowest bit set; at least one is.
 UPDRAFT_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }

@@ -237,20 +237,6 @@ gated_unit_kernel(GatedUnit in) {
   store_eight(in.out + row * in.n + column, out);
 }
 
-// --- pages ---
-
-UPDRAFT_KERNEL(kThreads)
-copy_pages_kernel(CopyPages in) {
-  const int64_t vectors = in.pages.page_bytes / 16;
-  const auto* from =
-      reinterpret_cast<const Vec16*>(in.pages.base + in.from[block_y()] * in.pages.page_bytes);
-  auto* to = reinterpret_cast<Vec16*>(in.pages.base + in.to[block_y()] * in.pages.page_bytes);
-  for (int64_t i = static_cast<int64_t>(block_x()) * kThreads + thread_x(); i < vectors;
-       i += static_cast<int64_t>(grid_x()) * kThreads) {
-    to[i] = from[i];
-  }
-}
-
 LaunchShape vectors_shape(int64_t vectors) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((vectors + kThreads - 1) / kThreads), 1, 1};
@@ -301,17 +287,6 @@ Result<void> run_gated_unit(const GatedUnit& op, Stream stream) {
                 " elements (a multiple of 8)");
   }
   return launch(gated_unit_kernel, vectors_shape(int64_t{op.rows} * op.n / kVector), stream, op);
-}
-
-Result<void> run_copy_pages(const CopyPages& op, Stream stream) {
-  if (op.count < 1 || op.count > 65535) {
-    return fail("copy of " + std::to_string(op.count) + " pages (1..65535)");
-  }
-  LaunchShape shape = vectors_shape(op.pages.page_bytes / 16);
-  constexpr uint32_t kBlocksMax = 64;  // of one page
-  if (shape.grid.x > kBlocksMax) shape.grid.x = kBlocksMax;
-  shape.grid.y = static_cast<uint32_t>(op.count);
-  return launch(copy_pages_kernel, shape, stream, op);
 }
 
 }  // namespace updraft::cuda

@@ -19,6 +19,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTileTokens = 8;
+constexpr int64_t kCountersMax = kSkinnyCounterBytes / sizeof(uint32_t);
 
 struct Arguments {
   PackedWeight weight;
@@ -248,10 +249,6 @@ Result<void> run_for_tokens(const SkinnyGemm& op, const Arguments& in, Stream st
   return run<kType, 8>(op, in, stream);
 }
 
-size_t counter_bytes(const PackedLayout& layout) {
-  return (static_cast<size_t>(layout.rows_padded / kTileRows) * sizeof(uint32_t) + 255) / 256 * 256;
-}
-
 }  // namespace
 
 int32_t skinny_gemm_splits(const PackedLayout& layout, int32_t multiprocessor_count) {
@@ -265,8 +262,8 @@ int32_t skinny_gemm_splits(const PackedLayout& layout, int32_t multiprocessor_co
 
 size_t skinny_gemm_workspace_bytes(const PackedLayout& layout, int32_t splits) {
   if (splits <= 1) return 0;
-  return counter_bytes(layout) + static_cast<size_t>(splits) * kSkinnyTokensMax *
-                                     static_cast<size_t>(layout.rows_padded) * sizeof(float);
+  return kSkinnyCounterBytes + static_cast<size_t>(splits) * kSkinnyTokensMax *
+                                   static_cast<size_t>(layout.rows_padded) * sizeof(float);
 }
 
 Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
@@ -285,6 +282,10 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   if (op.splits < 1 || (op.splits > 1 && op.workspace == nullptr)) {
     return fail("skinny gemm: " + std::to_string(op.splits) + " splits without a workspace");
   }
+  if (op.splits > 1 && layout.rows_padded / kTileRows > kCountersMax) {
+    return fail("skinny gemm: " + std::to_string(layout.rows) + " rows with split columns (up to " +
+                std::to_string(kCountersMax * kTileRows) + ")");
+  }
   Arguments in{};
   in.weight = PackedWeight::of(layout, op.weight);
   in.x = op.x;
@@ -294,7 +295,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   in.counters = reinterpret_cast<uint32_t*>(op.workspace);
   in.partial = op.workspace == nullptr
                    ? nullptr
-                   : reinterpret_cast<float*>(op.workspace + counter_bytes(layout));
+                   : reinterpret_cast<float*>(op.workspace + kSkinnyCounterBytes);
   in.x_stride = op.x_stride;
   in.y_stride = op.y_stride;
   in.tokens = op.tokens;

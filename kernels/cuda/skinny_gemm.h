@@ -12,6 +12,8 @@
 namespace updraft::cuda {
 
 inline constexpr int32_t kSkinnyTokensMax = 64;
+// Counters at the begin of a workspace, which matrices may share.
+inline constexpr size_t kSkinnyCounterBytes = 16 << 10;
 
 struct SkinnyGemm {
   PackedLayout layout;
@@ -26,8 +28,8 @@ struct SkinnyGemm {
   // Blocks that share the columns: skinny_gemm_splits(). With more than one they need the
   // workspace.
   int32_t splits = 1;
-  std::byte* workspace = nullptr;  // skinny_gemm_workspace_bytes(); its counters are zero before
-                                   // the first use and after each
+  std::byte* workspace = nullptr;  // skinny_gemm_workspace_bytes(); the first kSkinnyCounterBytes
+                                   // are zero before the first use and after each
 };
 
 // How many blocks share the columns of a matrix, so that one with few rows fills the device too. It

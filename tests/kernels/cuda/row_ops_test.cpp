@@ -170,27 +170,6 @@ TEST_CASE("the gated unit is silu(gate) * up, also far from zero") {
   }
 }
 
-TEST_CASE("pages are copied whole and nothing else changes") {
-  KvPages pages = *KvPages::of(KvType::kInt8, 3, 2, 64, 16);
-  constexpr size_t kPages = 7;
-  const auto page_bytes = static_cast<size_t>(pages.page_bytes);
-  simt::Buffer<std::byte> memory("pages", kPages * page_bytes);
-  for (size_t i = 0; i < memory.size(); ++i)
-    memory[i] = static_cast<std::byte>(i * 31 + i / page_bytes);
-  const std::vector<std::byte> before(memory.span().begin(), memory.span().end());
-  pages.base = memory.data();
-  const std::vector<int32_t> from_list = {6, 0, 6};
-  const std::vector<int32_t> to_list = {1, 3, 5};
-  const simt::Buffer<int32_t> from("from", std::span(from_list));
-  const simt::Buffer<int32_t> to("to", std::span(to_list));
-  require_ok(run_copy_pages({pages, from.data(), to.data(), 3}, nullptr));
-  const size_t source[kPages] = {0, 6, 2, 0, 4, 6, 6};
-  for (size_t p = 0; p < kPages; ++p) {
-    CHECK(std::memcmp(memory.data() + p * page_bytes, before.data() + source[p] * page_bytes,
-                      page_bytes) == 0);
-  }
-}
-
 TEST_CASE("shapes that the row operations do not take are refused with their values") {
   ResidualNorm norm;
   norm.rows = 1;
@@ -198,7 +177,4 @@ TEST_CASE("shapes that the row operations do not take are refused with their val
   CHECK(run_residual_norm(norm, nullptr).message().find("12 elements") != std::string::npos);
   CHECK(run_gated_unit({1, 9, nullptr, nullptr}, nullptr).message().find("9 elements") !=
         std::string::npos);
-  CHECK(run_copy_pages({*KvPages::of(KvType::kBf16, 1, 1, 64, 16), nullptr, nullptr, 0}, nullptr)
-            .message()
-            .find("0 pages") != std::string::npos);
 }

@@ -64,7 +64,7 @@ struct Problem {
     const simt::ScheduleScope scope(schedule);
     simt::Buffer<float> y("y", static_cast<size_t>(tokens * rows));
     simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
-    std::fill_n(workspace.data(), std::min<size_t>(workspace.size(), 256), std::byte{0});
+    std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
     SkinnyGemm op;
     op.layout = layout;
     op.weight = packed->data();
