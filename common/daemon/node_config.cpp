@@ -44,6 +44,7 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.page_tokens", model.page_tokens, 16, 256);
   file.get_choice("model.kv_type", model.kv_type, {"f32", "f16", "bf16", "int8", "fp8"});
   file.get("model.kv_tokens", model.kv_tokens, 0, int64_t{1} << 40);
+  file.get_bytes("model.kv_swap", model.kv_swap_bytes);
   file.get("model.step_tokens_max", model.step_tokens_max, 1, 65536);
   file.get("model.prefix_cache", model.prefix_cache);
   file.get("model.speculation", model.speculation);

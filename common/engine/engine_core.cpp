@@ -79,7 +79,10 @@ void EngineCore::add(SequenceRequest request, std::shared_ptr<SequenceSink> sink
 
 void EngineCore::plan(int64_t now_ns, std::vector<uint64_t>& ended) {
   if (in_flight_ > 0 && config_.draft_tokens_max > 0 && should_draft()) read_oldest(ended);
+  const auto speed = static_cast<double>(prefill_tokens_per_s_);
+  scheduler_.set_swap_costs(config_.swap_page_ns, speed > 0.0 ? 1e9 / speed : 0.0);
   scheduler_.plan(now_ns, prefill_tokens_max(), plan_);
+  move_pages();
   preemptions_ += static_cast<int64_t>(plan_.preempted.size());
   for (const StepPlan::Ended& over : plan_.ended) {
     auto node = sequences_.extract(over.id);
@@ -87,6 +90,19 @@ void EngineCore::plan(int64_t now_ns, std::vector<uint64_t>& ended) {
     ended.push_back(over.id);
   }
   if (config_.draft_tokens_max > 0) plan_drafts();
+}
+
+// Behind every step that was started: what that writes is there, and what it reads was.
+void EngineCore::move_pages() {
+  for (const StepPlan::Swap& swap : plan_.swaps) {
+    if (swap.out) {
+      backend_->swap_out(swap.page, swap.slot);
+      ++pages_swapped_out_;
+    } else {
+      backend_->swap_in(swap.slot, swap.page);
+      ++pages_swapped_in_;
+    }
+  }
 }
 
 // Whether guesses behind the tokens that are not read yet look worth more than running ahead: then
@@ -526,6 +542,8 @@ EngineLoad EngineCore::load() const {
   load.decode_tokens_per_s = decode_tokens_per_s_;
   load.steps = steps_;
   load.preemptions = preemptions_;
+  load.pages_swapped_out = pages_swapped_out_;
+  load.pages_swapped_in = pages_swapped_in_;
   load.prefix_cache = scheduler_.prefix_stats();
   load.draft_tokens = drafts_;
   load.draft_tokens_accepted = drafts_accepted_;

@@ -37,6 +37,7 @@ struct EngineCoreConfig {
   int32_t draft_tokens_max = 0;
   std::function<int64_t()> step_clock = monotonic_ns;
   std::vector<int32_t> banned_ids = {};  // what most sequences must not say
+  double swap_page_ns = 0.0;             // to move a page to the swap space or back; 0: not known
 };
 
 class EngineCore {
@@ -108,6 +109,7 @@ class EngineCore {
   int32_t guess(Sequence& sequence) const;
   void look_up(Sequence& sequence, int32_t token_count) const;
   void start(std::vector<uint64_t>& ended);
+  void move_pages();
   bool device_can_sample() const;
   Batch build_batch(Step& step);
   void add_tokens(const Sequence& sequence, const StepSlice& slice);
@@ -166,6 +168,8 @@ class EngineCore {
 
   int64_t steps_ = 0;
   int64_t preemptions_ = 0;
+  int64_t pages_swapped_out_ = 0;
+  int64_t pages_swapped_in_ = 0;
   int64_t sampled_ = 0;  // tokens, since the start
   int64_t drafts_ = 0;   // that ran
   int64_t drafts_accepted_ = 0;

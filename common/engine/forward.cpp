@@ -13,8 +13,15 @@
 namespace updraft {
 namespace {
 
-// Columns that a device of a group takes or leaves together: whole blocks of every weight format.
-constexpr int32_t kSplitCols = 256;
+// The inner dimension is cut into pieces of this many columns, whole blocks of every weight format,
+// or less where that does not divide it: the formats that its matrices can have then have smaller
+// blocks.
+int32_t split_cols(int32_t ff_dim) {
+  for (int32_t cols = 256; cols >= 16; cols /= 2) {
+    if (ff_dim % cols == 0) return cols;
+  }
+  return ff_dim;
+}
 
 // kNoVec for an architecture that has no such vector.
 Result<Vec> add_optional(Backend& backend, std::span<const float> values) {
@@ -95,7 +102,7 @@ Result<void> Forward::load_layer(const LayerWeights& weights, Backend& backend) 
   Result<void> failed;
   const Hyperparameters& h = hyperparameters_;
   const int32_t heads_per_kv = h.head_count / h.kv_head_count;
-  const int32_t ff_pieces = h.ff_dim % kSplitCols == 0 ? h.ff_dim / kSplitCols : 1;
+  const int32_t ff_pieces = h.ff_dim / split_cols(h.ff_dim);
   const auto matrix = [&](Mat& out, std::span<const WeightView> parts, const Split& split) {
     if (!failed) return;
     const auto added = backend.add_split_matrix(parts, split);

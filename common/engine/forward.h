@@ -37,6 +37,7 @@ class Forward {
 
   // The final norm's output of the last run that had logit rows, for tests: [rows, hidden_dim].
   Act final_hidden() const { return normed_; }
+  int32_t hidden_dim() const { return hyperparameters_.hidden_dim; }
 
   // Bytes of the activation buffers, the engine's copy of given rows and the logits at these limits
   // (f32).

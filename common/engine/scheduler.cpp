@@ -24,6 +24,12 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   UPDRAFT_CHECK(config.slots > 0 && config.page_tokens > 0 && config.step_tokens_max > 0);
   UPDRAFT_CHECK(config.logit_rows_max >= config.slots,
                 "every running sequence may sample in a step");
+  if (config.swap_slots > 0) swap_slots_.emplace(config.swap_slots);
+}
+
+void Scheduler::set_swap_costs(double page_ns, double position_ns) {
+  swap_page_ns_ = page_ns;
+  position_ns_ = position_ns;
 }
 
 void Scheduler::add(const ScheduledSequence& sequence, int64_t now_ns) {
@@ -92,6 +98,7 @@ void Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max, StepPlan& plan)
                                      : config_.step_tokens_max;
   plan.slices.clear();
   plan.preempted.clear();
+  plan.swaps.clear();
   plan.ended.clear();
   plan.draft_rows_max = 0;
   end_cancelled_and_late(now_ns, plan);
@@ -186,7 +193,8 @@ int32_t Scheduler::decoding_count() const {
 int64_t Scheduler::prefill_tokens_queued() const {
   int64_t sum = 0;
   for (const auto& [id, sequence] : sequences_) {
-    if (!sequence.running || sequence.pending() > 1) sum += sequence.pending();
+    if (!sequence.running || sequence.pending() > 1)
+      sum += sequence.pending() - sequence.swapped_count;
   }
   return sum;
 }
@@ -227,20 +235,66 @@ void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
 void Scheduler::forget(uint64_t id) {
   Sequence& sequence = at(id);
   release_pages(sequence, 0);
+  release_swap(sequence);
   (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
   sequences_.erase(id);
 }
 
 // Back to waiting under its old rank; when it returns its tokens, sampled ones too, are computed
-// again as far as its full pages are not found.
+// again as far as its full pages are not found or were swapped.
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
+  swap_out(sequence, plan);
   release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});
   waiting_.emplace(sequence.rank, id);
   plan.preempted.push_back(id);
+}
+
+// Its pages that nobody else holds, all or none of them.
+void Scheduler::swap_out(Sequence& sequence, StepPlan& plan) {
+  if (!swap_slots_ || sequence.complete()) return;
+  const int32_t end = pages_for(sequence.cached_count);
+  int32_t first = 0;
+  while (first < end && pages_.holders(sequence.pages[static_cast<size_t>(first)]) > 1) ++first;
+  const int32_t count = end - first;
+  if (count == 0 || swap_slots_->free_count() < count) return;
+  const double positions = sequence.cached_count - first * config_.page_tokens;
+  if (position_ns_ > 0.0 && 2.0 * count * swap_page_ns_ >= positions * position_ns_) return;
+  for (int32_t i = first; i < end; ++i) {
+    const auto slot = swap_slots_->take();
+    UPDRAFT_CHECK(slot.has_value());
+    sequence.swap_slots.push_back(*slot);
+    plan.swaps.push_back({true, sequence.pages[static_cast<size_t>(i)], *slot});
+  }
+  sequence.swap_first = first;
+  sequence.swapped_count = sequence.cached_count;
+}
+
+// It has its pages again; those that others computed meanwhile, or that were found, it need not
+// fetch.
+void Scheduler::swap_in(Sequence& sequence, StepPlan& plan) {
+  // Without the pages before them those that were swapped say nothing.
+  const bool whole = sequence.cached_count >= sequence.swap_first * config_.page_tokens;
+  if (whole && sequence.swapped_count > sequence.cached_count) {
+    const auto from = sequence.cached_count / config_.page_tokens;
+    for (int32_t i = from; i < pages_for(sequence.swapped_count); ++i) {
+      plan.swaps.push_back({false, sequence.pages[static_cast<size_t>(i)],
+                            sequence.swap_slots[static_cast<size_t>(i - sequence.swap_first)]});
+    }
+    sequence.cached_count = sequence.swapped_count;
+  }
+  release_swap(sequence);
+}
+
+// A slot is free at once, as pages are: what it takes next it takes behind this.
+void Scheduler::release_swap(Sequence& sequence) {
+  for (const int32_t slot : sequence.swap_slots) swap_slots_->release(slot);
+  sequence.swap_slots.clear();
+  sequence.swap_first = 0;
+  sequence.swapped_count = 0;
 }
 
 void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
@@ -334,6 +388,7 @@ void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
     sequence.running = true;
     use_found(sequence, found);
     UPDRAFT_CHECK(grow(sequence, plan), "its pages were counted before");
+    swap_in(sequence, plan);
     prefill_pending += sequence.pending();
   }
 }

@@ -5,8 +5,9 @@
 // One order rules everything: the rank. A sequence's rank is its time of arrival plus a delay for
 // its priority class, so a lower class yields to what arrives within its delay and yet never
 // starves. Better-ranked sequences get tokens and pages first; when pages run out the worst-ranked
-// running one gives its pages back and is computed again later. The best-ranked one is never asked
-// to, and the pool holds at least one whole context, so it always finishes: no deadlock.
+// running one gives its pages back and is computed again later, or, where that is cheaper and there
+// is room in the swap space, brought back from there. The best-ranked one is never asked to, and
+// the pool holds at least one whole context, so it always finishes: no deadlock.
 //
 // A paused sequence gets no tokens and ranks behind all others until it is resumed: it keeps its
 // pages and its slot as long as nobody else needs them.
@@ -17,10 +18,9 @@
 // - no page is indexed by it: the host does not know its id;
 // - a sequence that waits (was preempted) is not admitted before it is read;
 // - one whose last allowed token is unread has no more rows: it is about to be over;
-// - a sequence may turn out to have ended with a token, or be cancelled, while a step with a row
-// for what
-//   follows runs. Its pages are free at once nevertheless: whatever is written to them next is
-//   written by a later step, and the device runs steps in their order.
+// - a sequence may end with a token, or be cancelled, while a step runs that has a row for what
+//   follows. Its pages are free at once nevertheless: whatever is written to them next is written
+//   by a later step, and the device runs steps in their order.
 //
 // Full pages are shared (prefix_cache.h): what a sequence finds computed it takes, and every page
 // that it fills can be found by the next. Pages that are shared are full, so nobody writes them.
@@ -30,6 +30,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -37,6 +38,7 @@
 #include <vector>
 
 #include "common/engine/engine.h"
+#include "common/engine/pages.h"
 #include "common/engine/prefix_cache.h"
 #include "common/message/request.h"
 
@@ -53,6 +55,7 @@ struct SchedulerConfig {
   int32_t page_tokens = 16;     // positions per page
   int32_t step_tokens_max = 1;  // rows of one step
   int32_t logit_rows_max = 1;   // rows with logits in one step, >= slots
+  int32_t swap_slots = 0;       // pages of the swap space
   bool prefix_cache = true;     // full pages are kept and found again
   PrefixHash prefix_hash = hash_prefix;
 };
@@ -91,6 +94,15 @@ struct StepSlice {
 struct StepPlan {
   std::vector<StepSlice> slices;    // at most one per sequence
   std::vector<uint64_t> preempted;  // gave their pages back; they wait and will be computed again
+  // Moves of pages between KV memory and the swap space, to be made in this order before the step
+  // and behind all that was started before.
+  struct Swap {
+    bool out = false;  // to the slot, else from it
+    int32_t page = 0;
+    int32_t slot = 0;
+    friend bool operator==(const Swap&, const Swap&) = default;
+  };
+  std::vector<Swap> swaps;
   struct Ended {
     uint64_t id = 0;
     SequenceEnd end = SequenceEnd::kCancelled;
@@ -113,6 +125,11 @@ class Scheduler {
   // its deadline. Unknown ids, and what is paused or resumed already, are ignored.
   void pause(uint64_t id);
   void resume(uint64_t id);
+
+  // What moving a page (one way) and computing a position take, as measured; 0: not known. A
+  // sequence that gives way is swapped when there and back is less than computing it again, or not
+  // known to be more.
+  void set_swap_costs(double page_ns, double position_ns);
 
   // The next step. At least one slice as long as a sequence is left that is not paused and has no
   // unread token.
@@ -141,6 +158,12 @@ class Scheduler {
   // drafts: of its last step, that were right before the token that ended it: they stand in KV
   // memory (and in its ids) and can be found by others like all that was appended.
   void finish(uint64_t id, int32_t drafts = 0);
+
+  int32_t swap_slots_free() const { return swap_slots_ ? swap_slots_->free_count() : 0; }
+  // Slots that a waiting sequence holds.
+  int32_t swapped_pages(uint64_t id) const {
+    return static_cast<int32_t>(at(id).swap_slots.size());
+  }
 
   // Pages of a running sequence, in order of position.
   std::span<const int32_t> pages(uint64_t id) const;
@@ -189,6 +212,11 @@ class Scheduler {
     bool cancelled = false;
     bool paused = false;
     int32_t unread = 0;  // the last of its tokens, whose ids are not known
+    // While it waits: its pages from swap_first on, up to position swapped_count. The pages before
+    // were others' as well and are expected to be found again.
+    std::vector<int32_t> swap_slots;
+    int32_t swap_first = 0;
+    int32_t swapped_count = 0;
 
     int32_t known_count() const { return info.token_count - unread; }
     // It is over as soon as its last token is read, which needs no row.
@@ -204,6 +232,9 @@ class Scheduler {
   void release_pages(Sequence& sequence, int32_t keep);
   void set_rank(uint64_t id, int64_t key_ns);
   void preempt(uint64_t id, StepPlan& plan);
+  void swap_out(Sequence& sequence, StepPlan& plan);
+  void swap_in(Sequence& sequence, StepPlan& plan);
+  void release_swap(Sequence& sequence);
   bool grow(Sequence& sequence, StepPlan& plan);
   bool make_room(const Sequence& sequence, const std::vector<int32_t>& found, StepPlan& plan);
 
@@ -224,6 +255,9 @@ class Scheduler {
 
   const SchedulerConfig config_;
   PrefixCache pages_;
+  std::optional<PagePool> swap_slots_;
+  double swap_page_ns_ = 0.0;
+  double position_ns_ = 0.0;
   PrefixCacheStats stats_;
   std::unordered_map<uint64_t, Sequence> sequences_;
   Ordered running_;

@@ -522,6 +522,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.page_tokens = config.page_tokens;
   engine.kv_type = *kv_type;
   engine.kv_tokens = config.kv_tokens;
+  engine.kv_swap_bytes = config.kv_swap_bytes;
   engine.step_tokens_max = config.step_tokens_max;
   engine.prefix_cache = config.prefix_cache;
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;

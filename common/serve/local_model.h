@@ -39,6 +39,7 @@ struct LocalModelConfig {
   int32_t page_tokens = 32;         // KV page size
   std::string kv_type = "f16";      // f32, f16, bf16, int8, fp8
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
+  uint64_t kv_swap_bytes = 0;       // host memory for the KV of sequences that give way, beside a GPU; 0: computed again
   int32_t step_tokens_max = 512;    // token budget of one step
   bool prefix_cache = true;         // prompts of one tenant share the KV pages of what they begin with
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same

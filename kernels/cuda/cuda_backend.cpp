@@ -66,7 +66,8 @@ struct Vector {
 struct Activation {
   int64_t rows_max = 0;
   int64_t cols = 0;
-  bool residual = false;  // f32
+  bool residual = false;    // f32
+  bool registered = false;  // with the group
   DeviceMemory memory;
 };
 
@@ -122,6 +123,7 @@ class CudaBackend final : public Backend {
   void attention(const Attention& op) override;
   void gated_matmul(Mat gate_up, Act in, Act out) override;
   void logits(Mat head, Act in) override;
+  void all_reduce(Act act) override;
   void end() override;
   std::span<float> read_logits() override;
   std::span<const int32_t> read_tokens() override;
@@ -132,7 +134,16 @@ class CudaBackend final : public Backend {
   void read_activation(Act act, int64_t rows, std::span<float> out) override;
 
  private:
-  enum class Op : uint8_t { kEmbed, kNorm, kMatmul, kPrepare, kAttention, kGated, kLogits };
+  enum class Op : uint8_t {
+    kEmbed,
+    kNorm,
+    kMatmul,
+    kPrepare,
+    kAttention,
+    kGated,
+    kLogits,
+    kAllReduce
+  };
 
   Stream stream() const { return stream_.get(); }
   // The calling thread's device is this one: the engine's thread is not the one that loaded.
@@ -773,6 +784,19 @@ void CudaBackend::logits(Mat head, Act in) {
       run_sample({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_), logits_.as<float>(),
                   metadata<SampleRow>(layout_.samplings), tokens_.as<int32_t>()},
                  stream()));
+}
+
+// The partial sums are bf16 as all rows are; the group adds them up in f32 or better.
+void CudaBackend::all_reduce(Act act) {
+  if (config_.comm == nullptr || !names(Op::kAllReduce, {number(act)})) return;
+  Activation& sum = activations_[static_cast<size_t>(act)];
+  Bf16* rows = rows_of(act, sum.cols);
+  // The first step that sums is not captured. All devices of the group are here now, as they are
+  // not while weights are loaded, when one of them may fail alone.
+  if (!std::exchange(sum.registered, true))
+    must(config_.comm->register_memory(sum.memory.data(), sum.memory.bytes()));
+  must(
+      config_.comm->all_reduce(rows, shape_.rows_padded * sum.cols, Comm::Values::kBF16, stream()));
 }
 
 void CudaBackend::end() {

@@ -103,6 +103,7 @@ class AsyncBackend final : public Backend {
   std::function<void(int64_t step, std::span<float> logits)> change_logits;
   std::vector<Call> calls;  // the caller's thread
   bool can_leave_out = true;
+  int32_t matrices_max = 1 << 30;
 
   explicit AsyncBackend(std::unique_ptr<Backend> inner, int32_t steps_in_flight = 2)
       : inner_(std::move(inner)), steps_in_flight_(steps_in_flight), device_([this] { run(); }) {}
@@ -119,6 +120,7 @@ class AsyncBackend final : public Backend {
   uint64_t memory_used_bytes() const override { return inner_->memory_used_bytes(); }
   uint64_t memory_total_bytes() const override { return inner_->memory_total_bytes(); }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override {
+    if (matrices_max-- == 0) return fail("no memory is left");
     return inner_->add_matrix(parts);
   }
   Result<Vec> add_vector(std::span<const float> values) override {
@@ -179,6 +181,9 @@ class AsyncBackend final : public Backend {
   }
   void logits(Mat head, Act in) override {
     add([=](Backend& b) { b.logits(head, in); });
+  }
+  void all_reduce(Act act) override {
+    add([=](Backend& b) { b.all_reduce(act); });
   }
   void end() override {
     step_->take(batch_);

@@ -88,6 +88,7 @@ struct World {
   int64_t cancelled = 0;
   int64_t ends[6] = {};
   int64_t drafts = 0;
+  int64_t swaps_in = 0;
 };
 
 // One random world on a device that runs behind; everything that is asserted is in here.
@@ -110,6 +111,7 @@ void run_world(uint32_t seed, World& sum) {
     config.draft_tokens_max = 4;
     config.step_clock = [now = int64_t{0}]() mutable { return now += 1000; };
   }
+  if (pick(0, 1) == 0) config.scheduler.swap_slots = pick(1, 40);
   auto backend = behind();
   AsyncBackend& device = *backend;
   std::mt19937 pace(seed);
@@ -125,7 +127,7 @@ void run_world(uint32_t seed, World& sum) {
   };
   std::map<uint64_t, Job> jobs;
   {
-    CoreRunner runner(config, *tiny_model(), std::move(backend));
+    CoreRunner runner(config, *tiny_model(), std::move(backend), config.scheduler.swap_slots);
     const auto wanted = static_cast<size_t>(pick(3, 12));
     size_t added = 0;
     uint64_t next_id = 1;
@@ -159,6 +161,9 @@ void run_world(uint32_t seed, World& sum) {
     runner.finish();
     sum.preemptions += runner.core().load().preemptions;
     sum.drafts += runner.core().load().draft_tokens;
+    sum.swaps_in += device.swaps_in;
+    CHECK(runner.core().load().pages_swapped_in == device.swaps_in);
+    CHECK(runner.core().load().pages_swapped_out == device.swaps_out);
     std::set<uint64_t> ended(runner.ended().begin(), runner.ended().end());
     CHECK(ended.size() == wanted);
     CHECK(runner.ended().size() == wanted);
@@ -195,6 +200,7 @@ TEST_CASE("a device that runs ahead gives the tokens of one that is waited for, 
   CHECK(sum.overlapped > 2000);
   CHECK(sum.cancelled > 20);
   CHECK(sum.drafts > 100);
+  CHECK(sum.swaps_in > 100);
   CHECK(sum.ends[static_cast<size_t>(SequenceEnd::kStop)] > 100);
   CHECK(sum.ends[static_cast<size_t>(SequenceEnd::kLength)] > 100);
 }
@@ -388,4 +394,40 @@ TEST_CASE("an engine on a device that runs ahead sleeps only when the last step 
   engine->resume(10);
   REQUIRE(recorder->wait_end());
   CHECK(recorder->ids().size() == 200);
+}
+
+TEST_CASE("an engine with a swap space brings back what gave way, and says how much it moved") {
+  const auto model = random_model(small_hyperparameters(), 6);
+  std::vector<SequenceRequest> requests;
+  for (uint64_t id = 1; id <= 8; ++id) {
+    std::vector<int32_t> prompt;
+    for (int32_t i = 0; i < 60; ++i) prompt.push_back((static_cast<int32_t>(id) * 31 + 7 * i) % 96);
+    requests.push_back(greedy_request(id, std::move(prompt), 90));
+  }
+  EngineConfig config = small_engine();
+  config.slots = 8;
+  config.prefix_cache = false;
+  const auto ample = open_engine(config, model, std::make_unique<ReferenceBackend>());
+  config.kv_tokens = 256;
+  config.kv_swap_bytes = uint64_t{1} << 30;
+  const auto engine = open_engine(config, model, std::make_unique<ReferenceBackend>());
+  CHECK(engine->description().find("swap") != std::string::npos);
+  CHECK(run_all(*engine, requests) == run_all(*ample, requests));
+  const EngineLoad load = engine->load();
+  CHECK(load.preemptions > 0);
+  CHECK(load.pages_swapped_out > 0);
+  CHECK(load.pages_swapped_in > 0);
+}
+
+TEST_CASE("a swap space that is none is refused by name") {
+  const auto model = random_model(small_hyperparameters(), 6);
+  EngineConfig config = small_engine();
+  config.kv_swap_bytes = uint64_t{1} << 20;
+  auto on_cpu = Engine::open(config, model, exact_cpu(), {});
+  REQUIRE_FALSE(on_cpu.ok());
+  CHECK(on_cpu.message().find("host memory") != std::string::npos);
+  config.kv_swap_bytes = 100;
+  auto too_small = Engine::open(config, model, std::make_unique<ReferenceBackend>(), {});
+  REQUIRE_FALSE(too_small.ok());
+  CHECK(too_small.message().find("holds no page") != std::string::npos);
 }
