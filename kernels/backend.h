@@ -142,6 +142,10 @@ class Backend {
   virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
   // --- load time ---
+  // First: how much of its memory weights may take; 0: no limit. A device that keeps_weights_outside() has those beyond it
+  // in host memory and fetches them in each step.
+  virtual void set_weight_room(uint64_t /*bytes*/) {}
+  virtual bool keeps_weights_outside() const { return false; }
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
   // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.
   virtual Result<Mat> add_matrix(std::span<const WeightView> parts) = 0;

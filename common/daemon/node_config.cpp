@@ -51,6 +51,8 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
   file.get("model.gpu", model.gpu, 0, 63);
+  file.get_choice("model.weights", model.weights, {"as is", "fp8"});
+  file.get("model.offload", model.offload);
   std::vector<std::string> isas = isa_choices();
   isas.insert(isas.begin(), "");  // the best of this machine
   file.get_choice("model.isa", model.isa, isas);

@@ -435,7 +435,11 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
   }
   if (config.backend != "cpu") {
     CudaConfig cuda;
+    if (config.weights != "as is" && config.weights != "fp8") {
+      return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
+    }
     cuda.device = config.gpu;
+    cuda.fp8_weights = config.weights == "fp8";
     cuda.max_memory_bytes = config.max_memory_bytes;
     auto opened = open_cuda_module(cuda);
     if (opened) return opened;
@@ -528,6 +532,7 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
+  engine.offload = config.offload && backend->keeps_weights_outside();
   engine.available_memory_bytes =
       backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
                                 : memory_left_bytes();
@@ -562,12 +567,13 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   if (!backend) return backend.error();
 
   Parts parts;
-  parts.device = (*backend)->description();
+
   const int32_t vocab_count = (*model)->hyperparameters().vocab_count;
   parts.banned_ids = banned_ids(**tokenizer, vocab_count);
   auto engine = open_engine(config, *model, std::move(*backend), progress, parts.banned_ids);
   if (!engine) return engine.error(path);
   parts.engine = std::move(*engine);
+  parts.device = parts.engine->device();
 
   parts.served_name = config.served_name.empty() ? (*model)->name() : config.served_name;
   parts.info.id = parts.served_name;

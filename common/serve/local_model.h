@@ -46,6 +46,8 @@ struct LocalModelConfig {
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto (a GPU where there is one), cpu, cuda
   int32_t gpu = 0;                  // index of the GPU
+  std::string weights = "as is";    // fp8: float weights take half the GPU's memory
+  bool offload = false;             // weights that the GPU has no room for stay in host memory
   std::string isa;                  // empty: the best here; else one of isa_choices()
   int32_t threads = 0;
   std::vector<int> cores;

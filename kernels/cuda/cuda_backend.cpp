@@ -26,6 +26,7 @@
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
 #include "kernels/cuda/upload.h"
+#include "kernels/cuda/weight_stream.h"
 #include "kernels/quant/quant.h"
 
 namespace updraft::cuda {
@@ -52,12 +53,14 @@ struct MatrixPart {
   PackedLayout layout;
   int64_t row_first = 0;
   DeviceMemory memory;
+  int32_t streamed = -1;  // its index in the weight stream, where it lies in host memory
 };
 struct Matrix {
   int64_t rows = 0;
   int64_t cols = 0;
   std::vector<int64_t> part_rows;  // as they were given
   std::vector<MatrixPart> parts;   // as they are kept
+  bool gated = false;              // one part, gate and up alternating
 };
 struct Vector {
   int64_t count = 0;
@@ -94,7 +97,10 @@ class CudaBackend final : public Backend {
   bool has_own_memory() const override { return true; }
   uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
+  void set_weight_room(uint64_t bytes) override { weight_room_ = bytes; }
+  bool keeps_weights_outside() const override { return true; }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
+  Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
   Result<Vec> add_vector(std::span<const float> values) override;
   Result<Act> add_activation(int64_t rows_max, int64_t cols) override {
     return add_act(rows_max, cols, false);
@@ -182,6 +188,9 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
+  DType kept_format(DType file_format, bool of_layer) const;
+  Result<Mat> add_parts(std::span<const WeightView> parts, bool of_layer);
+  Result<void> place(const PackedParts& group, bool of_layer, MatrixPart& part);
   Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
   size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
@@ -198,6 +207,10 @@ class CudaBackend final : public Backend {
   OwnedStream stream_;
   Uploader uploader_;
   std::unique_ptr<GemmDevice> gemm_device_;
+  uint64_t weight_room_ = 0;  // 0: whatever is there
+  uint64_t weight_bytes_ = 0;
+  uint64_t largest_part_bytes_ = 0;
+  WeightStream streamed_;
   std::vector<Matrix> matrices_;
   std::vector<Vector> vectors_;
   std::vector<Activation> activations_;
@@ -250,12 +263,33 @@ uint64_t mixed(uint64_t digest, uint64_t value) {
 std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
          "." + std::to_string(properties_.compute_minor) + ", " +
-         std::to_string(properties_.multiprocessor_count) + " multiprocessors";
+         std::to_string(properties_.multiprocessor_count) + " multiprocessors" +
+         (streamed_.matrix_count() == 0
+              ? ""
+              : ", " + std::to_string(streamed_.matrix_count()) +
+                    " weight matrices in host memory (" +
+                    std::to_string(streamed_.host_bytes() >> 20) + " MiB)");
+}
+
+// Of a layer's float weights, where the configuration wants them in fewer bits.
+DType CudaBackend::kept_format(DType file_format, bool of_layer) const {
+  const bool is_float =
+      file_format == DType::kF32 || file_format == DType::kF16 || file_format == DType::kBF16;
+  if (of_layer && is_float && config_.fp8_weights) return DType::kF8_E4M3;
+  return packed_type(file_format);
+}
+
+Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
+  return add_parts(parts, false);
+}
+Result<Mat> CudaBackend::add_split_matrix(std::span<const WeightView> parts,
+                                          const Split& /*split*/) {
+  return add_parts(parts, true);
 }
 
 // Neighbours that are kept in one format lie in one packed matrix, as long as bands of rows do not
-// cross them.
-Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
+// cross them; gate and up alternate in it.
+Result<Mat> CudaBackend::add_parts(std::span<const WeightView> parts, bool of_layer) {
   enter();
   if (parts.empty()) return fail("matrix: no parts given");
   Matrix out;
@@ -266,7 +300,7 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
       return fail("matrix: a part of " + std::to_string(part.rows) + " x " +
                   std::to_string(part.cols) + " beside " + std::to_string(out.cols) + " columns");
     }
-    const DType kept = kept_format(part.type);
+    const DType kept = kept_format(part.type, of_layer);
     const bool joins = !groups.empty() && groups.back().layout.type == kept &&
                        groups.back().layout.rows % kTileRows == 0;
     if (!joins) groups.push_back({{.type = kept}, {}});
@@ -275,27 +309,44 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
     out.part_rows.push_back(part.rows);
     out.rows += part.rows;
   }
+  const bool two_alike = parts.size() == 2 && parts[0].rows == parts[1].rows;
+  out.gated = two_alike && groups.size() == 1 && parts[0].type == parts[1].type &&
+              parts[0].rows % kTileRows == 0;
+  if (two_alike && !out.gated) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
   int64_t row_first = 0;
   for (PackedParts& group : groups) {
-    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols);
+    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols, out.gated);
     if (!layout) return layout.error();
     group.layout = *layout;
-    auto memory = budget_.take(static_cast<uint64_t>(layout->bytes), "weights");
-    if (!memory) {
-      (void)uploader_.wait();  // parts before this one are given back
-      return memory.error();
-    }
-    auto sent = uploader_.to_device(group, memory->data());
-    out.parts.push_back({*layout, row_first, std::move(*memory)});
-    if (!sent) {
-      (void)uploader_.wait();
-      return sent.error();
+    out.parts.push_back({*layout, row_first, {}, -1});
+    if (auto placed = place(group, of_layer, out.parts.back()); !placed) {
+      (void)uploader_.wait();  // what was placed before is given back
+      return placed.error();
     }
     row_first += layout->rows;
   }
-  if (out.part_rows.size() == 2) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
   matrices_.push_back(std::move(out));
   return static_cast<Mat>(matrices_.size() - 1);
+}
+
+// On the device, or in host memory where the room for weights ends.
+Result<void> CudaBackend::place(const PackedParts& group, bool of_layer, MatrixPart& part) {
+  const auto bytes = static_cast<uint64_t>(group.layout.bytes);
+  largest_part_bytes_ = std::max(largest_part_bytes_, bytes);
+  const uint64_t slots = WeightStream::kSlots * largest_part_bytes_;
+  const bool fits = weight_room_ == 0 || weight_bytes_ + bytes + slots <= weight_room_;
+  if (of_layer && !fits) {
+    auto memory = PinnedMemory::allocate(bytes, "weights in host memory");
+    if (!memory) return memory.error();
+    if (auto packed = uploader_.to_host(group, {memory->data(), bytes}); !packed) return packed;
+    part.streamed = streamed_.add(std::move(*memory));
+    return {};
+  }
+  auto memory = budget_.take(bytes, "weights");
+  if (!memory) return memory.error();
+  weight_bytes_ += bytes;
+  part.memory = std::move(*memory);
+  return uploader_.to_device(group, part.memory.data());
 }
 
 // A small thing, once: waits for the copy.
@@ -410,6 +461,7 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   if (auto grown = budget_.grow(pool_, bytes, "KV pool"); !grown) return grown;
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
+  if (auto taken = streamed_.take_slots(budget_); !taken) return taken;
   graphs_.clear();
   return uploader_.wait();
 }
@@ -532,8 +584,8 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  padded_ = config_.graphs && shape_.prefill_slices == 0 && shape_.given_rows == 0 &&
-            shape_.rows <= kDecodeRowsMax;
+  padded_ = config_.graphs && streamed_.matrix_count() == 0 && shape_.prefill_slices == 0 &&
+            shape_.given_rows == 0 && shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
   if (padded_) {
     shape_.rows_padded = decode_bucket(shape_.rows);
@@ -625,26 +677,30 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
 
 void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias,
                            Bf16* y_bf16, float* y_f32) {
+  const int64_t y_cols = m.gated ? m.rows / 2 : m.rows;
   for (const MatrixPart& part : m.parts) {
     Gemm run;
     run.device = gemm_device_.get();
     run.layout = part.layout;
-    run.weight = part.memory.data();
+    run.weight =
+        part.streamed < 0 ? part.memory.data() : must(streamed_.use(part.streamed, stream()));
     run.x = x;
     run.x_stride = m.cols;
     run.tokens = rows;
     run.bias = bias == nullptr ? nullptr : bias + part.row_first;
     run.y_bf16 = y_bf16 == nullptr ? nullptr : y_bf16 + part.row_first;
     run.y_f32 = y_f32 == nullptr ? nullptr : y_f32 + part.row_first;
-    run.y_stride = m.rows;
+    run.y_stride = y_cols;
     run.scratch = {scratch_.data(), scratch_.bytes()};
     must(run_gemm(run, stream()));
+    if (part.streamed >= 0) must(streamed_.release(part.streamed, stream()));
   }
 }
 
 void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
   const Matrix& m = matrix(weight);
+  UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
   multiply(m, rows_of(in, m.cols), shape_.rows_padded, values(bias, m.rows), rows_of(out, m.rows),
            nullptr);
 }
@@ -758,6 +814,11 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
   const Matrix& m = matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
+  if (m.gated) {
+    multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, rows_of(out, m.part_rows[0]),
+             nullptr);
+    return;
+  }
   multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
   must(run_gated_unit({shape_.rows_padded, static_cast<int32_t>(m.part_rows[0]), gated_.as<Bf16>(),
                        rows_of(out, m.part_rows[0])},
