@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "kernels/cuda/canary.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
 #include "kernels/cuda/gemm.h"
@@ -975,6 +976,7 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                                        10 * properties->compute_major + properties->compute_minor},
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
+  if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
