@@ -498,3 +498,27 @@ TEST_CASE("float weights in e4m3 are near those of the file") {
   CHECK(error > 2e-2);  // they are e4m3
   CHECK(run.backend->memory_used_bytes() < whole.backend->memory_used_bytes());
 }
+
+TEST_CASE(
+    "chunks that nobody reads do not overwrite each other's rows before the device has them") {
+  const auto model = bf16_model(gpu_hyperparameters(), 14);
+  const std::vector<int32_t> tokens = random_tokens(48, 4);
+  Runner run(*model, open_emulated());
+  Runner::Sequence sequence;
+  run.prefill(sequence, tokens);
+  const auto expected = run.prefill(sequence, {5});
+  run.release(sequence);
+  set_stream_order({simt::Eagerness::kAtWait, 1});
+  run.reserve(sequence, 49);
+  for (int32_t at = 0; at < 48; at += 8) {
+    const std::span<const int32_t> ids =
+        std::span<const int32_t>(tokens).subspan(static_cast<size_t>(at), 8);
+    std::vector<int32_t> positions(8);
+    std::iota(positions.begin(), positions.end(), at);
+    const SequenceSlice slice{0, 8, at, sequence.pages};
+    run.forward->start(*run.backend, {ids, positions, {&slice, 1}, {}});
+  }
+  sequence.cached = 48;
+  CHECK(run.prefill(sequence, {5}) == expected);
+  set_stream_order({});
+}
