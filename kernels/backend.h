@@ -136,8 +136,16 @@ class Backend {
   // Memory taken on the device so far, and what the device has in all.
   virtual uint64_t memory_used_bytes() const = 0;
   virtual uint64_t memory_total_bytes() const = 0;
+  // True: the device's memory is its own, not the machine's.
+  virtual bool has_own_memory() const { return false; }
+  // What steps of `rows_max` rows take besides weights, activations and pages.
+  virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
   // --- load time ---
+  // First: how much of its memory weights may take; 0: no limit. A device that keeps_weights_outside() has those beyond it
+  // in host memory and fetches them in each step.
+  virtual void set_weight_room(uint64_t /*bytes*/) {}
+  virtual bool keeps_weights_outside() const { return false; }
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
   // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.
   virtual Result<Mat> add_matrix(std::span<const WeightView> parts) = 0;

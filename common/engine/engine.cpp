@@ -72,6 +72,7 @@ class ThreadedEngine final : public Engine {
         hidden_dim_(h.hidden_dim),
         kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
         description_(std::move(description)),
+        device_(backend->description()),
         mailbox_(3 * live_max_,  // of each live one: itself, one cancel, one about its flow
                  [this] { wake_from_origin(); }),
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
@@ -147,6 +148,7 @@ class ThreadedEngine final : public Engine {
   int32_t context_tokens() const override { return context_tokens_; }
   int64_t kv_tokens_total() const override { return kv_tokens_total_; }
   std::string description() const override { return description_; }
+  std::string device() const override { return device_; }
 
   EngineLoad load() const override {
     const std::lock_guard lock(mutex_);
@@ -314,6 +316,7 @@ class ThreadedEngine final : public Engine {
   const int32_t hidden_dim_;
   const int64_t kv_tokens_total_;
   const std::string description_;
+  const std::string device_;
   Mailbox<Mail> mailbox_;
   EngineCore core_;  // engine thread
 
@@ -404,11 +407,19 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   needs.model_name = model->name();
   needs.model_context_tokens = h.context_tokens;
   needs.weight_bytes = weight_bytes(model->weights());
-  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  shape.context_tokens = config.context_tokens > 0 ? config.context_tokens : h.context_tokens;
+  needs.activation_bytes = Forward::activation_bytes(h, limits) +
+                           backend->scratch_bytes(shape, limits.rows_max);
   needs.page_bytes = backend->kv_page_bytes(shape);
   const auto plan = plan_memory(needs, config);
   if (!plan) return plan.error();
 
+  if (plan->weight_outside_bytes > 0) {
+    if (!backend->keeps_weights_outside()) {
+      return fail("offload: " + backend->description() + " keeps all weights in its memory");
+    }
+    backend->set_weight_room(plan->weight_bytes);
+  }
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();
   shape.page_count = plan->page_count;

@@ -45,6 +45,8 @@ struct EngineConfig {
   // Host memory for the KV pages of sequences that give way to others, on devices with a memory of their
   // own: what is cheaper to bring back than to compute again is kept there. 0: none.
   uint64_t kv_swap_bytes = 0;
+  // Weights that a device with memory of its own has no room for stay in host memory.
+  bool offload = false;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
@@ -147,6 +149,7 @@ class Engine {
   virtual int64_t kv_tokens_total() const = 0;
   virtual EngineLoad load() const = 0;             // any thread, a snapshot
   virtual std::string description() const = 0;
+  virtual std::string device() const = 0;  // the backend's description, with what it holds
 };
 
 }  // namespace updraft

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "kernels/cuda/canary.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
 #include "kernels/cuda/gemm.h"
@@ -26,6 +27,7 @@
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
 #include "kernels/cuda/upload.h"
+#include "kernels/cuda/weight_stream.h"
 #include "kernels/quant/quant.h"
 
 namespace updraft::cuda {
@@ -35,6 +37,8 @@ constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and capture
 constexpr int64_t kCountLimit = int64_t{1} << 30;
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
+// What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
+constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -50,12 +54,14 @@ struct MatrixPart {
   PackedLayout layout;
   int64_t row_first = 0;
   DeviceMemory memory;
+  int32_t streamed = -1;  // its index in the weight stream, where it lies in host memory
 };
 struct Matrix {
   int64_t rows = 0;
   int64_t cols = 0;
   std::vector<int64_t> part_rows;  // as they were given
   std::vector<MatrixPart> parts;   // as they are kept
+  bool gated = false;              // one part, gate and up alternating
 };
 struct Vector {
   int64_t count = 0;
@@ -64,7 +70,8 @@ struct Vector {
 struct Activation {
   int64_t rows_max = 0;
   int64_t cols = 0;
-  bool residual = false;  // f32
+  bool residual = false;    // f32
+  bool registered = false;  // with the group
   DeviceMemory memory;
 };
 
@@ -88,8 +95,13 @@ class CudaBackend final : public Backend {
   std::string description() const override;
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
   uint64_t memory_total_bytes() const override { return budget_.limit_bytes(); }
+  bool has_own_memory() const override { return true; }
+  uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
+  void set_weight_room(uint64_t bytes) override { weight_room_ = bytes; }
+  bool keeps_weights_outside() const override { return true; }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
+  Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
   Result<Vec> add_vector(std::span<const float> values) override;
   Result<Act> add_activation(int64_t rows_max, int64_t cols) override {
     return add_act(rows_max, cols, false);
@@ -118,6 +130,7 @@ class CudaBackend final : public Backend {
   void attention(const Attention& op) override;
   void gated_matmul(Mat gate_up, Act in, Act out) override;
   void logits(Mat head, Act in) override;
+  void all_reduce(Act act) override;
   void end() override;
   std::span<float> read_logits() override;
   std::span<const int32_t> read_tokens() override;
@@ -128,7 +141,16 @@ class CudaBackend final : public Backend {
   void read_activation(Act act, int64_t rows, std::span<float> out) override;
 
  private:
-  enum class Op : uint8_t { kEmbed, kNorm, kMatmul, kPrepare, kAttention, kGated, kLogits };
+  enum class Op : uint8_t {
+    kEmbed,
+    kNorm,
+    kMatmul,
+    kPrepare,
+    kAttention,
+    kGated,
+    kLogits,
+    kAllReduce
+  };
 
   Stream stream() const { return stream_.get(); }
   // The calling thread's device is this one: the engine's thread is not the one that loaded.
@@ -167,9 +189,13 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
+  DType kept_format(DType file_format, bool of_layer) const;
+  Result<Mat> add_parts(std::span<const WeightView> parts, bool of_layer);
+  Result<void> place(const PackedParts& group, bool of_layer, MatrixPart& part);
   Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
-  size_t attention_workspace_bytes(int32_t rows, int32_t length_max) const;
+  size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
+                         int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
   int32_t attention_rows_at_once(int32_t length_max) const;
   bool names(Op op, std::initializer_list<int64_t> operands);
@@ -182,6 +208,10 @@ class CudaBackend final : public Backend {
   OwnedStream stream_;
   Uploader uploader_;
   std::unique_ptr<GemmDevice> gemm_device_;
+  uint64_t weight_room_ = 0;  // 0: whatever is there
+  uint64_t weight_bytes_ = 0;
+  uint64_t largest_part_bytes_ = 0;
+  WeightStream streamed_;
   std::vector<Matrix> matrices_;
   std::vector<Vector> vectors_;
   std::vector<Activation> activations_;
@@ -234,12 +264,33 @@ uint64_t mixed(uint64_t digest, uint64_t value) {
 std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
          "." + std::to_string(properties_.compute_minor) + ", " +
-         std::to_string(properties_.multiprocessor_count) + " multiprocessors";
+         std::to_string(properties_.multiprocessor_count) + " multiprocessors" +
+         (streamed_.matrix_count() == 0
+              ? ""
+              : ", " + std::to_string(streamed_.matrix_count()) +
+                    " weight matrices in host memory (" +
+                    std::to_string(streamed_.host_bytes() >> 20) + " MiB)");
+}
+
+// Of a layer's float weights, where the configuration wants them in fewer bits.
+DType CudaBackend::kept_format(DType file_format, bool of_layer) const {
+  const bool is_float =
+      file_format == DType::kF32 || file_format == DType::kF16 || file_format == DType::kBF16;
+  if (of_layer && is_float && config_.fp8_weights) return DType::kF8_E4M3;
+  return packed_type(file_format);
+}
+
+Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
+  return add_parts(parts, false);
+}
+Result<Mat> CudaBackend::add_split_matrix(std::span<const WeightView> parts,
+                                          const Split& /*split*/) {
+  return add_parts(parts, true);
 }
 
 // Neighbours that are kept in one format lie in one packed matrix, as long as bands of rows do not
-// cross them.
-Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
+// cross them; gate and up alternate in it.
+Result<Mat> CudaBackend::add_parts(std::span<const WeightView> parts, bool of_layer) {
   enter();
   if (parts.empty()) return fail("matrix: no parts given");
   Matrix out;
@@ -250,7 +301,7 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
       return fail("matrix: a part of " + std::to_string(part.rows) + " x " +
                   std::to_string(part.cols) + " beside " + std::to_string(out.cols) + " columns");
     }
-    const DType kept = kept_format(part.type);
+    const DType kept = kept_format(part.type, of_layer);
     const bool joins = !groups.empty() && groups.back().layout.type == kept &&
                        groups.back().layout.rows % kTileRows == 0;
     if (!joins) groups.push_back({{.type = kept}, {}});
@@ -259,27 +310,44 @@ Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
     out.part_rows.push_back(part.rows);
     out.rows += part.rows;
   }
+  const bool two_alike = parts.size() == 2 && parts[0].rows == parts[1].rows;
+  out.gated = two_alike && groups.size() == 1 && parts[0].type == parts[1].type &&
+              parts[0].rows % kTileRows == 0;
+  if (two_alike && !out.gated) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
   int64_t row_first = 0;
   for (PackedParts& group : groups) {
-    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols);
+    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols, out.gated);
     if (!layout) return layout.error();
     group.layout = *layout;
-    auto memory = budget_.take(static_cast<uint64_t>(layout->bytes), "weights");
-    if (!memory) {
-      (void)uploader_.wait();  // parts before this one are given back
-      return memory.error();
-    }
-    auto sent = uploader_.to_device(group, memory->data());
-    out.parts.push_back({*layout, row_first, std::move(*memory)});
-    if (!sent) {
-      (void)uploader_.wait();
-      return sent.error();
+    out.parts.push_back({*layout, row_first, {}, -1});
+    if (auto placed = place(group, of_layer, out.parts.back()); !placed) {
+      (void)uploader_.wait();  // what was placed before is given back
+      return placed.error();
     }
     row_first += layout->rows;
   }
-  if (out.part_rows.size() == 2) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
   matrices_.push_back(std::move(out));
   return static_cast<Mat>(matrices_.size() - 1);
+}
+
+// On the device, or in host memory where the room for weights ends.
+Result<void> CudaBackend::place(const PackedParts& group, bool of_layer, MatrixPart& part) {
+  const auto bytes = static_cast<uint64_t>(group.layout.bytes);
+  largest_part_bytes_ = std::max(largest_part_bytes_, bytes);
+  const uint64_t slots = WeightStream::kSlots * largest_part_bytes_;
+  const bool fits = weight_room_ == 0 || weight_bytes_ + bytes + slots <= weight_room_;
+  if (of_layer && !fits) {
+    auto memory = PinnedMemory::allocate(bytes, "weights in host memory");
+    if (!memory) return memory.error();
+    if (auto packed = uploader_.to_host(group, {memory->data(), bytes}); !packed) return packed;
+    part.streamed = streamed_.add(std::move(*memory));
+    return {};
+  }
+  auto memory = budget_.take(bytes, "weights");
+  if (!memory) return memory.error();
+  weight_bytes_ += bytes;
+  part.memory = std::move(*memory);
+  return uploader_.to_device(group, part.memory.data());
 }
 
 // A small thing, once: waits for the copy.
@@ -362,9 +430,11 @@ Result<KvType> kv_type_of(DType type) {
       return KvType::kBf16;
     case DType::kQ8_0:
       return KvType::kInt8;
+    case DType::kF8_E4M3:
+      return KvType::kFp8;
     default:
       return fail(std::string("cuda: KV pages of ") + dtype_info(type).name +
-                  " (f16, bf16 or int8)");
+                  " (f16, bf16, int8 or fp8)");
   }
 }
 
@@ -392,6 +462,7 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   if (auto grown = budget_.grow(pool_, bytes, "KV pool"); !grown) return grown;
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
+  if (auto taken = streamed_.take_slots(budget_); !taken) return taken;
   graphs_.clear();
   return uploader_.wait();
 }
@@ -437,16 +508,10 @@ Result<void> CudaBackend::take_scratch() {
   }
   if (auto r = budget_.grow(tokens_, logit_rows * sizeof(int32_t), "tokens"); !r) return r;
   const int32_t length_max = padded_length(kv_.context_tokens);
-  const size_t decode_bytes =
-      std::max(attention_workspace_bytes(1, length_max),
-               std::min(kWorkspaceBytesMax,
-                        attention_workspace_bytes(static_cast<int32_t>(rows_max_), length_max)));
-  const size_t attention_bytes = std::max(
-      decode_bytes,
-      prefill_attention_workspace_bytes(pages_, properties_.multiprocessor_count, length_max));
+  const size_t attention_bytes = workspace_bytes(pages_, kv_.head_count, rows_max_, length_max);
   if (auto r = budget_.grow(workspace_, attention_bytes, "attention's workspace"); !r) return r;
-  const auto items = static_cast<uint64_t>(
-      decode_work_items_max(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
+  const auto items =
+      static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max_), length_max));
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
@@ -482,12 +547,34 @@ int32_t CudaBackend::padded_length(int32_t length) const {
   return padded;
 }
 
-size_t CudaBackend::attention_workspace_bytes(int32_t rows, int32_t length_max) const {
-  return decode_attention_workspace_bytes(pages_, rows, kv_.head_count, length_max);
+// Of decode attention, as far as the limit allows, and of prefill attention; they take turns.
+size_t CudaBackend::workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
+                                    int32_t length_max) const {
+  const size_t one = decode_attention_workspace_bytes(pages, 1, head_count, length_max);
+  const size_t all =
+      decode_attention_workspace_bytes(pages, static_cast<int32_t>(rows), head_count, length_max);
+  return std::max(
+      {one, std::min(kWorkspaceBytesMax, all),
+       prefill_attention_workspace_bytes(pages, properties_.multiprocessor_count, length_max)});
+}
+
+uint64_t CudaBackend::scratch_bytes(const KvShape& shape, int64_t rows_max) const {
+  const auto type = kv_type_of(shape.type);
+  const auto pages = KvPages::of(type ? *type : KvType::kBf16, shape.layer_count,
+                                 shape.kv_head_count, shape.head_dim, shape.page_tokens);
+  if (!pages) return 0;  // a shape that make_kv_pool() will refuse
+  const int32_t length_max = padded_length(shape.context_tokens);
+  const auto rows = static_cast<uint64_t>(rows_max);
+  const uint64_t table = rows * static_cast<uint64_t>(shape.context_tokens / shape.page_tokens + 1);
+  const auto items =
+      static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max), length_max));
+  return workspace_bytes(*pages, shape.head_count, rows_max, length_max) + table * sizeof(int32_t) +
+         items * sizeof(DecodeWorkItem) +
+         (gemm_device_->cublas() != nullptr ? kProductScratchBytes : 0);
 }
 
 int32_t CudaBackend::attention_rows_at_once(int32_t length_max) const {
-  const size_t row_bytes = attention_workspace_bytes(1, length_max);
+  const size_t row_bytes = decode_attention_workspace_bytes(pages_, 1, kv_.head_count, length_max);
   if (row_bytes == 0) return static_cast<int32_t>(rows_max_);
   return std::max(1, static_cast<int32_t>(workspace_.bytes() / row_bytes));
 }
@@ -498,8 +585,8 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  padded_ = config_.graphs && shape_.prefill_slices == 0 && shape_.given_rows == 0 &&
-            shape_.rows <= kDecodeRowsMax;
+  padded_ = config_.graphs && streamed_.matrix_count() == 0 && shape_.prefill_slices == 0 &&
+            shape_.given_rows == 0 && shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
   if (padded_) {
     shape_.rows_padded = decode_bucket(shape_.rows);
@@ -591,26 +678,30 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
 
 void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias,
                            Bf16* y_bf16, float* y_f32) {
+  const int64_t y_cols = m.gated ? m.rows / 2 : m.rows;
   for (const MatrixPart& part : m.parts) {
     Gemm run;
     run.device = gemm_device_.get();
     run.layout = part.layout;
-    run.weight = part.memory.data();
+    run.weight =
+        part.streamed < 0 ? part.memory.data() : must(streamed_.use(part.streamed, stream()));
     run.x = x;
     run.x_stride = m.cols;
     run.tokens = rows;
     run.bias = bias == nullptr ? nullptr : bias + part.row_first;
     run.y_bf16 = y_bf16 == nullptr ? nullptr : y_bf16 + part.row_first;
     run.y_f32 = y_f32 == nullptr ? nullptr : y_f32 + part.row_first;
-    run.y_stride = m.rows;
+    run.y_stride = y_cols;
     run.scratch = {scratch_.data(), scratch_.bytes()};
     must(run_gemm(run, stream()));
+    if (part.streamed >= 0) must(streamed_.release(part.streamed, stream()));
   }
 }
 
 void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
   const Matrix& m = matrix(weight);
+  UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
   multiply(m, rows_of(in, m.cols), shape_.rows_padded, values(bias, m.rows), rows_of(out, m.rows),
            nullptr);
 }
@@ -724,6 +815,11 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
   const Matrix& m = matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
+  if (m.gated) {
+    multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, rows_of(out, m.part_rows[0]),
+             nullptr);
+    return;
+  }
   multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
   must(run_gated_unit({shape_.rows_padded, static_cast<int32_t>(m.part_rows[0]), gated_.as<Bf16>(),
                        rows_of(out, m.part_rows[0])},
@@ -750,6 +846,19 @@ void CudaBackend::logits(Mat head, Act in) {
       run_sample({shape_.logit_rows_padded, static_cast<int32_t>(vocab_count_), logits_.as<float>(),
                   metadata<SampleRow>(layout_.samplings), tokens_.as<int32_t>()},
                  stream()));
+}
+
+// The partial sums are bf16 as all rows are; the group adds them up in f32 or better.
+void CudaBackend::all_reduce(Act act) {
+  if (config_.comm == nullptr || !names(Op::kAllReduce, {number(act)})) return;
+  Activation& sum = activations_[static_cast<size_t>(act)];
+  Bf16* rows = rows_of(act, sum.cols);
+  // The first step that sums is not captured. All devices of the group are here now, as they are
+  // not while weights are loaded, when one of them may fail alone.
+  if (!std::exchange(sum.registered, true))
+    must(config_.comm->register_memory(sum.memory.data(), sum.memory.bytes()));
+  must(
+      config_.comm->all_reduce(rows, shape_.rows_padded * sum.cols, Comm::Values::kBF16, stream()));
 }
 
 void CudaBackend::end() {
@@ -867,6 +976,7 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                                        10 * properties->compute_major + properties->compute_minor},
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
+  if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),

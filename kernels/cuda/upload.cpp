@@ -67,18 +67,6 @@ int64_t chunk_rows(const PackedLayout& layout) {
 
 }  // namespace
 
-DType kept_format(DType file_format) {
-  switch (file_format) {
-    case DType::kQ4_0:
-    case DType::kQ8_0:
-    case DType::kQ4_K:
-    case DType::kQ6_K:
-      return file_format;
-    default:
-      return DType::kBF16;
-  }
-}
-
 Result<Uploader> Uploader::open(int thread_count) {
   Uploader out;
   out.thread_count_ = thread_count;
@@ -92,25 +80,14 @@ Result<Uploader> Uploader::open(int thread_count) {
   return out;
 }
 
-void Uploader::pack(const WeightView& rows, const PackedLayout& layout, std::span<std::byte> to) {
-  WeightView source = rows;
-  const bool decoded =
-      rows.type != layout.type && rows.type != DType::kF32 && rows.type != DType::kF16;
-  if (decoded) {
-    values_.resize(static_cast<size_t>(rows.rows * rows.cols));
-    source = {reinterpret_cast<const std::byte*>(values_.data()), DType::kF32, rows.rows,
-              rows.cols};
-  }
-  const int64_t source_bytes = row_bytes(rows.type, rows.cols);
+void Uploader::pack(std::span<const WeightView> rows, const PackedLayout& layout,
+                    std::span<std::byte> to) const {
   for_bands(layout.rows_padded / kTileRows, thread_count_, [&](int64_t first, int64_t end) {
-    if (decoded) {
-      for (int64_t r = first * kTileRows; r < std::min(end * kTileRows, rows.rows); ++r) {
-        dequantize_row(rows.type, rows.data + r * source_bytes,
-                       std::span(values_).subspan(static_cast<size_t>(r * rows.cols),
-                                                  static_cast<size_t>(rows.cols)));
-      }
+    if (layout.gated) {
+      pack_gated_tiles(rows[0], rows[1], layout, first, end, to);
+    } else {
+      pack_tiles(rows[0], layout, first, end, to);
     }
-    pack_tiles(source, layout, first, end, to);
   });
 }
 
@@ -131,60 +108,76 @@ Result<Uploader::Buffer*> Uploader::next_buffer(size_t bytes) {
   return &buffer;
 }
 
-Result<void> Uploader::to_device(const PackedParts& matrix, std::byte* to) {
+// Calls f(views, layout, band) for each chunk: the rows of a part, or the same rows of gate and up,
+// as a matrix of its own that begins at a band of the whole.
+template <typename Function>
+Result<void> for_chunks(const PackedParts& matrix, int64_t rows_max, Function f) {
   const PackedLayout& whole = matrix.layout;
-  const std::vector<Section> to_sections = sections_of(whole);
-  int64_t row_first = 0;  // of the part, in the matrix
-  for (const WeightView& part : matrix.parts) {
-    for (int64_t r = 0; r < part.rows; r += chunk_rows(whole)) {
-      const int64_t rows = std::min(chunk_rows(whole), part.rows - r);
-      const auto layout = PackedLayout::of(whole.type, rows, whole.cols);
+  const auto rows_of = [](const WeightView& part, int64_t first, int64_t count) {
+    return WeightView{part.data + first * row_bytes(part.type, part.cols), part.type, count,
+                      part.cols};
+  };
+  const size_t together = whole.gated ? 2 : 1;
+  int64_t row_first = 0;
+  for (size_t p = 0; p < matrix.parts.size(); p += together) {
+    const int64_t part_rows = matrix.parts[p].rows;
+    for (int64_t r = 0; r < part_rows; r += rows_max) {
+      const int64_t rows = std::min(rows_max, part_rows - r);
+      std::vector<WeightView> views;
+      for (size_t i = 0; i < together; ++i) views.push_back(rows_of(matrix.parts[p + i], r, rows));
+      const auto count = static_cast<int64_t>(together);
+      const auto layout = PackedLayout::of(whole.type, rows * count, whole.cols, whole.gated);
       if (!layout) return layout.error();
-      auto buffer = next_buffer(static_cast<size_t>(layout->bytes));
-      if (!buffer) return buffer.error();
-      std::byte* from = (*buffer)->memory.data();
-      pack({part.data + r * row_bytes(part.type, part.cols), part.type, rows, part.cols}, *layout,
-           {from, static_cast<size_t>(layout->bytes)});
-      const std::vector<Section> from_sections = sections_of(*layout);
-      const auto band = static_cast<size_t>((row_first + r) / kTileRows);
-      const auto bands = static_cast<size_t>(layout->rows_padded / kTileRows);
-      for (size_t s = 0; s < to_sections.size(); ++s) {
-        const Section& section = to_sections[s];
-        if (auto copied = copy_to_device(to + section.offset + band * section.band_bytes,
-                                         from + from_sections[s].offset, bands * section.band_bytes,
-                                         stream_.get());
-            !copied) {
-          return copied;
-        }
-      }
-      if (auto recorded = (*buffer)->copied.record(stream_.get()); !recorded) return recorded;
+      const auto band = static_cast<size_t>((row_first + r * count) / kTileRows);
+      if (auto done = f(views, *layout, band); !done) return done;
     }
-    row_first += part.rows;
+    row_first += part_rows;
   }
   return {};
 }
 
-void Uploader::to_host(const PackedParts& matrix, std::span<std::byte> to) {
-  const PackedLayout& whole = matrix.layout;
-  if (matrix.parts.size() == 1) {
-    pack(matrix.parts[0], whole, to.first(static_cast<size_t>(whole.bytes)));
-    return;
-  }
-  const std::vector<Section> to_sections = sections_of(whole);
+Result<void> Uploader::to_device(const PackedParts& matrix, std::byte* to) {
+  const std::vector<Section> to_sections = sections_of(matrix.layout);
+  return for_chunks(
+      matrix, chunk_rows(matrix.layout),
+      [&](std::span<const WeightView> views, const PackedLayout& layout,
+          size_t band) -> Result<void> {
+        auto buffer = next_buffer(static_cast<size_t>(layout.bytes));
+        if (!buffer) return buffer.error();
+        std::byte* from = (*buffer)->memory.data();
+        pack(views, layout, {from, static_cast<size_t>(layout.bytes)});
+        const std::vector<Section> from_sections = sections_of(layout);
+        const auto bands = static_cast<size_t>(layout.rows_padded / kTileRows);
+        for (size_t s = 0; s < to_sections.size(); ++s) {
+          const Section& section = to_sections[s];
+          if (auto copied = copy_to_device(to + section.offset + band * section.band_bytes,
+                                           from + from_sections[s].offset,
+                                           bands * section.band_bytes, stream_.get());
+              !copied) {
+            return copied;
+          }
+        }
+        return (*buffer)->copied.record(stream_.get());
+      });
+}
+
+Result<void> Uploader::to_host(const PackedParts& matrix, std::span<std::byte> to) const {
+  const std::vector<Section> to_sections = sections_of(matrix.layout);
   std::vector<std::byte> packed;
-  size_t band = 0;
-  for (const WeightView& part : matrix.parts) {
-    const PackedLayout layout = *PackedLayout::of(whole.type, part.rows, whole.cols);
-    packed.resize(static_cast<size_t>(layout.bytes));
-    pack(part, layout, packed);
-    const std::vector<Section> from_sections = sections_of(layout);
-    const auto bands = static_cast<size_t>(layout.rows_padded / kTileRows);
-    for (size_t s = 0; s < to_sections.size(); ++s) {
-      std::memcpy(to.data() + to_sections[s].offset + band * to_sections[s].band_bytes,
-                  packed.data() + from_sections[s].offset, bands * to_sections[s].band_bytes);
-    }
-    band += bands;
-  }
+  return for_chunks(
+      matrix, chunk_rows(matrix.layout),
+      [&](std::span<const WeightView> views, const PackedLayout& layout,
+          size_t band) -> Result<void> {
+        packed.resize(static_cast<size_t>(layout.bytes));
+        pack(views, layout, packed);
+        const std::vector<Section> from_sections = sections_of(layout);
+        const auto bands = static_cast<size_t>(layout.rows_padded / kTileRows);
+        for (size_t s = 0; s < to_sections.size(); ++s) {
+          std::memcpy(to.data() + to_sections[s].offset + band * to_sections[s].band_bytes,
+                      packed.data() + from_sections[s].offset, bands * to_sections[s].band_bytes);
+        }
+        return {};
+      });
 }
 
 Result<void> Uploader::wait() { return cuda::wait(stream_.get()); }

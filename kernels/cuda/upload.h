@@ -14,11 +14,8 @@
 
 namespace updraft::cuda {
 
-// The format that a device keeps a file's weights in: the file's, where there is a layout for it,
-// otherwise bfloat16.
-DType kept_format(DType file_format);
-
-// Rows of one packed matrix, one part below the other: all kept in one format.
+// Rows of one packed matrix, one part below the other and all of one layout; of a gated layout gate
+// and up.
 struct PackedParts {
   PackedLayout layout;
   std::vector<WeightView> parts;
@@ -36,7 +33,7 @@ class Uploader {
   // Into device memory of layout.bytes; returns with the last copies under way (wait()).
   Result<void> to_device(const PackedParts& matrix, std::byte* to);
   // Into host memory of layout.bytes.
-  void to_host(const PackedParts& matrix, std::span<std::byte> to);
+  Result<void> to_host(const PackedParts& matrix, std::span<std::byte> to) const;
   Result<void> wait();
 
  private:
@@ -44,14 +41,14 @@ class Uploader {
     PinnedMemory memory;
     Event copied;
   };
-  void pack(const WeightView& rows, const PackedLayout& layout, std::span<std::byte> to);
+  void pack(std::span<const WeightView> rows, const PackedLayout& layout,
+            std::span<std::byte> to) const;
   Result<Buffer*> next_buffer(size_t bytes);
 
   int thread_count_ = 1;
   OwnedStream stream_;
   Buffer buffers_[2];
   int next_ = 0;
-  std::vector<float> values_;  // of formats that are decoded on the way
 };
 
 }  // namespace updraft::cuda

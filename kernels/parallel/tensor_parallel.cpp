@@ -116,7 +116,12 @@ class TensorParallelBackend final : public Backend {
   }
   Result<Vec> add_bias(Mat matrix, std::span<const float> values) override;
   Result<Act> add_activation(int64_t rows_max, int64_t cols) override {
-    return add_activations(rows_max, cols, false, [=](int32_t) { return cols; });
+    return add_activations(
+        cols, false, [=](int32_t, Backend& rank) { return rank.add_activation(rows_max, cols); });
+  }
+  Result<Act> add_residual(int64_t rows_max, int64_t cols) override {
+    return add_activations(
+        cols, false, [=](int32_t, Backend& rank) { return rank.add_residual(rows_max, cols); });
   }
   Result<Act> add_split_activation(int64_t rows_max, int64_t cols, Mat matrix,
                                    int32_t part_count) override;
@@ -126,6 +131,10 @@ class TensorParallelBackend final : public Backend {
   }
   Result<void> make_kv_pool(const KvShape& shape) override;
   uint64_t kv_page_bytes(const KvShape& shape) const override;
+  bool has_own_memory() const override { return ranks_[0]->has_own_memory(); }
+  uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override {
+    return ranks_[0]->scratch_bytes(shape, rows_max) * ranks_.size();
+  }
   Result<void> make_swap_space(int32_t page_count) override {
     return each([&](int32_t, Backend& rank) { return rank.make_swap_space(page_count); });
   }
@@ -209,8 +218,8 @@ class TensorParallelBackend final : public Backend {
   }
   template <typename Values>
   Result<Vec> add_vectors(Values values);
-  template <typename Cols>
-  Result<Act> add_activations(int64_t rows_max, int64_t cols, bool split, Cols cols_of);
+  template <typename Add>
+  Result<Act> add_activations(int64_t cols, bool split, Add add);
   Result<std::vector<HeadShare>> shares_of(const Split& split, int64_t piece_size) const;
 
   Mat map(Mat mat, int32_t rank) const {
@@ -377,15 +386,14 @@ Result<Vec> TensorParallelBackend::add_bias(Mat mat, std::span<const float> valu
   });
 }
 
-template <typename Cols>
-Result<Act> TensorParallelBackend::add_activations(int64_t rows_max, int64_t cols, bool split,
-                                                   Cols cols_of) {
+template <typename Add>
+Result<Act> TensorParallelBackend::add_activations(int64_t cols, bool split, Add add) {
   SplitActivation activation;
   activation.handles.resize(ranks_.size(), kNoAct);
   activation.cols = cols;
   activation.split = split;
   const auto added = each([&](int32_t rank, Backend& backend) -> Result<void> {
-    const Result<Act> made = backend.add_activation(rows_max, cols_of(rank));
+    const Result<Act> made = add(rank, backend);
     if (!made) return made.error();
     activation.handles[index(rank)] = *made;
     return {};
@@ -403,11 +411,13 @@ Result<Act> TensorParallelBackend::add_split_activation(int64_t rows_max, int64_
   const auto end = matrix.part_rows.begin() + part_count;
   UPDRAFT_CHECK(std::accumulate(matrix.part_rows.begin(), end, int64_t{0}) == cols,
                 "the width of what those parts make");
-  return add_activations(rows_max, cols, matrix.split.by == Split::By::kRows, [&](int32_t rank) {
-    int64_t own = 0;
-    for (size_t p = 0; p < parts; ++p) own += matrix.rows_of[index(rank)][p].count;
-    return own;
-  });
+  return add_activations(cols, matrix.split.by == Split::By::kRows,
+                         [&](int32_t rank, Backend& backend) {
+                           int64_t own = 0;
+                           for (size_t p = 0; p < parts; ++p)
+                             own += matrix.rows_of[index(rank)][p].count;
+                           return backend.add_activation(rows_max, own);
+                         });
 }
 
 Result<void> TensorParallelBackend::make_kv_pool(const KvShape& shape) {

@@ -442,3 +442,83 @@ TEST_CASE("a backend that goes gives all its memory back") {
   }
   CHECK(emulated_memory_used_bytes() == before);
 }
+
+TEST_CASE("weights that find no room are streamed, and give the bits of those that do") {
+  const auto model = bf16_model(gpu_hyperparameters(Architecture::kGlm4), 12);
+  CudaConfig eager;
+  eager.graphs = false;
+  Runner resident(*model, open_emulated(eager));
+  const auto expected = decode_company(resident, true);
+  for (const simt::StreamOrder& order : {simt::StreamOrder{simt::Eagerness::kMixed, 1},
+                                         simt::StreamOrder{simt::Eagerness::kAtWait, 3},
+                                         simt::StreamOrder{simt::Eagerness::kAtOnce, 4}}) {
+    set_stream_order(order);
+    for (const uint64_t room : {uint64_t{1}, uint64_t{400} << 10}) {
+      CAPTURE(room);
+      auto backend = open_emulated();
+      backend->set_weight_room(room);
+      Runner run(*model, std::move(backend));
+      CHECK(run.backend->description().find("weight matrices in host memory") != std::string::npos);
+      if (room == 1)
+        CHECK(run.backend->memory_used_bytes() < resident.backend->memory_used_bytes());
+      CHECK(decode_company(run, true) == expected);
+      // A chunk without logits stops before the last layer's end; what follows is in order again.
+      Runner::Sequence sequence;
+      run.reserve(sequence, 4);
+      const std::vector<int32_t> ids = {1, 2, 3};
+      const std::vector<int32_t> positions = {0, 1, 2};
+      const SequenceSlice slice{0, 3, 0, sequence.pages};
+      run.forward->start(*run.backend, {ids, positions, {&slice, 1}, {}});
+      sequence.cached = 3;
+      const auto behind = run.prefill(sequence, {4});
+      Runner::Sequence whole;
+      resident.reserve(whole, 4);
+      const SequenceSlice same{0, 3, 0, whole.pages};
+      resident.forward->start(*resident.backend, {ids, positions, {&same, 1}, {}});
+      whole.cached = 3;
+      CHECK(behind == resident.prefill(whole, {4}));
+      resident.release(whole);
+    }
+  }
+  set_stream_order({});
+}
+
+TEST_CASE("float weights in e4m3 are near those of the file") {
+  const auto model = bf16_model(gpu_hyperparameters(), 12);
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  CudaConfig config;
+  config.fp8_weights = true;
+  Runner run(*model, open_emulated(config));
+  Runner whole(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto tokens = random_tokens(12, 3);
+  const double error = worst(run.step(a, tokens), reference.step(b, tokens));
+  CHECK(error < 0.25);
+  CHECK(error > 2e-2);  // they are e4m3
+  CHECK(run.backend->memory_used_bytes() < whole.backend->memory_used_bytes());
+}
+
+TEST_CASE(
+    "chunks that nobody reads do not overwrite each other's rows before the device has them") {
+  const auto model = bf16_model(gpu_hyperparameters(), 14);
+  const std::vector<int32_t> tokens = random_tokens(48, 4);
+  Runner run(*model, open_emulated());
+  Runner::Sequence sequence;
+  run.prefill(sequence, tokens);
+  const auto expected = run.prefill(sequence, {5});
+  run.release(sequence);
+  set_stream_order({simt::Eagerness::kAtWait, 1});
+  run.reserve(sequence, 49);
+  for (int32_t at = 0; at < 48; at += 8) {
+    const std::span<const int32_t> ids =
+        std::span<const int32_t>(tokens).subspan(static_cast<size_t>(at), 8);
+    std::vector<int32_t> positions(8);
+    std::iota(positions.begin(), positions.end(), at);
+    const SequenceSlice slice{0, 8, at, sequence.pages};
+    run.forward->start(*run.backend, {ids, positions, {&slice, 1}, {}});
+  }
+  sequence.cached = 48;
+  CHECK(run.prefill(sequence, {5}) == expected);
+  set_stream_order({});
+}
