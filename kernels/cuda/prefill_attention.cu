@@ -58,8 +58,8 @@ struct Sums {
   float weight[kWarpTiles][2];   // of the lane's columns
 };
 // Vectors of a thread in a slot of the workspace.
-constexpr int slot_vectors(int dim) { return kWarpTiles * (dim / 8 + 1); }
-constexpr int64_t slot_bytes(int dim) { return int64_t{slot_vectors(dim)} * kThreads * 16; }
+template <int kDim>
+constexpr int kSlotVectors = kWarpTiles*(kDim / 8 + 1);
 
 template <int kDim>
 UPDRAFT_DEVICE void clear(Sums<kDim>& sums) {
@@ -497,7 +497,7 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
     const int64_t slot = in.split
                              ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
                              : static_cast<int64_t>(block_x());
-    return in.workspace + slot * slot_vectors(kDim) * kThreads;
+    return in.workspace + slot * kSlotVectors<kDim> * kThreads;
   };
   Sums<kDim> sums;
   clear(sums);
@@ -567,11 +567,11 @@ join_chunks_kernel(Arguments in) {
   const int end = unit.end(in.shared_heads);
   Sums<kDim> sums;
   clear(sums);
-  const Vec16* slot = in.workspace + unit.slot * slot_vectors(kDim) * kThreads;
+  const Vec16* slot = in.workspace + unit.slot * kSlotVectors<kDim> * kThreads;
   for (int first = 0; first < end; first += kPrefillChunk) {
     // Nothing joined with the first chunk is the first chunk: its part of the sum is exact.
     join<true>(sums, slot, in.scale_log2);
-    slot += static_cast<int64_t>(in.layer.kv_head_count) * slot_vectors(kDim) * kThreads;
+    slot += static_cast<int64_t>(in.layer.kv_head_count) * kSlotVectors<kDim> * kThreads;
   }
   finish<kType, kDim>(in, unit, sums);
 }
@@ -580,6 +580,9 @@ int32_t chunk_count(int32_t length_max) {
   return std::max(1, (length_max + kPrefillChunk - 1) / kPrefillChunk);
 }
 
+int64_t slot_bytes(int32_t padded_dim) {
+  return int64_t{padded_dim == 64 ? kSlotVectors<64> : kSlotVectors<128>} * kThreads * 16;
+}
 // Chunks that a launch which splits may have in flight.
 int64_t split_slots_max(int32_t padded_dim) { return kSplitBytesMax / slot_bytes(padded_dim); }
 
