@@ -59,10 +59,7 @@ struct Sums {
 };
 // Vectors of a thread in a slot of the workspace.
 template <int kDim>
-inline constexpr int kSlotVectors = kWarpTiles * (kDim / 8 + 1);
-constexpr int64_t slot_bytes(int dim) {
-  return int64_t{dim == 64 ? kSlotVectors<64> : kSlotVectors<128>} * kThreads * 16;
-}
+constexpr int kSlotVectors = kWarpTiles*(kDim / 8 + 1);
 
 template <int kDim>
 UPDRAFT_DEVICE void clear(Sums<kDim>& sums) {
@@ -583,6 +580,9 @@ int32_t chunk_count(int32_t length_max) {
   return std::max(1, (length_max + kPrefillChunk - 1) / kPrefillChunk);
 }
 
+int64_t slot_bytes(int32_t padded_dim) {
+  return int64_t{padded_dim == 64 ? kSlotVectors<64> : kSlotVectors<128>} * kThreads * 16;
+}
 // Chunks that a launch which splits may have in flight.
 int64_t split_slots_max(int32_t padded_dim) { return kSplitBytesMax / slot_bytes(padded_dim); }
 
