@@ -18,6 +18,7 @@
 #define UPDRAFT_DEVICE __device__ __forceinline__
 #define UPDRAFT_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define UPDRAFT_UNROLL _Pragma("unroll")
+#define UPDRAFT_NO_UNROLL _Pragma("unroll 1")
 
 namespace updraft::cuda {
 

@@ -15,6 +15,7 @@
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
 #define UPDRAFT_UNROLL
+#define UPDRAFT_NO_UNROLL
 
 namespace updraft::cuda {
 
