@@ -20,6 +20,7 @@
 #define UPDRAFT_UNROLL _Pragma("unroll")
 #define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
 #define UPDRAFT_PRAGMA(text) _Pragma(#text)
+#define UPDRAFT_NO_UNROLL _Pragma("unroll 1")
 
 namespace updraft::cuda {
 

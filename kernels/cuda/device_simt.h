@@ -17,6 +17,7 @@
 #define UPDRAFT_KERNEL(threads) inline void
 #define UPDRAFT_UNROLL
 #define UPDRAFT_UNROLL_BY(count)
+#define UPDRAFT_NO_UNROLL
 
 namespace updraft::cuda {
 

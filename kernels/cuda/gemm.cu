@@ -170,8 +170,8 @@ TileWork plan_tile(const CublasTile& tile, int64_t row_first, int64_t row_count)
   if (aside) {
     product.y = op.scratch.data + tile.plan.product;
     product.y_stride = rounded_up(row_count, kTileRows);
-    // Rounded once, at the end, where scales are still to come.
-    product.wide_output = !int8 && (!layout.gated || scaled);
+    // Rounded once, at the end, where scales or a bias are still to come.
+    product.wide_output = !int8 && (!layout.gated || scaled || op.bias != nullptr);
   } else {
     product.y = op.y_f32 != nullptr ? static_cast<void*>(finish.y_f32) : finish.y_bf16;
     product.y_stride = op.y_stride;

@@ -68,7 +68,8 @@ size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, 
 //
 // A token's bits are the same alone and in any batch up to kSkinnyTokensMax, and above as long as
 // the shape takes kTile; kCublas rounds a quantised weight to bfloat16 first (relative 2^-9) and
-// may add in another order for every number of tokens.
+// may add in another order for every number of tokens. With a bias, its bfloat16 output is
+// rounded twice: before the bias and after it.
 Result<void> run_gemm(const Gemm& op, Stream stream);
 
 // Seconds that a piece of work takes on the device, warm.

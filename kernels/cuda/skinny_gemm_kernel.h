@@ -91,7 +91,7 @@ skinny_gemm_kernel(SkinnyArguments in) {
   using SumType = typename Sum<kType>::Type;
   // Tiles in flight. 26 KiB in flight for each multiprocessor are what 4.3 TB/s times 800 ns ask
   // for; four tiles of two bands are 32 KiB a block, of 16-bit weights 64.
-  constexpr int kDepth = kTokenTiles <= 2 ? 4 : 2;
+  constexpr int kDepth = kTokenTiles <= 2 || (kTokenTiles == 4 && Registers::kSuper) ? 4 : 2;
   constexpr int kTokens = kTokenTiles * kTileTokens;
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;

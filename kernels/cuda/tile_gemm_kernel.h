@@ -70,6 +70,7 @@ UPDRAFT_DEVICE void fetch_stage(const TileGemmArguments& in, std::byte* stage, i
   using S = Stage<kType>;
   constexpr int kVectors = S::kTileBytes / 16;  // of a tile
   constexpr int kAll = kTileGemmBands * S::kTiles * kVectors;
+  UPDRAFT_NO_UNROLL
   for (int i = static_cast<int>(thread_x()); i < kAll; i += kTileGemmThreads) {
     const int tile_here = i / kVectors;  // [band][tile]
     int at = i % kVectors * 16;
@@ -93,6 +94,7 @@ UPDRAFT_DEVICE void fetch_stage(const TileGemmArguments& in, std::byte* stage, i
   }
   constexpr int kRowVectors = S::kXRowBytes / 16;
   std::byte* x = stage + S::kWeightBytes;
+  UPDRAFT_NO_UNROLL
   for (int i = static_cast<int>(thread_x()); i < kTileGemmTokens * kRowVectors;
        i += kTileGemmThreads) {
     const int token = i / kRowVectors;
@@ -159,6 +161,8 @@ tile_gemm_kernel(TileGemmArguments in) {
   const int chunk_count = in.weight.tiles * Registers::kChunks;
   const int part_chunks = tiles_per_part<kType>(in.weight.tiles, in.splits) * Registers::kChunks;
   const int split_chunks = part_chunks * kPartsPerSplit;
+  int part_end = part_chunks;
+  int split_end = split_chunks;
 
   SumType sums[2][kTokenTiles][4] = {};
   SumType of_split[2][kTokenTiles][4] = {};
@@ -212,10 +216,14 @@ tile_gemm_kernel(TileGemmArguments in) {
     for (int c = 0; c < kStageChunks; ++c) {
       const int chunk = s * kStageChunks + c;
       if (chunk >= chunk_count) break;
-      if (chunk != 0 && chunk % part_chunks == 0) {
+      if (chunk == part_end) {
         end_part();
+        part_end += part_chunks;
         if constexpr (kSplit) {
-          if (chunk % split_chunks == 0) end_split(chunk == split_chunks);
+          if (chunk == split_end) {
+            end_split(split_end == split_chunks);
+            split_end += split_chunks;
+          }
         }
       }
       ChunkOperand<kType> w[2];

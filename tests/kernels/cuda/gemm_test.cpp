@@ -191,6 +191,13 @@ TEST_CASE("every output form is the same through the library and through our ker
         }
         const std::vector<double> expected(results[0].begin(), results[0].end());
         CHECK(difference(std::span(results[1]), expected) < (form == 2 ? 1e-6 : 0.012));
+        // Gate and up are rounded once on either way, scales and all: only a sum that lies next to
+        // a tie may fall to the other side.
+        size_t differing = 0;
+        for (size_t i = 0; i < expected.size(); ++i) {
+          differing += results[0][i] == results[1][i] ? 0 : 1;
+        }
+        if (form == 1) CHECK(differing < expected.size() / 20);
       }
     }
   }
@@ -374,35 +381,37 @@ TEST_CASE("tuning keeps the fastest way of a shape") {
 }
 
 TEST_CASE("a large matrix goes through the library in tiles of rows") {
-  const Problem problem(DType::kQ4_0, 300, 96, 66);
-  PackedLayout gated = problem.layout;
-  gated.rows = 288;  // whole pairs of bands; the others are not looked at
-  gated.gated = true;
-  Device device(true);
-  Device tiled(true);
-  auto opened = GemmDevice::open({4, 90, 1}, std::make_unique<PlainCublas>(&tiled.calls));
-  REQUIRE(opened.ok());
-  tiled.gemm = std::move(*opened);
-  CHECK(product(tiled, problem, 66, true) == product(device, problem, 66, true));
-  REQUIRE(tiled.calls.size() == 3);
-  CHECK(tiled.calls[0].rows == 128);
-  CHECK(tiled.calls[2].rows == 44);
+  for (const DType type : {DType::kQ4_0, DType::kF8_E4M3}) {
+    const Problem problem(type, 300, 96, 66);
+    PackedLayout gated = problem.layout;
+    gated.rows = 288;  // whole pairs of bands; the others are not looked at
+    gated.gated = true;
+    Device device(true);
+    Device tiled(true);
+    auto opened = GemmDevice::open({4, 90, 1}, std::make_unique<PlainCublas>(&tiled.calls));
+    REQUIRE(opened.ok());
+    tiled.gemm = std::move(*opened);
+    CHECK(product(tiled, problem, 66, true) == product(device, problem, 66, true));
+    REQUIRE(tiled.calls.size() == 3);
+    CHECK(tiled.calls[0].rows == 128);
+    CHECK(tiled.calls[2].rows == 44);
 
-  std::vector<std::vector<uint16_t>> results;
-  for (const Device* one : {&device, &tiled}) {
-    const Scratch scratch(*one->gemm, gated, 66);
-    simt::Buffer<Bf16> y("y", 66 * 144);
-    Gemm op = gemm_of(*one, problem, 66, scratch);
-    op.layout = gated;
-    op.bias = problem.bias->data();
-    op.y_bf16 = y.data();
-    op.y_stride = 144;
-    require_ok(run_gemm(op, nullptr));
-    std::vector<uint16_t> bits;
-    for (const Bf16 v : y.span()) bits.push_back(v.bits);
-    results.push_back(bits);
+    std::vector<std::vector<uint16_t>> results;
+    for (const Device* one : {&device, &tiled}) {
+      const Scratch scratch(*one->gemm, gated, 66);
+      simt::Buffer<Bf16> y("y", 66 * 144);
+      Gemm op = gemm_of(*one, problem, 66, scratch);
+      op.layout = gated;
+      op.bias = problem.bias->data();
+      op.y_bf16 = y.data();
+      op.y_stride = 144;
+      require_ok(run_gemm(op, nullptr));
+      std::vector<uint16_t> bits;
+      for (const Bf16 v : y.span()) bits.push_back(v.bits);
+      results.push_back(bits);
+    }
+    CHECK(results[0] == results[1]);
   }
-  CHECK(results[0] == results[1]);
 }
 
 TEST_CASE("what does not fit a product is refused with its shape") {

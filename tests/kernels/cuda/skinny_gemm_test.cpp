@@ -114,7 +114,7 @@ TEST_CASE("the gated product is the gated unit of the two products, bit for bit"
     fill_normal(x.span(), 4);
     simt::Buffer<float> bias("bias", static_cast<size_t>(2 * n));
     fill_normal(bias.span(), 5);
-    for (const int32_t tokens : {1, 13, 40}) {
+    for (const int32_t tokens : {1, 13, 24, 40}) {
       for (const int32_t splits : {1, 2}) {
         CAPTURE(tokens);
         CAPTURE(splits);
