@@ -136,6 +136,10 @@ class Backend {
   // Memory taken on the device so far, and what the device has in all.
   virtual uint64_t memory_used_bytes() const = 0;
   virtual uint64_t memory_total_bytes() const = 0;
+  // True: the device's memory is its own, not the machine's.
+  virtual bool has_own_memory() const { return false; }
+  // What steps of `rows_max` rows take besides weights, activations and pages.
+  virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
   // --- load time ---
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the

@@ -15,7 +15,10 @@ void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
   for (const std::string& name : isa_choices()) isas += (isas.empty() ? "" : ", ") + name;
   command.add_option("--isa", model.isa, "instruction set: " + isas + " (default: the best here)");
   command.add_option("--kv-type", model.kv_type,
-                     "format of keys and values: f32, f16, bf16 or int8");
+                     "format of keys and values: f32, f16, bf16, int8 or (GPU) fp8");
+  command.add_option("--device", model.backend, "auto (a GPU where there is one), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command.add_option("--gpu", model.gpu, "index of the GPU")->check(CLI::Range(0, 63));
 }
 
 }  // namespace updraft

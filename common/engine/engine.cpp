@@ -404,7 +404,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   needs.model_name = model->name();
   needs.model_context_tokens = h.context_tokens;
   needs.weight_bytes = weight_bytes(model->weights());
-  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  shape.context_tokens = config.context_tokens > 0 ? config.context_tokens : h.context_tokens;
+  needs.activation_bytes = Forward::activation_bytes(h, limits) +
+                           backend->scratch_bytes(shape, limits.rows_max);
   needs.page_bytes = backend->kv_page_bytes(shape);
   const auto plan = plan_memory(needs, config);
   if (!plan) return plan.error();

@@ -28,6 +28,7 @@
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/module/cuda_module.h"
 
 namespace updraft {
 namespace {
@@ -424,15 +425,24 @@ Result<DType> parse_kv_type(const std::string& name) {
   if (name == "f16") return DType::kF16;
   if (name == "bf16") return DType::kBF16;
   if (name == "int8") return DType::kQ8_0;
-  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8");
+  if (name == "fp8") return DType::kF8_E4M3;
+  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8, fp8");
 }
 
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
-  if (config.backend == "cuda") {
-    return fail("backend = \"cuda\": this build has no CUDA module; use \"cpu\" or \"auto\"");
-  }
-  if (config.backend != "auto" && config.backend != "cpu") {
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note) {
+  if (config.backend != "auto" && config.backend != "cpu" && config.backend != "cuda") {
     return fail("backend = \"" + config.backend + "\" is not one of auto, cpu, cuda");
+  }
+  if (config.backend != "cpu") {
+    CudaConfig cuda;
+    cuda.device = config.gpu;
+    cuda.max_memory_bytes = config.max_memory_bytes;
+    auto opened = open_cuda_module(cuda);
+    if (opened) return opened;
+    if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
+    if (note != nullptr && opened.kind() != static_cast<int>(CudaFailure::kNoModule)) {
+      *note = opened.message();
+    }
   }
   CpuConfig cpu;
   cpu.thread_count = config.threads;
@@ -518,7 +528,9 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
-  engine.available_memory_bytes = memory_left_bytes();
+  engine.available_memory_bytes =
+      backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
+                                : memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 
@@ -545,7 +557,8 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   if (!tokenizer) return tokenizer.error(path);
   const auto chat_template = open_template(config, (*model)->tokenizer());
   if (!chat_template) return chat_template.error(path);
-  auto backend = open_backend(config);
+  std::string note;
+  auto backend = open_backend(config, &note);
   if (!backend) return backend.error();
 
   Parts parts;
@@ -567,7 +580,8 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.page_tokens = config.page_tokens;
   parts.has_chat_template = *chat_template != nullptr;
   parts.description = parts.served_name + " " + format_parameters((*model)->parameter_count()) +
-                      " " + (*model)->quantization() + ", " + parts.device + ", " +
+                      " " + (*model)->quantization() + ", " + parts.device +
+                      (note.empty() ? "" : " (" + note + ")") + ", " +
                       parts.engine->description();
   PreparerConfig preparer;
   preparer.model_name = parts.served_name;

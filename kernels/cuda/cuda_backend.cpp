@@ -35,6 +35,8 @@ constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and capture
 constexpr int64_t kCountLimit = int64_t{1} << 30;
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
+// What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
+constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -89,6 +91,8 @@ class CudaBackend final : public Backend {
   std::string description() const override;
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
   uint64_t memory_total_bytes() const override { return budget_.limit_bytes(); }
+  bool has_own_memory() const override { return true; }
+  uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
   Result<Vec> add_vector(std::span<const float> values) override;
@@ -180,7 +184,8 @@ class CudaBackend final : public Backend {
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
   Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
-  size_t attention_workspace_bytes(int32_t rows, int32_t length_max) const;
+  size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
+                         int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
   int32_t attention_rows_at_once(int32_t length_max) const;
   bool names(Op op, std::initializer_list<int64_t> operands);
@@ -373,9 +378,11 @@ Result<KvType> kv_type_of(DType type) {
       return KvType::kBf16;
     case DType::kQ8_0:
       return KvType::kInt8;
+    case DType::kF8_E4M3:
+      return KvType::kFp8;
     default:
       return fail(std::string("cuda: KV pages of ") + dtype_info(type).name +
-                  " (f16, bf16 or int8)");
+                  " (f16, bf16, int8 or fp8)");
   }
 }
 
@@ -448,16 +455,10 @@ Result<void> CudaBackend::take_scratch() {
   }
   if (auto r = budget_.grow(tokens_, logit_rows * sizeof(int32_t), "tokens"); !r) return r;
   const int32_t length_max = padded_length(kv_.context_tokens);
-  const size_t decode_bytes =
-      std::max(attention_workspace_bytes(1, length_max),
-               std::min(kWorkspaceBytesMax,
-                        attention_workspace_bytes(static_cast<int32_t>(rows_max_), length_max)));
-  const size_t attention_bytes = std::max(
-      decode_bytes,
-      prefill_attention_workspace_bytes(pages_, properties_.multiprocessor_count, length_max));
+  const size_t attention_bytes = workspace_bytes(pages_, kv_.head_count, rows_max_, length_max);
   if (auto r = budget_.grow(workspace_, attention_bytes, "attention's workspace"); !r) return r;
-  const auto items = static_cast<uint64_t>(
-      decode_work_items_max(static_cast<int32_t>(rows_max_), padded_length(kv_.context_tokens)));
+  const auto items =
+      static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max_), length_max));
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
@@ -493,12 +494,34 @@ int32_t CudaBackend::padded_length(int32_t length) const {
   return padded;
 }
 
-size_t CudaBackend::attention_workspace_bytes(int32_t rows, int32_t length_max) const {
-  return decode_attention_workspace_bytes(pages_, rows, kv_.head_count, length_max);
+// Of decode attention, as far as the limit allows, and of prefill attention; they take turns.
+size_t CudaBackend::workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
+                                    int32_t length_max) const {
+  const size_t one = decode_attention_workspace_bytes(pages, 1, head_count, length_max);
+  const size_t all =
+      decode_attention_workspace_bytes(pages, static_cast<int32_t>(rows), head_count, length_max);
+  return std::max(
+      {one, std::min(kWorkspaceBytesMax, all),
+       prefill_attention_workspace_bytes(pages, properties_.multiprocessor_count, length_max)});
+}
+
+uint64_t CudaBackend::scratch_bytes(const KvShape& shape, int64_t rows_max) const {
+  const auto type = kv_type_of(shape.type);
+  const auto pages = KvPages::of(type ? *type : KvType::kBf16, shape.layer_count,
+                                 shape.kv_head_count, shape.head_dim, shape.page_tokens);
+  if (!pages) return 0;  // a shape that make_kv_pool() will refuse
+  const int32_t length_max = padded_length(shape.context_tokens);
+  const auto rows = static_cast<uint64_t>(rows_max);
+  const uint64_t table = rows * static_cast<uint64_t>(shape.context_tokens / shape.page_tokens + 1);
+  const auto items =
+      static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max), length_max));
+  return workspace_bytes(*pages, shape.head_count, rows_max, length_max) + table * sizeof(int32_t) +
+         items * sizeof(DecodeWorkItem) +
+         (gemm_device_->cublas() != nullptr ? kProductScratchBytes : 0);
 }
 
 int32_t CudaBackend::attention_rows_at_once(int32_t length_max) const {
-  const size_t row_bytes = attention_workspace_bytes(1, length_max);
+  const size_t row_bytes = decode_attention_workspace_bytes(pages_, 1, kv_.head_count, length_max);
   if (row_bytes == 0) return static_cast<int32_t>(rows_max_);
   return std::max(1, static_cast<int32_t>(workspace_.bytes() / row_bytes));
 }

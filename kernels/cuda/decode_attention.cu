@@ -20,6 +20,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kGroup = 16;     // query heads of one tile
 constexpr int kJoinWarps = 8;  // of a row and head whose chunks are joined
 constexpr int kWorkThreads = 256;
+constexpr int kSharedBytesOfSystem = 1 << 10;  // of each block
 
 struct Arguments {
   KvLayer layer;
@@ -48,7 +49,10 @@ struct Shape {
   static constexpr int kJoinStride = kDim + 4;  // floats, for the joining of the warps
   static constexpr int kJoinBytes = kWarps * kGroup * (kJoinStride * 4 + 8);
   static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kJoinBytes);
-  static constexpr int kBlocksPerMultiprocessor = 3;
+  // Registers are for three blocks.
+  static int64_t resident_blocks(int32_t shared_bytes) {
+    return std::clamp(shared_bytes / (kSharedBytes + kSharedBytesOfSystem), 1, 3);
+  }
 };
 
 // The lanes' values of one head, dimension lane + 32 j in v[j], become its output.
@@ -374,8 +378,8 @@ Result<void> run(const DecodeAttention& op, const Arguments& in, Stream stream) 
   const int64_t units = decode_work_items_max(op.rows, op.length_max) * in.layer.kv_head_count *
                         ((shared_heads + kGroup - 1) / kGroup);
   LaunchShape shape;
-  shape.grid.x = static_cast<uint32_t>(
-      std::min<int64_t>(units, int64_t{op.multiprocessor_count} * S::kBlocksPerMultiprocessor));
+  shape.grid.x = static_cast<uint32_t>(std::min(
+      units, op.multiprocessor_count * S::resident_blocks(op.multiprocessor_shared_bytes)));
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = S::kSharedBytes;
   if (auto result = launch(decode_attention_kernel<kType, kDim>, shape, stream, in); !result) {

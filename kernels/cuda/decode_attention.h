@@ -53,9 +53,11 @@ struct DecodeAttention {
   const DecodeWorkItem* items = nullptr;
   const int32_t* table = nullptr;  // [.., table_stride] page of each page_tokens positions
   int32_t table_stride = 0;
-  int32_t multiprocessor_count = 132;  // of the device: sizes the grid, changes no bit
-  float scale = 0.0F;                  // 1 / sqrt(head_dim)
-  Bf16* out = nullptr;                 // [rows, head_count * head_dim]
+  // Of the device: they size the grid and change no bit.
+  int32_t multiprocessor_count = 132;
+  int32_t multiprocessor_shared_bytes = 228 << 10;
+  float scale = 0.0F;   // 1 / sqrt(head_dim)
+  Bf16* out = nullptr;  // [rows, head_count * head_dim]
   std::byte* workspace =
       nullptr;  // decode_attention_workspace_bytes(); for length_max > kAttentionChunk
 };

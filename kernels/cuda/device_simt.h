@@ -43,10 +43,12 @@ using simt::fence;
 using simt::grid_x;
 using simt::grid_y;
 using simt::LaunchShape;
+using simt::let_next_start;
 using simt::load;
 using simt::load_matrix;
 using simt::load_matrix_transposed;
 using simt::load_once;
+using simt::load_written;
 using simt::mma_bf16;
 using simt::mma_f16;
 using simt::mma_s8;
@@ -63,6 +65,7 @@ using simt::sync_block;
 using simt::sync_named;
 using simt::sync_warp;
 using simt::thread_x;
+using simt::wait_for_previous;
 // NOLINTEND
 
 // --- numbers ---
@@ -84,6 +87,7 @@ inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xFFF
 inline uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   return pack_bf16(low_bf16(a) + low_bf16(b), high_bf16(a) + high_bf16(b));
 }
+// a * b of each half, rounded to bfloat16 once.
 inline uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
   return pack_bf16(low_bf16(a) * low_bf16(b), high_bf16(a) * high_bf16(b));
 }
@@ -96,6 +100,8 @@ inline uint32_t permute_bytes(uint32_t word, uint32_t selector) {
   }
   return out;
 }
+inline float low_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair)); }
+inline float high_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair >> 16)); }
 inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
 inline float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 // a * b + c, rounded once.

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "common/base/result.h"
 #include "kernels/cuda/gemm_device.h"
@@ -69,5 +70,15 @@ size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, 
 // the shape takes kTile; kCublas rounds a quantised weight to bfloat16 first (relative 2^-9) and
 // may add in another order for every number of tokens.
 Result<void> run_gemm(const Gemm& op, Stream stream);
+
+// Seconds that a piece of work takes on the device, warm.
+using GemmTimer = std::function<Result<double>(const std::function<Result<void>()>& work)>;
+
+// Start-up: times every way of this product, cuBLASLt's first `algorithms_max` algorithms among
+// them, and keeps the fastest as the device's choice for its shape and number of tokens. Nothing to
+// do (and nothing timed) without a library or for a skinny product. `op` as for run_gemm(), with
+// memory that may be overwritten. Errors: of a product, or of the timer.
+Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seconds_of,
+                       Stream stream);
 
 }  // namespace updraft::cuda

@@ -29,6 +29,8 @@ struct WideChoice {
 struct GemmDeviceFacts {
   int32_t multiprocessor_count = 132;
   int32_t capability = 80;  // 10 * major + minor
+  // What a tile of unpacked weights may take in a scratch; 128 rows of it are always allowed.
+  int64_t unpacked_bytes_max = int64_t{128} << 20;
 };
 
 class GemmDevice {

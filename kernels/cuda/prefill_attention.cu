@@ -58,8 +58,11 @@ struct Sums {
   float weight[kWarpTiles][2];   // of the lane's columns
 };
 // Vectors of a thread in a slot of the workspace.
-constexpr int slot_vectors(int dim) { return kWarpTiles * (dim / 8 + 1); }
-constexpr int64_t slot_bytes(int dim) { return int64_t{slot_vectors(dim)} * kThreads * 16; }
+template <int kDim>
+inline constexpr int kSlotVectors = kWarpTiles * (kDim / 8 + 1);
+constexpr int64_t slot_bytes(int dim) {
+  return int64_t{dim == 64 ? kSlotVectors<64> : kSlotVectors<128>} * kThreads * 16;
+}
 
 template <int kDim>
 UPDRAFT_DEVICE void clear(Sums<kDim>& sums) {
@@ -493,10 +496,12 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
   const int first_seen = position_of(0);  // the last position that the first row sees
   const int last_seen = position_of(kWarpTiles * kMmaRows - 1);
 
-  Vec16* aside = in.workspace +
-                 (in.split ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
-                           : static_cast<int64_t>(block_x())) *
-                     slot_vectors(kDim) * kThreads;
+  const auto aside = [&] {
+    const int64_t slot = in.split
+                             ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
+                             : static_cast<int64_t>(block_x());
+    return in.workspace + slot * kSlotVectors<kDim> * kThreads;
+  };
   Sums<kDim> sums;
   clear(sums);
   for (int first = begin; first < end; first += kTilePositions) {
@@ -527,15 +532,15 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
         first + kTilePositions >= end) {
       continue;
     }
-    if (first >= kPrefillChunk) join<false>(sums, aside, in.scale_log2);
-    put_aside(sums, aside);
+    if (first >= kPrefillChunk) join<false>(sums, aside(), in.scale_log2);
+    put_aside(sums, aside());
     clear(sums);
   }
   if (in.split) {
-    put_aside(sums, aside);
+    put_aside(sums, aside());
     return;
   }
-  if (end > kPrefillChunk) join<false>(sums, aside, in.scale_log2);
+  if (end > kPrefillChunk) join<false>(sums, aside(), in.scale_log2);
   finish<kType, kDim>(in, unit, sums);
 }
 
@@ -543,11 +548,16 @@ template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
 prefill_attention_kernel(Arguments in) {
   auto* shared = dynamic_shared<std::byte>();
-  Unit unit;
-  for (int64_t number = block_x();
-       in.split ? find<true>(in, number, &unit) : find<false>(in, number, &unit);
-       number += grid_x()) {
-    attend<kType, kDim>(in, unit, shared);
+  auto* unit = shared_array<Unit, 1>();  // seldom read, and registers are few
+  for (int64_t number = block_x();; number += grid_x()) {
+    if (thread_x() == 0) {
+      const bool found = in.split ? find<true>(in, number, unit) : find<false>(in, number, unit);
+      if (!found) unit->tile = -1;
+    }
+    sync_block();
+    if (unit->tile < 0) return;
+    attend<kType, kDim>(in, *unit, shared);
+    sync_block();  // nobody reads the unit any more
   }
 }
 
@@ -560,11 +570,11 @@ join_chunks_kernel(Arguments in) {
   const int end = unit.end(in.shared_heads);
   Sums<kDim> sums;
   clear(sums);
-  const Vec16* slot = in.workspace + unit.slot * slot_vectors(kDim) * kThreads;
+  const Vec16* slot = in.workspace + unit.slot * kSlotVectors<kDim> * kThreads;
   for (int first = 0; first < end; first += kPrefillChunk) {
     // Nothing joined with the first chunk is the first chunk: its part of the sum is exact.
     join<true>(sums, slot, in.scale_log2);
-    slot += static_cast<int64_t>(in.layer.kv_head_count) * slot_vectors(kDim) * kThreads;
+    slot += static_cast<int64_t>(in.layer.kv_head_count) * kSlotVectors<kDim> * kThreads;
   }
   finish<kType, kDim>(in, unit, sums);
 }

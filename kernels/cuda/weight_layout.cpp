@@ -228,7 +228,9 @@ void pack_values(const Band& band, DType type, int row, const std::byte* source,
     for (const float v : values) {
       largest = std::isfinite(v) ? std::max(largest, std::abs(v)) : NAN;
     }
-    const float scale = largest / (band.type == DType::kI8 ? kLargestI8 : kLargestF8);
+    const float scale = type == band.type
+                            ? 1.0F  // bytes that are already in the format
+                            : largest / (band.type == DType::kI8 ? kLargestI8 : kLargestF8);
     std::memcpy(band.scale(row, 0), &scale, sizeof scale);
     inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
   }

@@ -26,13 +26,14 @@ inline constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;  // per stream
 enum class CublasKind : uint8_t {
   kBf16,    // bfloat16 x bfloat16 -> bfloat16 or f32
   kInt8,    // int8 x int8 -> int32
-  kFloat8,  // e4m3 x e4m3 -> bfloat16, with one scale per row of either side; capability 90
+  kFloat8,  // e4m3 x e4m3 -> bfloat16 or f32, with one scale per row of either side; capability 90
 };
 
 // y[token, r] = sum_c x[token, c] * w[r, c]
 struct CublasProduct {
   CublasKind kind = CublasKind::kBf16;
-  bool wide_output = false;  // kBf16: y is f32
+  bool wide_output = false;  // kBf16, kFloat8: y is f32
+  bool accumulate = false;   // kBf16: y += the product
   int32_t rows = 0;
   int32_t cols = 0;
   int32_t tokens = 0;

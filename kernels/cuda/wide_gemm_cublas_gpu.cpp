@@ -125,13 +125,13 @@ class LoadedCublas final : public Cublas {
       if (Result<void> set = set_scales(plan, op); !set) return set;
     }
     const float one = 1.0F;
-    const float zero = 0.0F;
+    const float beta = op.accumulate ? 1.0F : 0.0F;
     const int32_t one_int = 1;
     const int32_t zero_int = 0;
     const bool whole = op.kind == CublasKind::kInt8;
     const cublasStatus_t status = library_.matmul(
         handle_, plan.desc, whole ? static_cast<const void*>(&one_int) : &one, op.weight, plan.a,
-        op.x, plan.b, whole ? static_cast<const void*>(&zero_int) : &zero, op.y, plan.d, op.y,
+        op.x, plan.b, whole ? static_cast<const void*>(&zero_int) : &beta, op.y, plan.d, op.y,
         plan.d, &plan.algorithm, op.workspace, kCublasWorkspaceBytes, stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
       return fail("cublasLt: a product of " + shape_text(op) + ": status " +

@@ -50,7 +50,7 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
      {"common/base", "common/message", "common/model", "kernels", "kernels/quant"}},
     {"common/serve",
      {"common/base", "common/message", "common/model", "common/text", "common/engine", "kernels",
-      "kernels/quant", "kernels/cpu", "kernels/parallel"}},
+      "kernels/quant", "kernels/cpu", "kernels/module", "kernels/parallel"}},
     {"common/daemon",
      {"common/base", "common/log", "common/metrics", "common/config", "common/message",
       "common/net", "common/auth", "common/http", "common/pool", "common/serve"}},

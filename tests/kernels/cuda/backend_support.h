@@ -119,8 +119,10 @@ class Runner {
     sequence = {};
   }
 
-  // Logits of all rows of one step over all parts, [rows][vocab].
-  std::vector<std::vector<float>> step(const std::vector<Part>& parts) {
+  // Logits of all rows of one step over all parts, or of each part's last row: [rows][vocab].
+  enum class Wanted : uint8_t { kAll, kLast };
+  std::vector<std::vector<float>> step(const std::vector<Part>& parts,
+                                       Wanted wanted = Wanted::kAll) {
     std::vector<int32_t> ids;
     std::vector<int32_t> positions;
     std::vector<SequenceSlice> slices;
@@ -133,8 +135,11 @@ class Runner {
       ids.insert(ids.end(), part.tokens.begin(), part.tokens.end());
       part.sequence->cached += count;
     }
-    std::vector<int32_t> rows(ids.size());
-    std::iota(rows.begin(), rows.end(), 0);
+    std::vector<int32_t> rows;
+    for (const SequenceSlice& slice : slices) {
+      for (int32_t i = wanted == Wanted::kAll ? 0 : slice.row_count - 1; i < slice.row_count; ++i)
+        rows.push_back(slice.row_first + i);
+    }
     const auto all = forward->run(*backend, {ids, positions, slices, rows});
     std::vector<std::vector<float>> out;
     for (size_t r = 0; r < rows.size(); ++r) {
@@ -145,6 +150,10 @@ class Runner {
   }
   std::vector<std::vector<float>> step(Sequence& sequence, std::vector<int32_t> tokens) {
     return step(std::vector<Part>{{&sequence, std::move(tokens)}});
+  }
+  // Logits of the last row.
+  std::vector<float> prefill(Sequence& sequence, std::vector<int32_t> tokens) {
+    return step({{&sequence, std::move(tokens)}}, Wanted::kLast)[0];
   }
 
   // A step of one row per sequence whose tokens the device chooses, without a draw. source -1: the

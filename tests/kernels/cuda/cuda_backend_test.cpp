@@ -56,8 +56,8 @@ std::vector<std::vector<std::vector<float>>> decode_company(Runner& run, bool to
   std::vector<std::vector<std::vector<float>>> out(3);
   std::vector<size_t> steps(3);
   for (size_t s = 0; s < 3; ++s) {
-    out[s].push_back(
-        run.step(sequences[s], random_tokens(lengths[s], static_cast<uint32_t>(s))).back());
+    const auto seed = static_cast<uint32_t>(s);
+    out[s].push_back(run.prefill(sequences[s], random_tokens(lengths[s], seed)));
   }
   for (const std::vector<size_t>& company : kTogether) {
     std::vector<Runner::Part> parts;
@@ -77,6 +77,60 @@ std::vector<std::vector<std::vector<float>>> decode_company(Runner& run, bool to
 }
 
 }  // namespace
+
+TEST_CASE(
+    "a prompt in chunks, alone or beside rows that decode, gives the bits of the whole prompt") {
+  const auto model = bf16_model(gpu_hyperparameters(Architecture::kQwen3), 6);
+  const std::vector<int32_t> tokens = random_tokens(60, 1);
+  const std::vector<int32_t> last = {7};
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner::Sequence by_reference;
+  const auto expected = reference.prefill(by_reference, tokens);
+
+  Runner run(*model, open_emulated());
+  Runner::Sequence sequence;
+  const auto whole = run.prefill(sequence, tokens);
+  CHECK(worst({whole}, {expected}) < 2e-2);
+  const auto whole_next = run.prefill(sequence, last);
+  run.release(sequence);
+  Runner::Sequence beside;
+  const auto beside_first = run.prefill(beside, {1, 2, 3});
+  const auto beside_next = run.prefill(beside, {4});
+  run.release(beside);
+  for (const bool mixed : {false, true}) {
+    for (const size_t chunk : {40, 17, 4}) {
+      CAPTURE(mixed);
+      CAPTURE(chunk);
+      CHECK(run.prefill(beside, {1, 2, 3}) == beside_first);
+      std::vector<std::vector<float>> logits;
+      for (size_t at = 0; at < tokens.size(); at += chunk) {
+        const auto first = tokens.begin() + static_cast<ptrdiff_t>(at);
+        const auto count = static_cast<ptrdiff_t>(std::min(chunk, tokens.size() - at));
+        std::vector<Runner::Part> parts;
+        if (mixed && at == 0) parts.push_back({&beside, {4}});
+        parts.push_back({&sequence, {first, first + count}});
+        logits = run.step(parts, Runner::Wanted::kLast);
+        if (mixed && at == 0) CHECK(logits[0] == beside_next);
+      }
+      CHECK(logits.back() == whole);
+      CHECK(run.prefill(sequence, last) == whole_next);
+      run.release(sequence);
+      run.release(beside);
+    }
+  }
+}
+
+TEST_CASE("drafts under test give the bits of tokens one by one") {
+  const auto model = bf16_model(gpu_hyperparameters(), 6);
+  Runner run(*model, open_emulated());
+  Runner::Sequence sequence;
+  const std::vector<int32_t> drafts = random_tokens(5, 3);
+  run.prefill(sequence, random_tokens(20, 2));
+  std::vector<std::vector<float>> expected;
+  for (const int32_t token : drafts) expected.push_back(run.step(sequence, {token})[0]);
+  sequence.cached = 20;
+  CHECK(run.step(sequence, drafts) == expected);
+}
 
 TEST_CASE("a replayed step gives an eager one's bits, and a row alone those of a row in company") {
   const auto model = bf16_model(gpu_hyperparameters(Architecture::kQwen3), 4);

@@ -28,7 +28,9 @@ struct NormCase {
 }  // namespace
 
 TEST_CASE("embedding gives the reference decoder's rows in every format, zeros for padded rows") {
-  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K}) {
+  for (const DType type :
+       {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K, DType::kQ5_0,
+        DType::kQ5_1, DType::kQ5_K, DType::kF16, DType::kF8_E4M3}) {
     CAPTURE(dtype_info(type).name);
     const int64_t cols = dtype_info(type).block_elems == 256 ? 512 : 96;
     constexpr int64_t kRows = 45;
