@@ -23,6 +23,7 @@
 #include "common/engine/random.h"
 #include "common/model/model.h"
 #include "common/serve/answer.h"
+#include "common/serve/devices.h"
 #include "common/serve/memory_left.h"
 #include "common/serve/prepare.h"
 #include "common/text/chat_template.h"
@@ -435,9 +436,8 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
   }
   if (config.backend != "cpu") {
     CudaConfig cuda;
-    cuda.device = config.gpu;
     cuda.max_memory_bytes = config.max_memory_bytes;
-    auto opened = open_cuda_module(cuda);
+    auto opened = open_gpus(cuda, config.gpus);
     if (opened) return opened;
     if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
     if (note != nullptr && opened.kind() != static_cast<int>(CudaFailure::kNoModule)) {
@@ -454,7 +454,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (!isa) return isa.error();
     cpu.isa = *isa;
   }
-  return open_cpu_backend(cpu);
+  return open_cpus(cpu, config.tensor_parallel);
 }
 
 namespace {
@@ -528,9 +528,9 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
   engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
-  engine.available_memory_bytes =
-      backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
-                                : memory_left_bytes();
+  engine.available_memory_bytes = backend->has_own_memory()
+                                      ? backend->memory_total_bytes() - backend->memory_used_bytes()
+                                      : memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 
@@ -581,8 +581,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.has_chat_template = *chat_template != nullptr;
   parts.description = parts.served_name + " " + format_parameters((*model)->parameter_count()) +
                       " " + (*model)->quantization() + ", " + parts.device +
-                      (note.empty() ? "" : " (" + note + ")") + ", " +
-                      parts.engine->description();
+                      (note.empty() ? "" : " (" + note + ")") + ", " + parts.engine->description();
   PreparerConfig preparer;
   preparer.model_name = parts.served_name;
   preparer.accepted_names = config.aliases;
