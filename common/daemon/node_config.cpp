@@ -50,9 +50,13 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.speculation", model.speculation);
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
-  file.get("model.gpu", model.gpu, 0, 63);
   file.get_choice("model.weights", model.weights, {"as is", "fp8"});
   file.get("model.offload", model.offload);
+  file.get("model.gpus", model.gpus, 0, 63);
+  if (model.gpus.empty() || model.gpus.size() > 16)
+    file.refuse("model.gpus",
+                "names " + std::to_string(model.gpus.size()) + " GPUs, must be 1..16");
+  file.get("model.tensor_parallel", model.tensor_parallel, 1, 16);
   std::vector<std::string> isas = isa_choices();
   isas.insert(isas.begin(), "");  // the best of this machine
   file.get_choice("model.isa", model.isa, isas);

@@ -23,6 +23,7 @@
 #include "common/engine/random.h"
 #include "common/model/model.h"
 #include "common/serve/answer.h"
+#include "common/serve/devices.h"
 #include "common/serve/memory_left.h"
 #include "common/serve/prepare.h"
 #include "common/text/chat_template.h"
@@ -438,10 +439,9 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (config.weights != "as is" && config.weights != "fp8") {
       return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
     }
-    cuda.device = config.gpu;
     cuda.fp8_weights = config.weights == "fp8";
     cuda.max_memory_bytes = config.max_memory_bytes;
-    auto opened = open_cuda_module(cuda);
+    auto opened = open_gpus(cuda, config.gpus);
     if (opened) return opened;
     if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
     if (note != nullptr && opened.kind() != static_cast<int>(CudaFailure::kNoModule)) {
@@ -458,7 +458,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (!isa) return isa.error();
     cpu.isa = *isa;
   }
-  return open_cpu_backend(cpu);
+  return open_cpus(cpu, config.tensor_parallel);
 }
 
 namespace {
@@ -587,8 +587,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.has_chat_template = *chat_template != nullptr;
   parts.description = parts.served_name + " " + format_parameters((*model)->parameter_count()) +
                       " " + (*model)->quantization() + ", " + parts.device +
-                      (note.empty() ? "" : " (" + note + ")") + ", " +
-                      parts.engine->description();
+                      (note.empty() ? "" : " (" + note + ")") + ", " + parts.engine->description();
   PreparerConfig preparer;
   preparer.model_name = parts.served_name;
   preparer.accepted_names = config.aliases;

@@ -45,9 +45,10 @@ struct LocalModelConfig {
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto (a GPU where there is one), cpu, cuda
-  int32_t gpu = 0;                  // index of the GPU
   std::string weights = "as is";    // fp8: float weights take half the GPU's memory
   bool offload = false;             // weights that the GPU has no room for stay in host memory
+  std::vector<int32_t> gpus = {0};  // indexes of the GPUs; several share the model (tensor parallel)
+  int32_t tensor_parallel = 1;      // on the CPU: groups of cores that share the model, one for each socket; 1..16
   std::string isa;                  // empty: the best here; else one of isa_choices()
   int32_t threads = 0;
   std::vector<int> cores;

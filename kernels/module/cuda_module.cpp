@@ -33,9 +33,7 @@ Result<std::string> find_module() {
                                           (folder.parent_path() / "lib").string());
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Backend>> open_cuda_module(const CudaConfig& config) {
+Result<const CudaModule*> load_module() {
   const auto path = find_module();
   if (!path) return path.error();
   void* handle = dlopen(path->c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -51,7 +49,21 @@ Result<std::unique_ptr<Backend>> open_cuda_module(const CudaConfig& config) {
                 "; this is Updraft " UPDRAFT_VERSION ", interface " +
                 std::to_string(kCudaModuleVersion));
   }
-  return module.open(config);
+  return &module;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> open_cuda_module(const CudaConfig& config) {
+  const auto module = load_module();
+  if (!module) return module.error();
+  return (*module)->open(config);
+}
+
+Result<std::vector<std::shared_ptr<Comm>>> open_cuda_comms(std::span<const int32_t> devices) {
+  const auto module = load_module();
+  if (!module) return module.error();
+  return (*module)->open_comms(devices);
 }
 
 }  // namespace updraft

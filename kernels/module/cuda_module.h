@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "common/base/result.h"
 #include "kernels/backend.h"
@@ -13,7 +15,7 @@
 namespace updraft {
 
 // Raised with every change of Backend, CudaConfig or this struct.
-inline constexpr uint32_t kCudaModuleVersion = 1;
+inline constexpr uint32_t kCudaModuleVersion = 2;
 inline constexpr const char* kCudaModuleEntry = "updraft_cuda_module";
 
 // What the module's one function gives: extern "C" const CudaModule* updraft_cuda_module().
@@ -21,6 +23,7 @@ struct CudaModule {
   uint32_t version;
   const char* release;  // UPDRAFT_VERSION
   Result<std::unique_ptr<Backend>> (*open)(const CudaConfig& config);
+  Result<std::vector<std::shared_ptr<Comm>>> (*open_comms)(std::span<const int32_t> devices);
 };
 using CudaModuleEntry = const CudaModule* (*)();
 
@@ -32,5 +35,8 @@ enum class CudaFailure : int { kOther = 0, kNoModule = 1 };
 // stays loaded. Errors, of one line: no module, one that does not load or has another version, no
 // driver, no GPU, too little memory.
 Result<std::unique_ptr<Backend>> open_cuda_module(const CudaConfig& config);
+// An end of a group (CudaConfig::comm) for each of these GPUs, in their order. Errors: as above, no
+// NCCL.
+Result<std::vector<std::shared_ptr<Comm>>> open_cuda_comms(std::span<const int32_t> devices);
 
 }  // namespace updraft

@@ -107,6 +107,17 @@ class TensorParallelBackend final : public Backend {
     return sum;
   }
 
+  bool has_own_memory() const override {
+    return std::all_of(ranks_.begin(), ranks_.end(),
+                       [](const auto& rank) { return rank->has_own_memory(); });
+  }
+  // Of whole heads on each: more than their shares take.
+  uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override {
+    uint64_t sum = 0;
+    for (const auto& rank : ranks_) sum += rank->scratch_bytes(shape, rows_max);
+    return sum;
+  }
+
   Result<Mat> add_matrix(std::span<const WeightView> parts) override {
     return add_split_matrix(parts, {});
   }

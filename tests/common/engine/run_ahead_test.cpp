@@ -324,6 +324,21 @@ TEST_CASE("an id that comes again while a step of its last bearer runs gets its 
   CHECK(young->ids() == alone(greedy_request(1, {9, 8}, 6), SIZE_MAX).ids);
 }
 
+TEST_CASE("a core is idle when the row too many of what ended was read") {
+  const std::vector<int32_t> said = alone(greedy_request(1, {1, 2, 3}, 9), SIZE_MAX).ids;
+  SequenceRequest stopping = greedy_request(1, {1, 2, 3}, 50);
+  stopping.stop_ids = {said[4]};
+  const auto first = std::find(said.begin(), said.end(), said[4]);
+  CoreRunner runner(core_config(tiny_hyperparameters()), *tiny_model(), behind());
+  const auto recorder = runner.add(stopping);
+  while (recorder->ends == 0) runner.step();
+  CHECK(recorder->ids() == std::vector<int32_t>(said.begin(), first));
+  CHECK_FALSE(runner.core().idle());
+  runner.step();
+  CHECK(runner.core().idle());
+  CHECK(recorder->ends == 1);
+}
+
 TEST_CASE("logits that are no numbers end a sequence that the device samples, and no other") {
   auto backend = behind();
   backend->change_logits = [](int64_t step, std::span<float> logits) {

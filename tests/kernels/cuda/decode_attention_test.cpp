@@ -107,7 +107,7 @@ TEST_CASE("decode attention equals softmax in double precision, whatever the sch
     const KvCache cache(shape, {1, 0, 17, 64, 129, 200});
     const Rows rows(cache);
     const std::vector<int32_t> all = {0, 1, 2, 3, 4, 5};
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       // On a device so small that a block has several chunks.
       std::vector<Bf16> got = rows.run(all, schedule, 1);
       CHECK(difference(std::span(got), rows.expected(all)) < 2 * kBf16Step);

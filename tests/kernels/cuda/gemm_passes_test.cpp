@@ -12,18 +12,18 @@ using namespace updraft::cuda::testing;
 TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
   constexpr int32_t kRows = 3;
   constexpr int32_t kCols = 2056;  // a second turn of one thread
-  simt::Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * kCols);
+  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * kCols);
   fill_normal(in.span(), 5);
   for (int c = 0; c < 2 * kCols; ++c)
     in[static_cast<size_t>(2 * kCols + c)] = {0};  // row 1 is zero
   for (const bool gated : {false, true}) {
     for (const bool float8 : {false, true}) {
-      for (const simt::Schedule& schedule : schedules()) {
-        const simt::ScheduleScope scope(schedule);
+      for (const Schedule& schedule : schedules()) {
+        const ScheduleScope scope(schedule);
         CAPTURE(gated);
         CAPTURE(float8);
-        simt::Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * kCols);
-        simt::Buffer<float> scale("scale", kRows);
+        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * kCols);
+        Buffer<float> scale("scale", kRows);
         QuantizeRows op;
         op.in = in.data();
         op.in_stride = 2 * kCols;
@@ -69,9 +69,9 @@ TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
 }
 
 TEST_CASE("widening e4m3 gives each code's value") {
-  simt::Buffer<Float8> x("x", 2 * 272);
+  Buffer<Float8> x("x", 2 * 272);
   for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint8_t>(i % 272);
-  simt::Buffer<Bf16> out("out", 2 * 256);
+  Buffer<Bf16> out("out", 2 * 256);
   require_ok(run_widen_float8({x.data(), 272, 2, 256, out.data()}, nullptr));
   int wrong = 0;
   for (size_t i = 0; i < 512; ++i) {
@@ -87,7 +87,7 @@ TEST_CASE("unpacked rows are the decoder's, rounded once, and nothing beyond the
     CAPTURE(dtype_info(type).name);
     const int64_t cols = dtype_info(type).block_elems == 256 ? 512 : 160;  // 2.5 tiles of 64
     const Problem problem(type, 60, cols, 1);
-    simt::Buffer<Bf16> out("out", static_cast<size_t>(33 * cols));
+    Buffer<Bf16> out("out", static_cast<size_t>(33 * cols));
     UnpackWeights op;
     op.layout = problem.layout;
     op.weight = problem.packed->data();
@@ -123,7 +123,7 @@ TEST_CASE("unpacked rows are the decoder's, rounded once, and nothing beyond the
 TEST_CASE("unpacked bytes are the packed ones in the matrix's order") {
   for (const DType type : {DType::kI8, DType::kF8_E4M3}) {
     const Problem problem(type, 32, 96, 1);
-    simt::Buffer<std::byte> out("out", 16 * 96);
+    Buffer<std::byte> out("out", 16 * 96);
     UnpackWeights op{problem.layout, problem.packed->data(), 16, 16, out.data()};
     require_ok(run_unpack_bytes(op, nullptr));
     int wrong = 0;

@@ -82,7 +82,7 @@ struct Device {
 };
 
 struct Scratch {
-  simt::Buffer<std::byte> memory;
+  Buffer<std::byte> memory;
   Scratch(const GemmDevice& device, const PackedLayout& layout, int32_t tokens)
       : memory("scratch", gemm_scratch_bytes(device, layout, tokens)) {
     std::fill_n(memory.data(), kSkinnyCounterBytes, std::byte{0});
@@ -106,7 +106,7 @@ Gemm gemm_of(const Device& device, const Problem& problem, int32_t tokens, const
 std::vector<float> product(const Device& device, const Problem& problem, int32_t tokens,
                            bool with_bias) {
   const Scratch scratch(*device.gemm, problem.layout, tokens);
-  simt::Buffer<float> y("y", static_cast<size_t>(tokens * problem.rows));
+  Buffer<float> y("y", static_cast<size_t>(tokens * problem.rows));
   Gemm op = gemm_of(device, problem, tokens, scratch);
   op.bias = with_bias ? problem.bias->data() : nullptr;
   op.y_f32 = y.data();
@@ -167,8 +167,8 @@ TEST_CASE("every output form is the same through the library and through our ker
         std::vector<std::vector<float>> results;
         for (const bool library : {false, true}) {
           device.gemm->set_batch_invariant(!library);
-          simt::Buffer<float> wide("wide", 70 * 64);
-          simt::Buffer<Bf16> narrow("narrow", 70 * 64);
+          Buffer<float> wide("wide", 70 * 64);
+          Buffer<Bf16> narrow("narrow", 70 * 64);
           fill_normal(wide.span(), 9);
           Gemm op = gemm_of(device, problem, 70, scratch);
           op.bias = with_bias ? problem.bias->data() : nullptr;
@@ -209,16 +209,16 @@ TEST_CASE("int8 products are the same integers on every way") {
   PackedLayout gated = problem.layout;
   gated.gated = true;
   const Scratch scratch(*device.gemm, problem.layout, 70);
-  simt::Buffer<int8_t> x("x", 70 * 512);
+  Buffer<int8_t> x("x", 70 * 512);
   std::mt19937 random(2);
   for (int8_t& v : x.span()) v = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
-  simt::Buffer<float> scales("scales", 70);
+  Buffer<float> scales("scales", 70);
   fill_normal(scales.span(), 3, 0.01F);
   for (const bool is_gated : {false, true}) {
     std::vector<std::vector<uint16_t>> results;
     for (const bool library : {false, true}) {
       device.gemm->set_batch_invariant(!library);
-      simt::Buffer<Bf16> y("y", 70 * 96);
+      Buffer<Bf16> y("y", 70 * 96);
       Gemm op = gemm_of(device, problem, 70, scratch);
       op.layout = is_gated ? gated : problem.layout;
       op.x = nullptr;
@@ -232,7 +232,7 @@ TEST_CASE("int8 products are the same integers on every way") {
       results.push_back(bits);
       if (library) continue;
       // A token alone, through the skinny kernel.
-      simt::Buffer<Bf16> one("one", 96);
+      Buffer<Bf16> one("one", 96);
       op.tokens = 1;
       op.x_int8 = {x.data() + 69 * 512, scales.data() + 69};
       op.y_bf16 = one.data();
@@ -269,13 +269,13 @@ TEST_CASE("int8 products are the same integers on every way") {
 
 TEST_CASE("e4m3 activations are multiplied as such where the device can, else widened") {
   const Problem problem(DType::kF8_E4M3, 48, 512, 70);
-  simt::Buffer<Float8> x("x", 70 * 512);
+  Buffer<Float8> x("x", 70 * 512);
   std::mt19937 random(2);
   for (Float8& v : x.span()) {
     do v.bits = static_cast<uint8_t>(random());
     while ((v.bits & 0x7F) == 0x7F);
   }
-  simt::Buffer<float> scales("scales", 70);
+  Buffer<float> scales("scales", 70);
   fill_normal(scales.span(), 3, 0.01F);
   std::vector<double> expected;
   for (size_t token = 0; token < 70; ++token) {
@@ -293,7 +293,7 @@ TEST_CASE("e4m3 activations are multiplied as such where the device can, else wi
       for (const bool library : {true, false}) {
         Device device(library, capability);
         const Scratch scratch(*device.gemm, problem.layout, tokens);
-        simt::Buffer<float> y("y", static_cast<size_t>(tokens * 48));
+        Buffer<float> y("y", static_cast<size_t>(tokens * 48));
         Gemm op = gemm_of(device, problem, tokens, scratch);
         op.x = nullptr;
         op.x_float8 = {x.data(), scales.data()};
@@ -358,7 +358,7 @@ TEST_CASE("tuning keeps the fastest way of a shape") {
   for (const auto& [times, fastest] : cases) {
     Device device(true);
     const Scratch scratch(*device.gemm, problem.layout, 70);
-    simt::Buffer<float> y("y", 70 * 48);
+    Buffer<float> y("y", 70 * 48);
     Gemm op = gemm_of(device, problem, 70, scratch);
     op.y_f32 = y.data();
     size_t timed = 0;
@@ -399,7 +399,7 @@ TEST_CASE("a large matrix goes through the library in tiles of rows") {
     std::vector<std::vector<uint16_t>> results;
     for (const Device* one : {&device, &tiled}) {
       const Scratch scratch(*one->gemm, gated, 66);
-      simt::Buffer<Bf16> y("y", 66 * 144);
+      Buffer<Bf16> y("y", 66 * 144);
       Gemm op = gemm_of(*one, problem, 66, scratch);
       op.layout = gated;
       op.bias = problem.bias->data();
@@ -418,7 +418,7 @@ TEST_CASE("what does not fit a product is refused with its shape") {
   Device device(false);
   const Problem problem(DType::kQ4_0, 48, 512, 1);
   const Scratch scratch(*device.gemm, problem.layout, 1);
-  simt::Buffer<float> y("y", 48);
+  Buffer<float> y("y", 48);
   Gemm good = gemm_of(device, problem, 1, scratch);
   good.y_f32 = y.data();
   require_ok(run_gemm(good, nullptr));

@@ -121,6 +121,8 @@ TEST_CASE("two GPUs go on together from tokens that the host has not read") {
   std::vector<std::shared_ptr<EmulatedComm>> comms;
   Runner two(*model, open_group(comms));
   CHECK(two.backend->samples());
+  CHECK(two.backend->has_own_memory());
+  CHECK(two.backend->memory_total_bytes() == uint64_t{2} << 30);
   REQUIRE(two.backend->steps_in_flight_max() == 2);
   Runner::Sequence sequence;
   std::vector<int32_t> tokens;

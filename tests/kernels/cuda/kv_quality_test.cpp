@@ -26,7 +26,7 @@ struct Errors {
 // k's channels far above the others, as trained models have them, come with `outlier`.
 Errors errors(KvType type, int32_t head_dim, float outlier) {
   const auto dim = static_cast<size_t>(head_dim);
-  simt::Buffer<Bf16> qkv("qkv", static_cast<size_t>(kRows * kAllHeads) * dim);
+  Buffer<Bf16> qkv("qkv", static_cast<size_t>(kRows * kAllHeads) * dim);
   fill_normal(qkv.span(), 31);
   for (int32_t r = 0; r < kRows; ++r) {
     for (int32_t h = kHeads; h < kHeads + kKvHeads; ++h) {
@@ -34,7 +34,7 @@ Errors errors(KvType type, int32_t head_dim, float outlier) {
       v = {float_to_bf16(value(v) + outlier)};
     }
   }
-  simt::Buffer<float> frequency("frequency", dim / 2);
+  Buffer<float> frequency("frequency", dim / 2);
   for (size_t i = 0; i < dim / 2; ++i) {
     frequency[i] = std::pow(10000.0F, -2.0F * static_cast<float>(i) / static_cast<float>(dim));
   }
@@ -83,16 +83,16 @@ Errors errors(KvType type, int32_t head_dim, float outlier) {
   }
 
   KvPages pages = *KvPages::of(type, 1, kKvHeads, head_dim, kPageTokens);
-  const simt::Buffer<std::byte> memory("pages",
+  const Buffer<std::byte> memory("pages",
                                        static_cast<size_t>(pages.page_bytes) * kTableStride);
   pages.base = memory.data();
-  simt::Buffer<int32_t> table("table", kTableStride);
+  Buffer<int32_t> table("table", kTableStride);
   for (size_t i = 0; i < kTableStride; ++i) table[i] = static_cast<int32_t>((i * 7 + 3) % 10);
-  simt::Buffer<int32_t> positions("positions", kRows);
+  Buffer<int32_t> positions("positions", kRows);
   std::iota(positions.span().begin(), positions.span().end(), 0);
-  simt::Buffer<int32_t> lines("lines", kRows);
+  Buffer<int32_t> lines("lines", kRows);
   std::fill(lines.span().begin(), lines.span().end(), 0);
-  const simt::Buffer<Float2> rotations("rotations", kRows * dim / 2);
+  const Buffer<Float2> rotations("rotations", kRows * dim / 2);
   require_ok(run_rope_table(
       {kRows, head_dim / 2, positions.data(), frequency.data(), 1.0F, rotations.data(), {}},
       nullptr));
@@ -112,8 +112,8 @@ Errors errors(KvType type, int32_t head_dim, float outlier) {
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_dim));
   const size_t row_elems = kHeads * dim;
   const std::vector<PrefillSlice> slice_list = {{0, kRows, 0, 0}};
-  const simt::Buffer<PrefillSlice> slices("slices", std::span(slice_list));
-  const simt::Buffer<Bf16> out("out", kRows * row_elems);
+  const Buffer<PrefillSlice> slices("slices", std::span(slice_list));
+  const Buffer<Bf16> out("out", kRows * row_elems);
   PrefillAttention prefill;
   prefill.pages = pages;
   prefill.head_count = kHeads;
@@ -130,12 +130,12 @@ Errors errors(KvType type, int32_t head_dim, float outlier) {
   require_ok(run_prefill_attention(prefill, nullptr));
 
   const std::vector<int32_t> length_list = {kRows};
-  const simt::Buffer<int32_t> lengths("lengths", std::span(length_list));
-  const simt::Buffer<int32_t> item_count("item count", 1);
-  const simt::Buffer<DecodeWorkItem> items("items", 1);
+  const Buffer<int32_t> lengths("lengths", std::span(length_list));
+  const Buffer<int32_t> item_count("item count", 1);
+  const Buffer<DecodeWorkItem> items("items", 1);
   require_ok(run_decode_work(
       {1, lengths.data(), lines.data(), kRows, item_count.data(), items.data()}, nullptr));
-  const simt::Buffer<Bf16> last("last", row_elems);
+  const Buffer<Bf16> last("last", row_elems);
   DecodeAttention decode;
   decode.pages = pages;
   decode.rows = 1;

@@ -17,7 +17,7 @@ TEST_CASE("the skinny product equals the sum in double precision, in every forma
     const Problem problem(type, 37, super ? 768 : 544, 64);
     for (const int32_t tokens : {1, 8, 11, 16}) {
       const auto expected = problem.expected(tokens, true);
-      for (const simt::Schedule& schedule : schedules()) {
+      for (const Schedule& schedule : schedules()) {
         std::vector<float> got = problem.run(0, tokens, 1, true, schedule);
         CHECK(difference(std::span(got), expected) < 2e-6);
       }
@@ -33,7 +33,7 @@ TEST_CASE("columns split over blocks are added in one order") {
     const Problem problem(type, 48, 2048, 16);
     const auto expected = problem.expected(3, true);
     std::vector<float> first;
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       std::vector<float> got = problem.run(0, 3, 3, true, schedule);
       CHECK(difference(std::span(got), expected) < 2e-6);
       if (first.empty()) first = got;
@@ -59,7 +59,7 @@ TEST_CASE("a token alone gets the same bits as in any batch") {
 
 TEST_CASE("bfloat16 outputs are the rounded sums") {
   const Problem problem(DType::kQ4_0, 40, 256, 4);
-  simt::Buffer<Bf16> y("y", 4 * 48);
+  Buffer<Bf16> y("y", 4 * 48);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();
@@ -104,27 +104,27 @@ TEST_CASE("the gated product is the gated unit of the two products, bit for bit"
     const auto plain = PackedLayout::of(type, 2 * n, cols);
     const auto gated = PackedLayout::of(type, 2 * n, cols, true);
     REQUIRE((plain.ok() && gated.ok()));
-    simt::Buffer<std::byte> plain_weight("plain", static_cast<size_t>(plain->bytes));
-    simt::Buffer<std::byte> gated_weight("gated", static_cast<size_t>(gated->bytes));
+    Buffer<std::byte> plain_weight("plain", static_cast<size_t>(plain->bytes));
+    Buffer<std::byte> gated_weight("gated", static_cast<size_t>(gated->bytes));
     pack_tiles({bytes.data(), type, 2 * n, cols}, *plain, 0, 2 * n / 16, plain_weight.span());
     pack_gated_tiles({bytes.data(), type, n, cols},
                      {bytes.data() + n * row_bytes(type, cols), type, n, cols}, *gated, 0,
                      2 * n / 16, gated_weight.span());
-    simt::Buffer<Bf16> x("x", static_cast<size_t>(40 * cols));
+    Buffer<Bf16> x("x", static_cast<size_t>(40 * cols));
     fill_normal(x.span(), 4);
-    simt::Buffer<float> bias("bias", static_cast<size_t>(2 * n));
+    Buffer<float> bias("bias", static_cast<size_t>(2 * n));
     fill_normal(bias.span(), 5);
     for (const int32_t tokens : {1, 13, 24, 40}) {
       for (const int32_t splits : {1, 2}) {
         CAPTURE(tokens);
         CAPTURE(splits);
-        simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*gated, splits));
+        Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*gated, splits));
         std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes),
                     std::byte{0});
         const auto count = static_cast<size_t>(tokens * n);
-        simt::Buffer<Bf16> both("both", 2 * count);
-        simt::Buffer<Bf16> expected("expected", count);
-        simt::Buffer<Bf16> y("y", count);
+        Buffer<Bf16> both("both", 2 * count);
+        Buffer<Bf16> expected("expected", count);
+        Buffer<Bf16> y("y", count);
         SkinnyGemm op;
         op.layout = *plain;
         op.weight = plain_weight.data();
@@ -167,16 +167,16 @@ TEST_CASE("int8 products are exact") {
       for (int64_t r = 0; r < rows; ++r) weights[static_cast<size_t>(r * cols)] = 127;  // scale 1
       const auto layout = PackedLayout::of(DType::kI8, rows, cols);
       REQUIRE(layout.ok());
-      simt::Buffer<std::byte> packed("weights", static_cast<size_t>(layout->bytes));
+      Buffer<std::byte> packed("weights", static_cast<size_t>(layout->bytes));
       pack_tiles({reinterpret_cast<const std::byte*>(weights.data()), DType::kF32, rows, cols},
                  *layout, 0, layout->rows_padded / kTileRows, packed.span());
-      simt::Buffer<int8_t> x("x", static_cast<size_t>(tokens * cols));
+      Buffer<int8_t> x("x", static_cast<size_t>(tokens * cols));
       for (int8_t& v : x.span()) v = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
-      simt::Buffer<float> scales("scales", static_cast<size_t>(tokens));
+      Buffer<float> scales("scales", static_cast<size_t>(tokens));
       for (size_t i = 0; i < scales.size(); ++i)
         scales[i] = std::ldexp(1.0F, static_cast<int>(i % 5));
-      simt::Buffer<float> y("y", static_cast<size_t>(tokens * rows));
-      simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*layout, splits));
+      Buffer<float> y("y", static_cast<size_t>(tokens * rows));
+      Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*layout, splits));
       std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
       SkinnyGemm op;
       op.layout = *layout;
@@ -211,10 +211,10 @@ TEST_CASE("a product can be added to what is there") {
   const Problem problem(DType::kQ8_0, 40, 2048, 3);
   for (const int32_t splits : {1, 2}) {
     const std::vector<float> product = problem.run(0, 3, splits, true);
-    simt::Buffer<float> y("y", 3 * 40);
+    Buffer<float> y("y", 3 * 40);
     fill_normal(y.span(), 6);
     const std::vector<float> before(y.span().begin(), y.span().end());
-    simt::Buffer<std::byte> workspace("workspace",
+    Buffer<std::byte> workspace("workspace",
                                       skinny_gemm_workspace_bytes(problem.layout, splits));
     std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
     SkinnyGemm op;
@@ -273,7 +273,7 @@ TEST_CASE("the shapes of the models fill a device of 132 multiprocessors where t
 
 TEST_CASE("a shape that the skinny product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
-  simt::Buffer<float> y("y", 16);
+  Buffer<float> y("y", 16);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();

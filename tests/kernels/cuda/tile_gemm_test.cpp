@@ -11,9 +11,9 @@ namespace {
 
 std::vector<float> tile_product(const Problem& problem, int32_t first, int32_t tokens,
                                 int32_t splits, bool with_bias,
-                                const simt::Schedule& schedule = {}) {
-  const simt::ScheduleScope scope(schedule);
-  simt::Buffer<float> y("y", static_cast<size_t>(tokens * problem.rows));
+                                const Schedule& schedule = {}) {
+  const ScheduleScope scope(schedule);
+  Buffer<float> y("y", static_cast<size_t>(tokens * problem.rows));
   SkinnyGemm op = problem.operation(first, tokens, with_bias);
   op.y_f32 = y.data();
   op.splits = splits;
@@ -56,7 +56,7 @@ TEST_CASE("every schedule of the tile product gives the same bits, a second bloc
   for (const DType type : {DType::kQ4_K, DType::kQ8_0}) {
     const Problem problem(type, 32, 1024, 140);
     std::vector<float> first;
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       const std::vector<float> got = tile_product(problem, 0, 140, 1, true, schedule);
       if (first.empty()) first = got;
       CHECK(got == first);
@@ -74,7 +74,7 @@ TEST_CASE("13,696 columns are summed by the tile product as in double precision"
 
 TEST_CASE("the tile product writes its rows and tokens alone, as bfloat16") {
   const Problem problem(DType::kBF16, 40, 256, 70);
-  simt::Buffer<Bf16> y("y", 70 * 48);
+  Buffer<Bf16> y("y", 70 * 48);
   SkinnyGemm op = problem.operation(0, 70, false);
   op.y_bf16 = y.data();
   op.y_stride = 48;
@@ -92,7 +92,7 @@ TEST_CASE("the tile product writes its rows and tokens alone, as bfloat16") {
 
 TEST_CASE("a shape that the tile product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
-  simt::Buffer<float> y("y", 16);
+  Buffer<float> y("y", 16);
   SkinnyGemm op = problem.operation(0, 0, false);
   op.y_f32 = y.data();
   CHECK(run_tile_gemm(op, nullptr).message().find("0 tokens") != std::string::npos);

@@ -68,3 +68,14 @@ TEST_CASE("the emulated module opens, says what it is and computes") {
   backend.read_activation(hidden, 1, out);
   CHECK(std::equal(out.begin(), out.end(), table.begin() + int64_t{5 * 64}));
 }
+
+TEST_CASE("a group of GPUs that finds no NCCL or no GPUs says so in one line") {
+  setenv("UPDRAFT_CUDA_MODULE", (kModules + "libupdraft_cuda_emulated.so").c_str(), 1);
+  const auto comms = open_cuda_comms(std::vector<int32_t>{40, 41});
+  unsetenv("UPDRAFT_CUDA_MODULE");
+  REQUIRE_FALSE(comms.ok());
+  const bool no_library = comms.message().find("several GPUs need NCCL") == 0;
+  const bool no_gpus = comms.message().find("for the GPUs 40, 41") != std::string::npos;
+  CHECK((no_library || no_gpus));
+  CHECK(comms.message().find('\n') == std::string::npos);
+}

@@ -2,6 +2,7 @@
 #include "kernels/module/cuda_module.h"
 
 extern "C" __attribute__((visibility("default"))) const updraft::CudaModule* updraft_cuda_module() {
-  static const updraft::CudaModule module{updraft::kCudaModuleVersion + 1, "9.9.9", nullptr};
+  static const updraft::CudaModule module{updraft::kCudaModuleVersion + 1, "9.9.9", nullptr,
+                                          nullptr};
   return &module;
 }
