@@ -142,10 +142,6 @@ class TensorParallelBackend final : public Backend {
   }
   Result<void> make_kv_pool(const KvShape& shape) override;
   uint64_t kv_page_bytes(const KvShape& shape) const override;
-  bool has_own_memory() const override { return ranks_[0]->has_own_memory(); }
-  uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override {
-    return ranks_[0]->scratch_bytes(shape, rows_max) * ranks_.size();
-  }
   Result<void> make_swap_space(int32_t page_count) override {
     return each([&](int32_t, Backend& rank) { return rank.make_swap_space(page_count); });
   }

@@ -15,9 +15,9 @@ struct Problem {
   int64_t cols;
   std::vector<std::vector<float>> weights;  // decoded
   PackedLayout layout;
-  std::optional<simt::Buffer<std::byte>> packed;
-  std::optional<simt::Buffer<Bf16>> x;
-  std::optional<simt::Buffer<float>> bias;
+  std::optional<Buffer<std::byte>> packed;
+  std::optional<Buffer<Bf16>> x;
+  std::optional<Buffer<float>> bias;
 
   Problem(DType type, int64_t rows, int64_t cols, int32_t tokens_max)
       : type(type), rows(rows), cols(cols), layout(*PackedLayout::of(type, rows, cols)) {
@@ -80,10 +80,10 @@ struct Problem {
 
   // Tokens [first, first + tokens) in one launch.
   std::vector<float> run(int32_t first, int32_t tokens, int32_t splits, bool with_bias,
-                         const simt::Schedule& schedule = {}) const {
-    const simt::ScheduleScope scope(schedule);
-    simt::Buffer<float> y("y", static_cast<size_t>(tokens * rows));
-    simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
+                         const Schedule& schedule = {}) const {
+    const ScheduleScope scope(schedule);
+    Buffer<float> y("y", static_cast<size_t>(tokens * rows));
+    Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
     std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
     SkinnyGemm op = operation(first, tokens, with_bias);
     op.y_f32 = y.data();

@@ -39,10 +39,10 @@ inline Result<void> finish() {
 template <typename T>
 class Buffer {
  public:
-  Buffer(const std::string& name, size_t count) : count_(count) {
+  Buffer(const std::string& /*name*/, size_t count) : count_(count) {
     // One element more, so that there is something to point at.
     const cudaError_t status = cudaMallocManaged(&memory_, (count + 1) * sizeof(T));
-    UPDRAFT_CHECK(status == cudaSuccess, name.c_str());
+    UPDRAFT_CHECK(status == cudaSuccess, "memory of both sides for a test");
     std::memset(memory_, 0xFF, (count + 1) * sizeof(T));
   }
   Buffer(const std::string& name, std::span<const T> values) : Buffer(name, values.size()) {
