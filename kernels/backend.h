@@ -34,6 +34,9 @@ struct KvShape {
   int32_t page_tokens = 0;  // 16..256
   int32_t page_count = 0;
   DType type = DType::kF16;  // kF32, kF16 or kBF16 on the CPU; Q8_0 means int8 with one scale per head and token
+  // What steps will ask of it, for a device that takes its scratch memory beforehand; 0: not known, all that could be.
+  int32_t head_count = 0;      // query heads
+  int32_t context_tokens = 0;  // positions of one sequence
 };
 
 // The rows of one sequence in a step.
@@ -133,14 +136,25 @@ class Backend {
   // Memory taken on the device so far, and what the device has in all.
   virtual uint64_t memory_used_bytes() const = 0;
   virtual uint64_t memory_total_bytes() const = 0;
+  // True: the device's memory is its own, not the machine's.
+  virtual bool has_own_memory() const { return false; }
+  // What steps of `rows_max` rows take besides weights, activations and pages.
+  virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
   // --- load time ---
+  // First: how much of its memory weights may take; 0: no limit. A device that keeps_weights_outside() has those beyond it
+  // in host memory and fetches them in each step.
+  virtual void set_weight_room(uint64_t /*bytes*/) {}
+  virtual bool keeps_weights_outside() const { return false; }
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
   // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.
   virtual Result<Mat> add_matrix(std::span<const WeightView> parts) = 0;
   virtual Result<Vec> add_vector(std::span<const float> values) = 0;
   // A buffer of at most rows_max rows.
   virtual Result<Act> add_activation(int64_t rows_max, int64_t cols) = 0;
+  // The residual stream: what embed() fills and residual_norm() adds to. A device whose activations have few bits has
+  // more for this one.
+  virtual Result<Act> add_residual(int64_t rows_max, int64_t cols) { return add_activation(rows_max, cols); }
   // The same for devices that share; a single device is the whole group. add_bias: of the rows of `matrix`. What `matrix`
   // makes, of the rows of its first `part_count` parts; `cols` is the width on a single device.
   virtual Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& /*split*/) {
@@ -161,6 +175,9 @@ class Backend {
   // What the device does by itself: choose tokens, and go on to a next step that needs them.
   virtual bool samples() const { return false; }
   virtual int32_t steps_in_flight_max() const { return 1; }
+  // Load time, after reserve_logits(): tokens that a step with samplings never gives, as if their logits were -infinity.
+  // Logits that are read have them all. Ids beyond the vocabulary are ignored. False: the device cannot leave out any.
+  virtual bool never_sample(std::span<const int32_t> /*ids*/) { return false; }
 
   // --- one step: begin, then the operations in order, then end; a device may run them later, a read waits ---
   virtual void begin(const Batch& batch) = 0;
@@ -186,6 +203,7 @@ class Backend {
   // begun behind. An error of the device is a bug or a broken machine: it aborts with what the device said.
   virtual std::span<float> read_logits() = 0;
   // [logit_rows] of the oldest step with samplings whose tokens were not read, valid until the next begin(). Waits for it.
+  // A step whose logits are wanted may be begun behind it, before it is read; its own read comes after this one.
   // -1: its logits have a NaN or +infinity, or all are -infinity.
   virtual std::span<const int32_t> read_tokens();
 

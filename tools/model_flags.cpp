@@ -15,7 +15,21 @@ void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
   for (const std::string& name : isa_choices()) isas += (isas.empty() ? "" : ", ") + name;
   command.add_option("--isa", model.isa, "instruction set: " + isas + " (default: the best here)");
   command.add_option("--kv-type", model.kv_type,
-                     "format of keys and values: f32, f16, bf16 or int8");
+                     "format of keys and values: f32, f16, bf16, int8 or (GPU) fp8");
+  command.add_option("--device", model.backend, "auto (a GPU where there is one), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command
+      .add_option("--weights", model.weights,
+                  "\"as is\", or fp8: float weights in half the GPU's memory")
+      ->check(CLI::IsMember({"as is", "fp8"}));
+  command.add_flag("--offload", model.offload,
+                   "weights that the GPU has no room for stay in host memory");
+  command
+      .add_option("--gpu", model.gpus,
+                  "index of the GPU; several, comma-separated, share the model")
+      ->delimiter(',')
+      ->expected(1, 16)
+      ->check(CLI::Range(0, 63));
 }
 
 }  // namespace updraft

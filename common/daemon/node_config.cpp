@@ -42,13 +42,21 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.slots", model.slots, 1, 256);
   file.get("model.queue_max", model.queue_max, 1, 65536);
   file.get("model.page_tokens", model.page_tokens, 16, 256);
-  file.get_choice("model.kv_type", model.kv_type, {"f32", "f16", "bf16", "int8"});
+  file.get_choice("model.kv_type", model.kv_type, {"f32", "f16", "bf16", "int8", "fp8"});
   file.get("model.kv_tokens", model.kv_tokens, 0, int64_t{1} << 40);
+  file.get_bytes("model.kv_swap", model.kv_swap_bytes);
   file.get("model.step_tokens_max", model.step_tokens_max, 1, 65536);
   file.get("model.prefix_cache", model.prefix_cache);
   file.get("model.speculation", model.speculation);
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
+  file.get_choice("model.weights", model.weights, {"as is", "fp8"});
+  file.get("model.offload", model.offload);
+  file.get("model.gpus", model.gpus, 0, 63);
+  if (model.gpus.empty() || model.gpus.size() > 16)
+    file.refuse("model.gpus",
+                "names " + std::to_string(model.gpus.size()) + " GPUs, must be 1..16");
+  file.get("model.tensor_parallel", model.tensor_parallel, 1, 16);
   std::vector<std::string> isas = isa_choices();
   isas.insert(isas.begin(), "");  // the best of this machine
   file.get_choice("model.isa", model.isa, isas);

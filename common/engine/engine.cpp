@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cctype>
 #include <chrono>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -54,26 +55,36 @@ struct Wish {
   bool flow_mailed = false;
 };
 
+// Host memory for pages, and what it takes to move one there or back.
+struct SwapSpace {
+  int32_t page_count = 0;
+  double page_ns = 0.0;
+};
+
 class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(const EngineConfig& config, const MemoryPlan& plan, const Hyperparameters& h,
-                 Forward forward, std::unique_ptr<Backend> backend, std::string description)
+                 Forward forward, std::unique_ptr<Backend> backend, const SwapSpace& swap,
+                 std::string description)
       : live_max_(static_cast<size_t>(config.slots) + static_cast<size_t>(config.waiting_max)),
         context_tokens_(plan.context_tokens),
         vocab_count_(h.vocab_count),
         hidden_dim_(h.hidden_dim),
         kv_tokens_total_(int64_t{plan.page_count} * config.page_tokens),
         description_(std::move(description)),
+        device_(backend->description()),
         mailbox_(3 * live_max_,  // of each live one: itself, one cancel, one about its flow
                  [this] { wake_from_origin(); }),
         core_({{config.slots, plan.page_count, config.page_tokens, config.step_tokens_max,
-                logit_rows_max(config), config.prefix_cache},
+                logit_rows_max(config), swap.page_count, config.prefix_cache},
                plan.context_tokens,
                h.vocab_count,
                h.hidden_dim,
                config.mixed_step_ms,
                config.draft_tokens_max,
-               config.step_clock ? config.step_clock : monotonic_ns},
+               config.step_clock ? config.step_clock : monotonic_ns,
+               config.banned_ids,
+               swap.page_ns},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });
@@ -137,6 +148,7 @@ class ThreadedEngine final : public Engine {
   int32_t context_tokens() const override { return context_tokens_; }
   int64_t kv_tokens_total() const override { return kv_tokens_total_; }
   std::string description() const override { return description_; }
+  std::string device() const override { return device_; }
 
   EngineLoad load() const override {
     const std::lock_guard lock(mutex_);
@@ -304,6 +316,7 @@ class ThreadedEngine final : public Engine {
   const int32_t hidden_dim_;
   const int64_t kv_tokens_total_;
   const std::string description_;
+  const std::string device_;
   Mailbox<Mail> mailbox_;
   EngineCore core_;  // engine thread
 
@@ -346,6 +359,34 @@ Result<void> check_config(const EngineConfig& config) {
   return range("mixed_step_ms", config.mixed_step_ms, 0, 60'000);
 }
 
+// Takes the memory, and measures on pages that nobody uses yet.
+Result<SwapSpace> make_swap_space(const EngineConfig& config, const KvShape& shape,
+                                  const Forward& forward, Backend& backend) {
+  constexpr int32_t kPagesMeasured = 64;
+  SwapSpace swap;
+  if (config.kv_swap_bytes == 0) return swap;
+  const uint64_t page_bytes = backend.kv_page_bytes(shape);
+  const uint64_t pages = config.kv_swap_bytes / page_bytes;
+  if (pages == 0) {
+    return fail("kv_swap = " + format_bytes(config.kv_swap_bytes) + " holds no page of " +
+                format_bytes(page_bytes));
+  }
+  swap.page_count =
+      static_cast<int32_t>(std::min<uint64_t>(pages, std::numeric_limits<int32_t>::max()));
+  if (const auto made = backend.make_swap_space(swap.page_count); !made) return made.error();
+  std::vector<float> row(static_cast<size_t>(forward.hidden_dim()));
+  const int32_t count = std::min({kPagesMeasured, swap.page_count, shape.page_count});
+  // A read waits for all that was asked for before it.
+  backend.read_activation(forward.final_hidden(), 1, row);
+  const int64_t before_ns = monotonic_ns();
+  for (int32_t i = 0; i < count; ++i) backend.swap_out(i, i);
+  for (int32_t i = 0; i < count; ++i) backend.swap_in(i, i);
+  backend.read_activation(forward.final_hidden(), 1, row);
+  swap.page_ns = static_cast<double>(std::max<int64_t>(monotonic_ns() - before_ns, 1)) /
+                 (2.0 * static_cast<double>(count));
+  return swap;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
@@ -366,15 +407,26 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   needs.model_name = model->name();
   needs.model_context_tokens = h.context_tokens;
   needs.weight_bytes = weight_bytes(model->weights());
-  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  shape.context_tokens = config.context_tokens > 0 ? config.context_tokens : h.context_tokens;
+  needs.activation_bytes = Forward::activation_bytes(h, limits) +
+                           backend->scratch_bytes(shape, limits.rows_max);
   needs.page_bytes = backend->kv_page_bytes(shape);
   const auto plan = plan_memory(needs, config);
   if (!plan) return plan.error();
 
+  if (plan->weight_outside_bytes > 0) {
+    if (!backend->keeps_weights_outside()) {
+      return fail("offload: " + backend->description() + " keeps all weights in its memory");
+    }
+    backend->set_weight_room(plan->weight_bytes);
+  }
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();
   shape.page_count = plan->page_count;
+  shape.context_tokens = plan->context_tokens;
   if (const auto made = backend->make_kv_pool(shape); !made) return made.error("KV pool");
+  const auto swap = make_swap_space(config, shape, *forward, *backend);
+  if (!swap) return swap.error();
 
   EngineConfig effective = config;
   effective.step_tokens_max = limits.rows_max;
@@ -382,9 +434,13 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
       "KV " + std::to_string(int64_t{plan->page_count} * config.page_tokens) + " tokens " +
       kv_type_name(config.kv_type) + " (" + format_bytes(plan->kv_bytes) + "), " +
       std::to_string(config.slots) + " slots of " + std::to_string(plan->context_tokens) +
-      " tokens";
+      " tokens" +
+      (swap->page_count == 0
+           ? ""
+           : ", swap " + std::to_string(int64_t{swap->page_count} * config.page_tokens) +
+                 " tokens");
   return std::unique_ptr<Engine>(std::make_unique<ThreadedEngine>(
-      effective, *plan, h, std::move(*forward), std::move(backend), description));
+      effective, *plan, h, std::move(*forward), std::move(backend), *swap, description));
 }
 
 }  // namespace updraft

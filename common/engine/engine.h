@@ -37,8 +37,16 @@ struct EngineConfig {
   // Guessed tokens (drafts) that a sequence may verify in one step, 0: none. Answers are the same with and without;
   // prompt_lookup.h guesses, draft_control.h decides how many are worth their time.
   int32_t draft_tokens_max = 16;
+  // What most sequences must never say (SequenceRequest::banned_ids): a device that samples knows
+  // these ids from the start; sequences with others are sampled on the host.
+  std::vector<int32_t> banned_ids;
   // What steps are timed with, in ns; empty: monotonic_ns(). A test's clock makes what follows from it repeatable.
   std::function<int64_t()> step_clock;
+  // Host memory for the KV pages of sequences that give way to others, on devices with a memory of their
+  // own: what is cheaper to bring back than to compute again is kept there. 0: none.
+  uint64_t kv_swap_bytes = 0;
+  // Weights that a device with memory of its own has no room for stay in host memory.
+  bool offload = false;
   uint64_t max_memory_bytes = 0;        // weights, KV and activations together at most; 0: what is available
   uint64_t available_memory_bytes = 0;  // what the device has left now; 0: not known, nothing is refused for it
 };
@@ -103,6 +111,7 @@ struct EngineLoad {
   // Moving averages, 0 while unknown; decode is per sequence.
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
   int64_t steps = 0, preemptions = 0;
+  int64_t pages_swapped_out = 0, pages_swapped_in = 0;
   PrefixCacheStats prefix_cache;
   int64_t draft_tokens = 0, draft_tokens_accepted = 0;  // guesses that ran, and those that became tokens
 };
@@ -128,9 +137,9 @@ class Engine {
   // Any thread. Takes effect at the next step.
   virtual void cancel(uint64_t sequence_id) = 0;
   // Any thread. The sequence's reader does not keep up: from the next step on it gets no tokens until
-  // resume(). It keeps its KV pages unless others need them (then it is computed again, as after a
-  // preemption), and holds nobody up. Of calls in quick succession the last one counts. Unknown ids
-  // are ignored.
+  // resume(), but for that of the step which a device that runs ahead has begun. It keeps its KV pages
+  // unless others need them (then it is computed again, or swapped, as after a preemption), and holds
+  // nobody up. Of calls in quick succession the last one counts. Unknown ids are ignored.
   virtual void pause(uint64_t sequence_id) = 0;
   virtual void resume(uint64_t sequence_id) = 0;
   // Ends everything as cancelled and joins the thread; submit() refuses from then on. Not from a sink. Twice is once.
@@ -140,6 +149,7 @@ class Engine {
   virtual int64_t kv_tokens_total() const = 0;
   virtual EngineLoad load() const = 0;             // any thread, a snapshot
   virtual std::string description() const = 0;
+  virtual std::string device() const = 0;  // the backend's description, with what it holds
 };
 
 }  // namespace updraft

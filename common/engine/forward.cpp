@@ -13,8 +13,15 @@
 namespace updraft {
 namespace {
 
-// Columns that a device of a group takes or leaves together: whole blocks of every weight format.
-constexpr int32_t kSplitCols = 256;
+// The inner dimension is cut into pieces of this many columns, whole blocks of every weight format,
+// or less where that does not divide it: the formats that its matrices can have then have smaller
+// blocks.
+int32_t split_cols(int32_t ff_dim) {
+  for (int32_t cols = 256; cols >= 16; cols /= 2) {
+    if (ff_dim % cols == 0) return cols;
+  }
+  return ff_dim;
+}
 
 // kNoVec for an architecture that has no such vector.
 Result<Vec> add_optional(Backend& backend, std::span<const float> values) {
@@ -95,7 +102,7 @@ Result<void> Forward::load_layer(const LayerWeights& weights, Backend& backend) 
   Result<void> failed;
   const Hyperparameters& h = hyperparameters_;
   const int32_t heads_per_kv = h.head_count / h.kv_head_count;
-  const int32_t ff_pieces = h.ff_dim % kSplitCols == 0 ? h.ff_dim / kSplitCols : 1;
+  const int32_t ff_pieces = h.ff_dim / split_cols(h.ff_dim);
   const auto matrix = [&](Mat& out, std::span<const WeightView> parts, const Split& split) {
     if (!failed) return;
     const auto added = backend.add_split_matrix(parts, split);
@@ -186,7 +193,10 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
     out = *taken;
     return {};
   };
-  for (Act* act : {&hidden_, &normed_, &delta_}) {
+  const auto residual = backend.add_residual(limits.rows_max, h.hidden_dim);
+  if (!residual) return residual.error("activations");
+  hidden_ = *residual;
+  for (Act* act : {&normed_, &delta_}) {
     if (const auto taken = take(*act, h.hidden_dim); !taken) return taken;
   }
   const Layer& layer = layers_.front();
@@ -197,6 +207,11 @@ Result<void> Forward::take_buffers(Backend& backend, const ForwardLimits& limits
 }
 
 std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
+  start(backend, batch);
+  return backend.read_logits();
+}
+
+void Forward::start(Backend& backend, const Batch& batch) const {
   const float eps = hyperparameters_.norm_eps;
   const bool wants_logits = !batch.logit_rows.empty();
   backend.begin(batch);
@@ -223,7 +238,6 @@ std::span<float> Forward::run(Backend& backend, const Batch& batch) const {
     backend.logits(head_, normed_);
   }
   backend.end();
-  return backend.read_logits();
 }
 
 void Forward::attention_block(Backend& backend, const Layer& layer, int32_t index) const {
@@ -252,6 +266,7 @@ KvShape Forward::kv_shape(const Hyperparameters& h) {
   shape.layer_count = h.layer_count;
   shape.kv_head_count = h.kv_head_count;
   shape.head_dim = h.head_dim;
+  shape.head_count = h.head_count;
   return shape;
 }
 

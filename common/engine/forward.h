@@ -28,12 +28,16 @@ class Forward {
   static Result<Forward> create(const Model& model, Backend& backend, const ForwardLimits& limits,
                                 const Progress& progress);
 
-  // Runs the step; [logit_rows, vocab] f32 in host memory, writable, valid until the next run.
-  // Empty without logit rows: then only the KV memory is written.
+  // Names all operations of the step; what it gives is read from the backend: logits, tokens where
+  // the batch has samplings, nothing without logit rows (then only the KV memory is written).
+  void start(Backend& backend, const Batch& batch) const;
+  // start(), and its logits: [logit_rows, vocab] f32 in host memory, writable, valid until the next
+  // step. Empty without logit rows.
   std::span<float> run(Backend& backend, const Batch& batch) const;
 
   // The final norm's output of the last run that had logit rows, for tests: [rows, hidden_dim].
   Act final_hidden() const { return normed_; }
+  int32_t hidden_dim() const { return hyperparameters_.hidden_dim; }
 
   // Bytes of the activation buffers, the engine's copy of given rows and the logits at these limits
   // (f32).

@@ -112,6 +112,17 @@ Result<MemoryPlan> plan_memory(const MemoryNeeds& needs, const EngineConfig& con
       config.context_tokens > 0 ? config.context_tokens : needs.model_context_tokens;
   plan.weight_bytes = needs.weight_bytes;
   plan.activation_bytes = needs.activation_bytes;
+  if (const uint64_t allowed = allowed_bytes(config); config.offload && allowed != 0) {
+    const uint64_t tokens = config.kv_tokens > 0 ? static_cast<uint64_t>(config.kv_tokens)
+                                                 : static_cast<uint64_t>(plan.context_tokens);
+    const uint64_t others =
+        plan.activation_bytes + pages_for(tokens, config.page_tokens) * needs.page_bytes;
+    const uint64_t room = allowed > others ? allowed - others : 0;
+    if (room < plan.weight_bytes && room > 0) {
+      plan.weight_outside_bytes = plan.weight_bytes - room;
+      plan.weight_bytes = room;
+    }
+  }
   return config.kv_tokens > 0 ? with_given_pool(needs, config, plan)
                               : with_own_pool(needs, config, plan);
 }

@@ -15,7 +15,8 @@ namespace updraft {
 struct MemoryPlan {
   int32_t context_tokens = 0;  // of one sequence
   int32_t page_count = 0;
-  uint64_t weight_bytes = 0;
+  uint64_t weight_bytes = 0;          // on the device
+  uint64_t weight_outside_bytes = 0;  // in host memory, fetched in each step
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
   bool kv_shrunk = false;  // the pool holds less than every slot's whole context
@@ -30,6 +31,7 @@ struct MemoryNeeds {
   uint64_t page_bytes = 0;  // one KV page in all layers
 };
 
+// With config.offload, weights that find no room beside one whole context stay outside.
 // Errors: impossible settings (context beyond the model's, kv_tokens below one context) and too
 // little memory, the latter with all figures and what would fit.
 Result<MemoryPlan> plan_memory(const MemoryNeeds& needs, const EngineConfig& config);

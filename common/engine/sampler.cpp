@@ -97,6 +97,22 @@ void Sampler::accept(int32_t id) {
   }
 }
 
+bool Sampler::device_can(std::span<const int32_t> banned_ids) const {
+  return sampling_.repetition_penalty == 1.0F && sampling_.frequency_penalty == 0.0F &&
+         sampling_.presence_penalty == 0.0F && sampling_.logit_bias.empty() &&
+         !sampling_.logprobs && std::ranges::equal(banned_ids_, banned_ids);
+}
+
+RowSampling Sampler::row_sampling(int64_t position) const {
+  RowSampling row;
+  row.temperature = sampling_.temperature;
+  row.min_p = sampling_.min_p;
+  row.top_p = sampling_.top_p;
+  row.top_k = sampling_.top_k;
+  row.uniform = uniform_at(seed_, static_cast<uint64_t>(position));
+  return row;
+}
+
 void Sampler::apply_bans_and_bias(std::span<float> logits) const {
   for (const auto& [id, bias] : sampling_.logit_bias) logits[static_cast<size_t>(id)] += bias;
   // After the bias: no bias brings a banned token back.
@@ -175,7 +191,8 @@ int32_t Sampler::draw(std::span<const float> logits, float max_logit, double uni
     candidates_.resize(static_cast<size_t>(sampling_.top_k));
   }
   double sum = 0.0;
-  if (sampling_.top_p < 1.0F) {
+  const bool nucleus = sampling_.top_p < 1.0F;
+  if (nucleus) {
     double total = 0.0;
     for (const auto& [probability, id] : candidates_) total += static_cast<double>(probability);
     // The smallest set of best tokens that reaches top_p; ordered in growing pieces until it does.
@@ -195,13 +212,13 @@ int32_t Sampler::draw(std::span<const float> logits, float max_logit, double uni
       }
     }
     candidates_.resize(kept);
-  } else {
-    // nth_element leaves an order that the standard does not fix; the draw walks in order of id
-    // instead.
-    const auto by_id = [](const auto& a, const auto& b) { return a.second < b.second; };
-    if (cut) std::sort(candidates_.begin(), candidates_.end(), by_id);
-    for (const auto& [probability, id] : candidates_) sum += static_cast<double>(probability);
   }
+  // One order on every machine and device, where nth_element leaves one that the standard does not
+  // fix.
+  const auto by_id = [](const auto& a, const auto& b) { return a.second < b.second; };
+  if (cut || nucleus) std::sort(candidates_.begin(), candidates_.end(), by_id);
+  sum = 0.0;
+  for (const auto& [probability, id] : candidates_) sum += static_cast<double>(probability);
   double left = uniform * sum;
   for (const auto& [probability, id] : candidates_) {
     left -= static_cast<double>(probability);

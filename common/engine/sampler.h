@@ -4,7 +4,11 @@
 //
 // Order of operations, which is vLLM's: log-probabilities from the raw logits (before any of the
 // below); banned ids; logit_bias; repetition, frequency and presence penalties (also when greedy);
-// temperature; min_p; top_k; top_p; draw.
+// temperature; min_p; top_k; top_p; draw. The draw walks what is left in the order of ids.
+//
+// A device that samples (Backend::samples()) does the same from temperature on with the same draw,
+// so it gives the same token; the two may differ where a cut or the draw falls between two tokens
+// within their rounding (float probabilities here, 40-bit integers in kernels/cuda/sample.h).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +21,7 @@
 
 #include "common/engine/engine.h"
 #include "common/message/request.h"
+#include "kernels/backend.h"
 
 namespace updraft {
 
@@ -40,6 +45,12 @@ class Sampler {
   // The token at `position` of the sequence (prompt tokens counted). Overwrites `logits` [vocab].
   // Errors: a logit is NaN or +infinity (a damaged file, an overflow), or every token is ruled out.
   Result<SampledToken> sample(std::span<float> logits, int64_t position);
+
+  // Whether a device can do it that never gives `banned_ids`: it knows no penalties, no bias and no
+  // log-probabilities.
+  bool device_can(std::span<const int32_t> banned_ids) const;
+  // What such a device needs to know for the token at `position`.
+  RowSampling row_sampling(int64_t position) const;
 
   // A token became part of the answer: sampled here, or taken over from elsewhere.
   void accept(int32_t id);

@@ -25,6 +25,12 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   UPDRAFT_CHECK(config.slots > 0 && config.page_tokens > 0 && config.step_tokens_max > 0);
   UPDRAFT_CHECK(config.logit_rows_max >= config.slots,
                 "every running sequence may sample in a step");
+  if (config.swap_slots > 0) swap_slots_.emplace(config.swap_slots);
+}
+
+void Scheduler::set_swap_costs(double page_ns, double position_ns) {
+  swap_page_ns_ = page_ns;
+  position_ns_ = position_ns;
 }
 
 void Scheduler::add(const ScheduledSequence& sequence, int64_t now_ns) {
@@ -82,16 +88,25 @@ int64_t Scheduler::next_deadline_ns() const {
 }
 
 StepPlan Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max) {
+  StepPlan next;
+  plan(now_ns, prefill_tokens_max, next);
+  return next;
+}
+
+void Scheduler::plan(int64_t now_ns, int32_t prefill_tokens_max, StepPlan& plan) {
   const int32_t prefill_budget = prefill_tokens_max > 0
                                      ? std::min(prefill_tokens_max, config_.step_tokens_max)
                                      : config_.step_tokens_max;
-  StepPlan plan;
+  plan.slices.clear();
+  plan.preempted.clear();
+  plan.swaps.clear();
+  plan.ended.clear();
+  plan.draft_rows_max = 0;
   end_cancelled_and_late(now_ns, plan);
   grow_running(plan);
   admit(prefill_budget, plan);
   find_running();
   assign_rows(prefill_budget, plan);
-  return plan;
 }
 
 void Scheduler::commit(const StepPlan& plan) {
@@ -109,6 +124,7 @@ int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) 
   Sequence& sequence = at(slice.id);
   UPDRAFT_CHECK(slice.samples && slice.count == 1 && sequence.pending() == 1,
                 "only what decodes can be guessed on");
+  UPDRAFT_CHECK(sequence.unread == 0, "nobody can guess behind a token that is not known");
   const int32_t tokens = sequence.info.token_count;
   // The row of the last draft gives one more token.
   int32_t drafts = std::min({wanted, plan.draft_rows_max, sequence.info.token_limit - tokens - 1});
@@ -127,8 +143,9 @@ int32_t Scheduler::add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted) 
 
 void Scheduler::append(uint64_t id, int32_t count) {
   Sequence& sequence = at(id);
-  UPDRAFT_CHECK(sequence.pending() == 0,
+  UPDRAFT_CHECK(sequence.cached_count == sequence.info.token_count,
                 "a token was appended before the one before it was computed");
+  UPDRAFT_CHECK(sequence.unread == 0, "its unread tokens come first");
   UPDRAFT_CHECK(count > 0 && count <= sequence.info.token_limit - sequence.info.token_count);
   sequence.info.token_count += count;
   sequence.cached_count += count - 1;
@@ -136,6 +153,22 @@ void Scheduler::append(uint64_t id, int32_t count) {
   UPDRAFT_CHECK(pages_for(sequence.cached_count) <= static_cast<int32_t>(sequence.pages.size()),
                 "more tokens than drafts ran");
   release_pages(sequence, pages_for(sequence.info.token_count));
+}
+
+void Scheduler::append_unread(uint64_t id) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.cached_count == sequence.info.token_count,
+                "a token was appended before the one before it was computed");
+  UPDRAFT_CHECK(sequence.info.token_count < sequence.info.token_limit);
+  ++sequence.info.token_count;
+  ++sequence.unread;
+}
+
+void Scheduler::read(uint64_t id) {
+  Sequence& sequence = at(id);
+  UPDRAFT_CHECK(sequence.unread > 0, "all of its tokens were read");
+  --sequence.unread;
+  index_full_pages(sequence);
 }
 
 void Scheduler::finish(uint64_t id, int32_t drafts) {
@@ -161,7 +194,8 @@ int32_t Scheduler::decoding_count() const {
 int64_t Scheduler::prefill_tokens_queued() const {
   int64_t sum = 0;
   for (const auto& [id, sequence] : sequences_) {
-    if (!sequence.running || sequence.pending() > 1) sum += sequence.pending();
+    if (!sequence.running || sequence.pending() > 1)
+      sum += sequence.pending() - sequence.swapped_count;
   }
   return sum;
 }
@@ -187,8 +221,8 @@ int32_t Scheduler::pages_for(int32_t token_count) const {
   return (token_count + config_.page_tokens - 1) / config_.page_tokens;
 }
 
-// All but the first `keep` pages. Last first: free ones are handed out again in order, cached ones
-// evicted children first.
+// All but the first `keep` pages, whether or not a step that writes to them still runs. Last first:
+// free ones are handed out again in order, cached ones evicted children first.
 void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
   index_full_pages(sequence);
   while (static_cast<int32_t>(sequence.pages.size()) > keep) {
@@ -202,21 +236,67 @@ void Scheduler::release_pages(Sequence& sequence, int32_t keep) {
 void Scheduler::forget(uint64_t id) {
   Sequence& sequence = at(id);
   release_pages(sequence, 0);
+  release_swap(sequence);
   (sequence.running ? running_ : waiting_).erase({sequence.rank, id});
   sequences_.erase(id);
 }
 
 // Back to waiting under its old rank; when it returns its tokens, sampled ones too, are computed
-// again as far as its full pages are not found.
+// again as far as its full pages are not found or were swapped.
 void Scheduler::preempt(uint64_t id, StepPlan& plan) {
   Sequence& sequence = at(id);
   UPDRAFT_CHECK(sequence.running);
+  swap_out(sequence, plan);
   if (UPDRAFT_PLANT(kPageKept)) sequence.pages.pop_back();
   release_pages(sequence, 0);
   sequence.running = false;
   running_.erase({sequence.rank, id});
   waiting_.emplace(sequence.rank, id);
   plan.preempted.push_back(id);
+}
+
+// Its pages that nobody else holds, all or none of them.
+void Scheduler::swap_out(Sequence& sequence, StepPlan& plan) {
+  if (!swap_slots_ || sequence.complete()) return;
+  const int32_t end = pages_for(sequence.cached_count);
+  int32_t first = 0;
+  while (first < end && pages_.holders(sequence.pages[static_cast<size_t>(first)]) > 1) ++first;
+  const int32_t count = end - first;
+  if (count == 0 || swap_slots_->free_count() < count) return;
+  const double positions = sequence.cached_count - first * config_.page_tokens;
+  if (position_ns_ > 0.0 && 2.0 * count * swap_page_ns_ >= positions * position_ns_) return;
+  for (int32_t i = first; i < end; ++i) {
+    const auto slot = swap_slots_->take();
+    UPDRAFT_CHECK(slot.has_value());
+    sequence.swap_slots.push_back(*slot);
+    plan.swaps.push_back({true, sequence.pages[static_cast<size_t>(i)], *slot});
+  }
+  sequence.swap_first = first;
+  sequence.swapped_count = sequence.cached_count;
+}
+
+// It has its pages again; those that others computed meanwhile, or that were found, it need not
+// fetch.
+void Scheduler::swap_in(Sequence& sequence, StepPlan& plan) {
+  // Without the pages before them those that were swapped say nothing.
+  const bool whole = sequence.cached_count >= sequence.swap_first * config_.page_tokens;
+  if (whole && sequence.swapped_count > sequence.cached_count) {
+    const auto from = sequence.cached_count / config_.page_tokens;
+    for (int32_t i = from; i < pages_for(sequence.swapped_count); ++i) {
+      plan.swaps.push_back({false, sequence.pages[static_cast<size_t>(i)],
+                            sequence.swap_slots[static_cast<size_t>(i - sequence.swap_first)]});
+    }
+    sequence.cached_count = sequence.swapped_count;
+  }
+  release_swap(sequence);
+}
+
+// A slot is free at once, as pages are: what it takes next it takes behind this.
+void Scheduler::release_swap(Sequence& sequence) {
+  for (const int32_t slot : sequence.swap_slots) swap_slots_->release(slot);
+  sequence.swap_slots.clear();
+  sequence.swap_first = 0;
+  sequence.swapped_count = 0;
 }
 
 void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
@@ -230,10 +310,11 @@ void Scheduler::end_cancelled_and_late(int64_t now_ns, StepPlan& plan) {
   for (const StepPlan::Ended& ended : plan.ended) forget(ended.id);
 }
 
-// Pages for every token that the sequence has. Takes them from the worst-ranked when the pool is
-// empty; false when the sequence itself was the worst and had to go.
+// Pages for every token that the sequence has, or still computes. Takes them from the worst-ranked
+// when the pool is empty; false when the sequence itself was the worst and had to go.
 bool Scheduler::grow(Sequence& sequence, StepPlan& plan) {
-  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(sequence.info.token_count)) {
+  const int32_t positions = sequence.cached_count + sequence.pending();
+  while (static_cast<int32_t>(sequence.pages.size()) < pages_for(positions)) {
     if (const auto page = pages_.take()) {
       sequence.pages.push_back(*page);
       continue;
@@ -301,6 +382,7 @@ void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
     const auto [rank, id] = *waiting_.begin();
     Sequence& sequence = at(id);
     if (sequence.paused) return;  // and so is everybody behind it
+    if (sequence.unread > 0) return;
     const std::vector<int32_t> found = find_pages(sequence);
     if (!make_room(sequence, found, plan)) return;
     waiting_.erase({rank, id});
@@ -308,6 +390,7 @@ void Scheduler::admit(int32_t prefill_budget, StepPlan& plan) {
     sequence.running = true;
     use_found(sequence, found);
     UPDRAFT_CHECK(grow(sequence, plan), "its pages were counted before");
+    swap_in(sequence, plan);
     prefill_pending += sequence.pending();
   }
 }

@@ -5,11 +5,22 @@
 // One order rules everything: the rank. A sequence's rank is its time of arrival plus a delay for
 // its priority class, so a lower class yields to what arrives within its delay and yet never
 // starves. Better-ranked sequences get tokens and pages first; when pages run out the worst-ranked
-// running one gives its pages back and is computed again later. The best-ranked one is never asked
-// to, and the pool holds at least one whole context, so it always finishes: no deadlock.
+// running one gives its pages back and is computed again later, or, where that is cheaper and there
+// is room in the swap space, brought back from there. The best-ranked one is never asked to, and
+// the pool holds at least one whole context, so it always finishes: no deadlock.
 //
 // A paused sequence gets no tokens and ranks behind all others until it is resumed: it keeps its
 // pages and its slot as long as nobody else needs them.
+//
+// A device that samples by itself runs ahead of the host: a step is planned while the tokens of the
+// one before it are not read yet. Such a token is appended unread. It counts like any other (its
+// row can be planned, its page is taken) but for four rules:
+// - no page is indexed by it: the host does not know its id;
+// - a sequence that waits (was preempted) is not admitted before it is read;
+// - one whose last allowed token is unread has no more rows: it is about to be over;
+// - a sequence may end with a token, or be cancelled, while a step runs that has a row for what
+//   follows. Its pages are free at once nevertheless: whatever is written to them next is written
+//   by a later step, and the device runs steps in their order.
 //
 // Full pages are shared (prefix_cache.h): what a sequence finds computed it takes, and every page
 // that it fills can be found by the next. Pages that are shared are full, so nobody writes them.
@@ -19,6 +30,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -26,6 +38,7 @@
 #include <vector>
 
 #include "common/engine/engine.h"
+#include "common/engine/pages.h"
 #include "common/engine/prefix_cache.h"
 #include "common/message/request.h"
 
@@ -42,6 +55,7 @@ struct SchedulerConfig {
   int32_t page_tokens = 16;     // positions per page
   int32_t step_tokens_max = 1;  // rows of one step
   int32_t logit_rows_max = 1;   // rows with logits in one step, >= slots
+  int32_t swap_slots = 0;       // pages of the swap space
   bool prefix_cache = true;     // full pages are kept and found again
   PrefixHash prefix_hash = hash_prefix;
 };
@@ -56,8 +70,8 @@ struct ScheduledSequence {
   // Logits are wanted for each of the first `logit_tokens` positions (prompt log-probabilities),
   // not just at the end. Only once: positions computed again after a preemption need none.
   int32_t logit_tokens = 0;
-  // The ids themselves, the caller's, alive as long as the sequence: at least token_count of them
-  // whenever the scheduler is called. Null: the sequence shares no pages.
+  // The ids themselves, the caller's, alive as long as the sequence: at least those that were read
+  // of token_count whenever the scheduler is called. Null: the sequence shares no pages.
   const std::vector<int32_t>* ids = nullptr;
   std::string salt;  // pages are shared among sequences of one salt
   // Pages that reach beyond this position are the sequence's own: from there on the ids do not tell
@@ -80,6 +94,15 @@ struct StepSlice {
 struct StepPlan {
   std::vector<StepSlice> slices;    // at most one per sequence
   std::vector<uint64_t> preempted;  // gave their pages back; they wait and will be computed again
+  // Moves of pages between KV memory and the swap space, to be made in this order before the step
+  // and behind all that was started before.
+  struct Swap {
+    bool out = false;  // to the slot, else from it
+    int32_t page = 0;
+    int32_t slot = 0;
+    friend bool operator==(const Swap&, const Swap&) = default;
+  };
+  std::vector<Swap> swaps;
   struct Ended {
     uint64_t id = 0;
     SequenceEnd end = SequenceEnd::kCancelled;
@@ -103,24 +126,44 @@ class Scheduler {
   void pause(uint64_t id);
   void resume(uint64_t id);
 
-  // The next step. At least one slice as long as a sequence that is not paused is left.
+  // What moving a page (one way) and computing a position take, as measured; 0: not known. A
+  // sequence that gives way is swapped when there and back is less than computing it again, or not
+  // known to be more.
+  void set_swap_costs(double page_ns, double position_ns);
+
+  // The next step. At least one slice as long as a sequence is left that is not paused and has no
+  // unread token.
   // prefill_tokens_max > 0: at most this many rows of sequences that are not decoding, so that a
   // long prompt does not stall the others' next tokens.
+  // plan: overwritten; one that is used again saves its allocations.
+  void plan(int64_t now_ns, int32_t prefill_tokens_max, StepPlan& plan);
   StepPlan plan(int64_t now_ns, int32_t prefill_tokens_max);
   // Lets up to `wanted` drafts follow the newest token of a slice that decodes; called before the
   // plan runs, at most once per slice. Gives fewer, or none, at the end of the step's rows, of the
   // sequence's limit or of the free pages: nobody gives up a page for a guess.
   int32_t add_drafts(StepPlan& plan, StepSlice& slice, int32_t wanted);
-  // The plan's slices have run: their positions, but for the drafts', are in KV memory.
+  // The plan's slices have run, or will before any later step does: their positions, but for the
+  // drafts', are in KV memory.
   void commit(const StepPlan& plan);
   // Tokens were sampled for a sequence whose slice said `samples`, after commit(): one, and one
   // more for each draft that was right. All but the last stand in KV memory as drafts; pages that
   // only wrong drafts needed are free again.
   void append(uint64_t id, int32_t count = 1);
-  // The sequence is over: pages freed, id forgotten.
+  // One token was sampled in the same way, and the host has not read it: its id is none of `ids`
+  // yet.
+  void append_unread(uint64_t id);
+  // The oldest unread token of the sequence was read: it stands in its ids.
+  void read(uint64_t id);
+  // The sequence is over: pages freed, id forgotten. Its unread tokens are no part of it.
   // drafts: of its last step, that were right before the token that ended it: they stand in KV
   // memory (and in its ids) and can be found by others like all that was appended.
   void finish(uint64_t id, int32_t drafts = 0);
+
+  int32_t swap_slots_free() const { return swap_slots_ ? swap_slots_->free_count() : 0; }
+  // Slots that a waiting sequence holds.
+  int32_t swapped_pages(uint64_t id) const {
+    return static_cast<int32_t>(at(id).swap_slots.size());
+  }
 
   // Pages of a running sequence, in order of position.
   std::span<const int32_t> pages(uint64_t id) const;
@@ -168,7 +211,17 @@ class Scheduler {
     bool running = false;
     bool cancelled = false;
     bool paused = false;
-    int32_t pending() const { return info.token_count - cached_count; }
+    int32_t unread = 0;  // the last of its tokens, whose ids are not known
+    // While it waits: its pages from swap_first on, up to position swapped_count. The pages before
+    // were others' as well and are expected to be found again.
+    std::vector<int32_t> swap_slots;
+    int32_t swap_first = 0;
+    int32_t swapped_count = 0;
+
+    int32_t known_count() const { return info.token_count - unread; }
+    // It is over as soon as its last token is read, which needs no row.
+    bool complete() const { return unread > 0 && info.token_count >= info.token_limit; }
+    int32_t pending() const { return complete() ? 0 : info.token_count - cached_count; }
   };
   using Ordered = std::set<std::pair<Rank, uint64_t>>;  // (rank, id), best first
 
@@ -179,6 +232,9 @@ class Scheduler {
   void release_pages(Sequence& sequence, int32_t keep);
   void set_rank(uint64_t id, int64_t key_ns);
   void preempt(uint64_t id, StepPlan& plan);
+  void swap_out(Sequence& sequence, StepPlan& plan);
+  void swap_in(Sequence& sequence, StepPlan& plan);
+  void release_swap(Sequence& sequence);
   bool grow(Sequence& sequence, StepPlan& plan);
   bool make_room(const Sequence& sequence, const std::vector<int32_t>& found, StepPlan& plan);
 
@@ -199,6 +255,9 @@ class Scheduler {
 
   const SchedulerConfig config_;
   PrefixCache pages_;
+  std::optional<PagePool> swap_slots_;
+  double swap_page_ns_ = 0.0;
+  double position_ns_ = 0.0;
   PrefixCacheStats stats_;
   std::unordered_map<uint64_t, Sequence> sequences_;
   Ordered running_;

@@ -16,7 +16,8 @@ bool Scheduler::shares(const Sequence& sequence) const {
 // logits are wanted, and so are the prompt tokens whose logits are wanted and were not given yet.
 int32_t Scheduler::findable_count(const Sequence& sequence) const {
   if (!shares(sequence)) return 0;
-  int32_t count = std::min(sequence.info.token_count - 1, sequence.info.shared_tokens_max);
+  int32_t count = std::min(
+      {sequence.info.token_count - 1, sequence.known_count(), sequence.info.shared_tokens_max});
   if (sequence.info.logit_tokens > 0) count = std::min(count, sequence.computed_max);
   return count / config_.page_tokens * config_.page_tokens;
 }
@@ -74,7 +75,7 @@ void Scheduler::use_found(Sequence& sequence, const std::vector<int32_t>& found)
 void Scheduler::index_full_pages(Sequence& sequence) {
   if (!shares(sequence)) return;
   const int32_t known =
-      std::min({sequence.cached_count, sequence.info.token_count, sequence.info.shared_tokens_max});
+      std::min({sequence.cached_count, sequence.known_count(), sequence.info.shared_tokens_max});
   const auto page_tokens = static_cast<size_t>(config_.page_tokens);
   for (; (sequence.indexed_pages + 1) * config_.page_tokens <= known; ++sequence.indexed_pages) {
     const auto index = static_cast<size_t>(sequence.indexed_pages);
@@ -105,7 +106,7 @@ bool Scheduler::computed_beside(const Sequence& sequence, const StepPlan& plan) 
   return std::any_of(plan.slices.begin(), plan.slices.end(), [&](const StepSlice& slice) {
     const Sequence& other = at(slice.id);
     return shares(other) && other.cached_count / config_.page_tokens == index &&
-           other.info.token_count >= end && page_before(other) == page_before(sequence) &&
+           other.known_count() >= end && page_before(other) == page_before(sequence) &&
            other.info.salt == sequence.info.salt &&
            std::equal(ids.begin(), ids.end(), other.info.ids->begin() + sequence.cached_count);
   });

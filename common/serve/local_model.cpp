@@ -23,11 +23,13 @@
 #include "common/engine/random.h"
 #include "common/model/model.h"
 #include "common/serve/answer.h"
+#include "common/serve/devices.h"
 #include "common/serve/memory_left.h"
 #include "common/serve/prepare.h"
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/module/cuda_module.h"
 
 namespace updraft {
 namespace {
@@ -424,15 +426,27 @@ Result<DType> parse_kv_type(const std::string& name) {
   if (name == "f16") return DType::kF16;
   if (name == "bf16") return DType::kBF16;
   if (name == "int8") return DType::kQ8_0;
-  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8");
+  if (name == "fp8") return DType::kF8_E4M3;
+  return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8, fp8");
 }
 
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
-  if (config.backend == "cuda") {
-    return fail("backend = \"cuda\": this build has no CUDA module; use \"cpu\" or \"auto\"");
-  }
-  if (config.backend != "auto" && config.backend != "cpu") {
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note) {
+  if (config.backend != "auto" && config.backend != "cpu" && config.backend != "cuda") {
     return fail("backend = \"" + config.backend + "\" is not one of auto, cpu, cuda");
+  }
+  if (config.backend != "cpu") {
+    CudaConfig cuda;
+    if (config.weights != "as is" && config.weights != "fp8") {
+      return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
+    }
+    cuda.fp8_weights = config.weights == "fp8";
+    cuda.max_memory_bytes = config.max_memory_bytes;
+    auto opened = open_gpus(cuda, config.gpus);
+    if (opened) return opened;
+    if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
+    if (note != nullptr && opened.kind() != static_cast<int>(CudaFailure::kNoModule)) {
+      *note = opened.message();
+    }
   }
   CpuConfig cpu;
   cpu.thread_count = config.threads;
@@ -444,7 +458,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config) {
     if (!isa) return isa.error();
     cpu.isa = *isa;
   }
-  return open_cpu_backend(cpu);
+  return open_cpus(cpu, config.tensor_parallel);
 }
 
 namespace {
@@ -498,7 +512,8 @@ Result<void> check_config(const LocalModelConfig& config) {
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
                                             const std::shared_ptr<const Model>& model,
                                             std::unique_ptr<Backend> backend,
-                                            const Progress& progress) {
+                                            const Progress& progress,
+                                            std::vector<int32_t> banned_ids) {
   const auto kv_type = parse_kv_type(config.kv_type);
   if (!kv_type) return kv_type.error();
   EngineConfig engine;
@@ -511,11 +526,16 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.page_tokens = config.page_tokens;
   engine.kv_type = *kv_type;
   engine.kv_tokens = config.kv_tokens;
+  engine.kv_swap_bytes = config.kv_swap_bytes;
   engine.step_tokens_max = config.step_tokens_max;
   engine.prefix_cache = config.prefix_cache;
   engine.draft_tokens_max = config.speculation ? config.draft_tokens_max : 0;
+  engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
-  engine.available_memory_bytes = memory_left_bytes();
+  engine.offload = config.offload && backend->keeps_weights_outside();
+  engine.available_memory_bytes =
+      backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
+                                : memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 
@@ -542,16 +562,19 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   if (!tokenizer) return tokenizer.error(path);
   const auto chat_template = open_template(config, (*model)->tokenizer());
   if (!chat_template) return chat_template.error(path);
-  auto backend = open_backend(config);
+  std::string note;
+  auto backend = open_backend(config, &note);
   if (!backend) return backend.error();
 
   Parts parts;
-  parts.device = (*backend)->description();
-  auto engine = open_engine(config, *model, std::move(*backend), progress);
-  if (!engine) return engine.error(path);
-  parts.engine = std::move(*engine);
 
   const int32_t vocab_count = (*model)->hyperparameters().vocab_count;
+  parts.banned_ids = banned_ids(**tokenizer, vocab_count);
+  auto engine = open_engine(config, *model, std::move(*backend), progress, parts.banned_ids);
+  if (!engine) return engine.error(path);
+  parts.engine = std::move(*engine);
+  parts.device = parts.engine->device();
+
   parts.served_name = config.served_name.empty() ? (*model)->name() : config.served_name;
   parts.info.id = parts.served_name;
   parts.info.digest = (*model)->digest();
@@ -560,12 +583,11 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   parts.info.created = unix_seconds();
   parts.info.embedding_dim = (*model)->hyperparameters().hidden_dim;
   parts.tokenizer = *tokenizer;
-  parts.banned_ids = banned_ids(**tokenizer, vocab_count);
   parts.page_tokens = config.page_tokens;
   parts.has_chat_template = *chat_template != nullptr;
   parts.description = parts.served_name + " " + format_parameters((*model)->parameter_count()) +
-                      " " + (*model)->quantization() + ", " + parts.device + ", " +
-                      parts.engine->description();
+                      " " + (*model)->quantization() + ", " + parts.device +
+                      (note.empty() ? "" : " (" + note + ")") + ", " + parts.engine->description();
   PreparerConfig preparer;
   preparer.model_name = parts.served_name;
   preparer.accepted_names = config.aliases;

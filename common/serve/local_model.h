@@ -37,13 +37,18 @@ struct LocalModelConfig {
   int32_t slots = 8;                // sequences running at once, 1..256
   int32_t queue_max = 256;          // requests waiting at most; then kOverloaded
   int32_t page_tokens = 32;         // KV page size
-  std::string kv_type = "f16";      // f32, f16, bf16, int8
+  std::string kv_type = "f16";      // f32, f16, bf16, int8, fp8
   int64_t kv_tokens = 0;            // KV pool in tokens; 0: slots * context, capped by memory
+  uint64_t kv_swap_bytes = 0;       // host memory for the KV of sequences that give way, beside a GPU; 0: computed again
   int32_t step_tokens_max = 512;    // token budget of one step
   bool prefix_cache = true;         // prompts of one tenant share the KV pages of what they begin with
   bool speculation = true;          // guess tokens by prompt lookup and verify them; the answers are the same
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
-  std::string backend = "auto";     // auto, cpu (cuda: a module that this build may not have)
+  std::string backend = "auto";     // auto (a GPU where there is one), cpu, cuda
+  std::string weights = "as is";    // fp8: float weights take half the GPU's memory
+  bool offload = false;             // weights that the GPU has no room for stay in host memory
+  std::vector<int32_t> gpus = {0};  // indexes of the GPUs; several share the model (tensor parallel)
+  int32_t tensor_parallel = 1;      // on the CPU: groups of cores that share the model, one for each socket; 1..16
   std::string isa;                  // empty: the best here; else one of isa_choices()
   int32_t threads = 0;
   std::vector<int> cores;
@@ -94,8 +99,10 @@ class LocalModel : public InferenceService {
 // Parts of open(), for tools that drive the engine without text: the format that kv_type names, the device that the
 // configuration names, and the engine on it with the configuration's context, slots and KV memory.
 Result<DType> parse_kv_type(const std::string& name);
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config);
+// `note` (or null): why "auto" took the CPU though there is a CUDA module.
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note = nullptr);
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config, const std::shared_ptr<const Model>& model,
-                                            std::unique_ptr<Backend> backend, const Progress& progress);
+                                            std::unique_ptr<Backend> backend, const Progress& progress,
+                                            std::vector<int32_t> banned_ids = {});
 
 }  // namespace updraft

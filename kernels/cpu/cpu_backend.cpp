@@ -31,13 +31,14 @@ struct Activation {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(CpuIsa isa, bool exact, uint64_t max_memory_bytes, std::vector<int> numa_nodes,
-             std::unique_ptr<ThreadPool> pool)
+             std::unique_ptr<ThreadPool> pool, std::shared_ptr<Comm> comm)
       : isa_(isa),
         kernels_(kernels_of(isa)),
         exact_(exact),
         node_count_(numa_nodes.size()),
         budget_(max_memory_bytes, std::move(numa_nodes)),
-        pool_(std::move(pool)) {}
+        pool_(std::move(pool)),
+        comm_(std::move(comm)) {}
 
   std::string description() const override {
     const int threads = pool_->thread_count();
@@ -63,6 +64,7 @@ class CpuBackend final : public Backend {
   void attention(const Attention& op) override;
   void gated_matmul(Mat gate_up, Act in, Act out) override;
   void logits(Mat head, Act in) override;
+  void all_reduce(Act act) override;
   std::span<float> read_logits() override;
   void copy_page(int32_t from, int32_t to) override { kv_.copy_page(from, to); }
   void read_activation(Act act, int64_t rows, std::span<float> out) override;
@@ -111,6 +113,7 @@ class CpuBackend final : public Backend {
   size_t node_count_;
   MemoryBudget budget_;  // before everything that gives memory back to it
   std::unique_ptr<ThreadPool> pool_;
+  const std::shared_ptr<Comm> comm_;  // null: alone
   std::vector<Matrix> matrices_;
   std::vector<std::vector<float>> vectors_;
   std::vector<Activation> activations_;
@@ -395,6 +398,21 @@ void CpuBackend::logits(Mat head, Act in) {
   run_matmul(call, kernels_, *pool_);
 }
 
+void CpuBackend::all_reduce(Act act) {
+  if (comm_ == nullptr) return;
+  const Activation& sum = activation(act, cols_of(act));
+  const auto reduce = [&](float* values, int64_t count) {
+    const Result<void> reduced = comm_->all_reduce(values, count, Comm::Values::kF32, nullptr);
+    if (!reduced) check_failed(__FILE__, __LINE__, "a sum of all ranks", reduced.message().c_str());
+  };
+  // What pads a row stays out of the sums.
+  if (sum.stride == sum.cols) {
+    reduce(sum.row(0), step_.row_count() * sum.cols);
+  } else {
+    for (int64_t row = 0; row < step_.row_count(); ++row) reduce(sum.row(row), sum.cols);
+  }
+}
+
 std::span<float> CpuBackend::read_logits() {
   return {logits_.as<float>(), step_.batch().logit_rows.size() * static_cast<size_t>(vocab_count_)};
 }
@@ -442,7 +460,7 @@ Result<std::unique_ptr<Backend>> open_cpu_backend(const CpuConfig& config) {
   if (!pool) return pool.error("cpu");
   std::vector<int> nodes = numa_nodes_of(threads->cores.empty() ? process_cores() : threads->cores);
   return std::unique_ptr<Backend>(new CpuBackend(isa, config.exact, config.max_memory_bytes,
-                                                 std::move(nodes), std::move(*pool)));
+                                                 std::move(nodes), std::move(*pool), config.comm));
 }
 
 }  // namespace updraft

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/parallel/comm.h"
 
 namespace updraft {
 
@@ -32,6 +33,7 @@ struct CpuConfig {
   std::optional<CpuIsa>
       isa;  // empty: the best this machine has. Asking for a missing one is an error
   uint64_t max_memory_bytes = 0;  // 0: no limit besides the machine's
+  std::shared_ptr<Comm> comm;     // of a tensor-parallel group in host memory; null: alone
   bool exact = false;             // f32 arithmetic for every format (reference numerics), slow
 };
 

@@ -64,6 +64,9 @@ constexpr TileFormat tile_format(DType type) {
       return {8, 20, 20};
     case DType::kQ6_K:
       return {8, 20, 24};
+    case DType::kF8_E4M3:
+    case DType::kI8:
+      break;
   }
   return {0, 0, 0};
 }

@@ -1,199 +1,139 @@
 // Flash decode over pages. The query heads that share a key head are the rows of one mma tile, so K
-// and V are read once for all of them. A block reads one chunk of a sequence in tiles of 64
-// positions, two in flight in shared memory; each of its 4 warps takes 16 positions of a tile with
-// a running softmax of its own, and they are joined at the end in order. A sequence of several
-// chunks is joined by a second kernel, in order too.
-//
-// int8: a lane reads 4 neighbouring dimensions of a key with one load and takes the query in the
-// same order; the scales of keys multiply scores, those of values the weights. ldmatrix hands out
-// pairs of values (two dimensions of a position) transposed: even and odd dimensions become two mma
-// tiles.
+// and V are read once for all of them. A block takes one chunk of a row after another from the
+// step's list of work, and reads it in tiles of 64 positions, several in flight in shared memory;
+// each of its 4 warps takes 16 positions of a tile with a running softmax of its own, and they are
+// joined at the chunk's end in order. The chunks of a long row are joined by a second kernel, in
+// order too.
 #include <algorithm>
 #include <string>
 
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/head_rotation.h"
+#include "kernels/cuda/kv_tile.h"
 
 namespace updraft::cuda {
 namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = 16 * kWarps;  // positions
-constexpr int kGroup = 16;          // query heads of one tile
-constexpr int kStages = 2;
-constexpr float kLog2E = 1.4426950408889634F;
-constexpr float kNever = -3.0e38F;  // below every score; finite, so that differences are no NaN
+constexpr int kGroup = 16;     // query heads of one tile
+constexpr int kJoinWarps = 8;  // of a row and head whose chunks are joined
+constexpr int kWorkThreads = 256;
+constexpr int kSharedBytesOfSystem = 1 << 10;  // of each block
 
 struct Arguments {
-  const std::byte* base;  // of the layer in page 0
-  int64_t page_bytes;
-  int64_t head_bytes;
-  int64_t v_offset;
-  int64_t k_scale_offset;
-  int64_t v_scale_offset;
-  int32_t page_shift;
+  KvLayer layer;
   const Bf16* q;
   int64_t q_stride;
   const int32_t* lengths;
-  const int32_t* sequences;
+  const int32_t* item_count;
+  const DecodeWorkItem* items;
   const int32_t* table;
   int32_t table_stride;
   int32_t head_count;
-  int32_t kv_head_count;
   float scale_log2;
   Bf16* out;
-  float* partial;         // [rows, head_count, chunks, head_dim] sums of weighted values
+  float* partial;         // [rows, head_count, chunks, padded_dim] sums of weighted values
   Float2* partial_state;  // [rows, head_count, chunks] largest score, sum of weights
   int32_t chunks;
 };
 
 template <KvType kType, int kDim>
 struct Shape {
-  static constexpr bool kInt8 = kType == KvType::kInt8;
-  static constexpr int kRowBytes = kDim * (kInt8 ? 1 : 2);
-  static constexpr int kRowChunks = kRowBytes / 16;
-  static constexpr int kTileBytes = kTile * kRowBytes;
-  static constexpr int kScaleBytes = kInt8 ? kTile * 4 : 0;
-  static constexpr int kStageBytes = 2 * kTileBytes + 2 * kScaleBytes;
+  using Tile = KvTile<kType, kDim>;
+  static constexpr int kStageBytes = 2 * Tile::kTileBytes;  // keys, values
+  // What hides the memory's latency: two or three blocks of a multiprocessor, each with some 32 KiB
+  // under way.
+  static constexpr int kStages = kStageBytes > (24 << 10) ? 2 : 3;
   static constexpr int kJoinStride = kDim + 4;  // floats, for the joining of the warps
   static constexpr int kJoinBytes = kWarps * kGroup * (kJoinStride * 4 + 8);
-  static constexpr int kSharedBytes =
-      kStages * kStageBytes > kJoinBytes ? kStages* kStageBytes : kJoinBytes;
-
-  // Byte offset of 16-byte piece `piece` of a row in a tile: pieces are spread so that 8 rows meet
-  // all banks.
-  static UPDRAFT_DEVICE int at(int row, int piece) {
-    constexpr int kPieces = kRowChunks < 8 ? kRowChunks : 8;
-    return row * kRowBytes + (piece ^ (row / (8 / kPieces) % kPieces)) * 16;
+  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kJoinBytes);
+  // Registers are for three blocks.
+  static int64_t resident_blocks(int32_t shared_bytes) {
+    return std::clamp(shared_bytes / (kSharedBytes + kSharedBytesOfSystem), 1, 3);
   }
 };
 
-// int8 pairs at bytes 0 and 2 of a word -> bfloat16, exactly: seven bits less 128, or less 256 when
-// the sign bit is set.
-UPDRAFT_DEVICE uint32_t int8_pair(uint32_t bytes) {
-  return add_bf16_pairs((bytes & 0x007F007FU) | 0x43004300U, (bytes & 0x00800080U) | 0xC300C300U);
-}
-
-UPDRAFT_DEVICE uint32_t shared_word(const std::byte* at) {
-  return *reinterpret_cast<const uint32_t*>(at);
-}
-
-// Starts the copies of one tile: positions [first, first + 64) of which those before `end` are
-// filled, others zero.
-template <KvType kType, int kDim>
-UPDRAFT_DEVICE void fetch_tile(const Arguments& in, const int32_t* table, int kv_head, int first,
-                               int end, std::byte* stage) {
-  using S = Shape<kType, kDim>;
-  const int tid = static_cast<int>(thread_x());
-  for (int i = tid; i < kTile * S::kRowChunks; i += kThreads) {
-    const int row = i / S::kRowChunks;
-    const int piece = i % S::kRowChunks;
-    const bool valid = first + row < end;
-    const int position = valid ? first + row : first;
-    const int in_page = position & ((1 << in.page_shift) - 1);
-    const std::byte* from = in.base + table[position >> in.page_shift] * in.page_bytes +
-                            kv_head * in.head_bytes + in_page * S::kRowBytes + piece * 16;
-    copy_async16(stage + S::at(row, piece), from, valid);
-    copy_async16(stage + S::kTileBytes + S::at(row, piece), from + in.v_offset, valid);
-  }
-  if constexpr (S::kInt8) {
-    // Four scales a copy; pages hold whole fours.
-    if (tid < kTile / 2) {
-      const bool of_values = tid >= kTile / 4;
-      const int row = tid % (kTile / 4) * 4;
-      const bool valid = first + row < end;
-      const int position = valid ? first + row : first;
-      const int in_page = position & ((1 << in.page_shift) - 1);
-      const std::byte* from = in.base + table[position >> in.page_shift] * in.page_bytes +
-                              (of_values ? in.v_scale_offset : in.k_scale_offset) +
-                              ((kv_head << in.page_shift) + in_page) * 4;
-      copy_async16(stage + 2 * S::kTileBytes + (of_values ? S::kScaleBytes : 0) + row * 4, from,
-                   valid);
-    }
+// The lanes' values of one head, dimension lane + 32 j in v[j], become its output.
+template <int kPer>
+UPDRAFT_DEVICE void store_head(const Arguments& in, int64_t head, float (&v)[kPer], float weight,
+                               int lane) {
+  const int block = in.layer.rotation_block;
+  if (block > 1) rotate_head<32, 1>(v, block, lane);
+  const float factor = 1.0F / (weight * static_cast<float>(block));
+  UPDRAFT_UNROLL
+  for (int j = 0; j < kPer; ++j) {
+    const int dim = lane + 32 * j;
+    if (dim < in.layer.head_dim) in.out[head * in.layer.head_dim + dim] = to_bf16(v[j] * factor);
   }
 }
 
+// One chunk of one row, for the query heads `head_first` .. `+ heads` of one key head.
 template <KvType kType, int kDim>
-UPDRAFT_KERNEL(kThreads)
-decode_attention_kernel(Arguments in) {
+UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item, int kv_head,
+                                 int head_first, int heads, std::byte* shared) {
   using S = Shape<kType, kDim>;
-  auto* shared = dynamic_shared<std::byte>();
+  using Tile = typename S::Tile;
   const int tid = static_cast<int>(thread_x());
   const int warp = tid / 32;
   const int lane = tid % 32;
   const int g = lane / 4;
   const int t = lane % 4;
-  const auto row = static_cast<int64_t>(block_x());
-  const int shared_heads = in.head_count / in.kv_head_count;  // query heads of one key head
-  const int groups = (shared_heads + kGroup - 1) / kGroup;
-  const int kv_head = static_cast<int>(block_y()) / groups;
-  const int head_first = kv_head * shared_heads + static_cast<int>(block_y()) % groups * kGroup;
-  const int heads_left = (kv_head + 1) * shared_heads - head_first;
-  const int heads = heads_left < kGroup ? heads_left : kGroup;
-  const int chunk = static_cast<int>(block_z());
+  const int64_t row = item.row;
+  const int first = item.first;
+  const int end = item.length < first + kAttentionChunk ? item.length : first + kAttentionChunk;
+  const int tiles = (end - first + kTilePositions - 1) / kTilePositions;
+  const int32_t* table = in.table + static_cast<int64_t>(item.line) * in.table_stride;
 
-  const int length = in.lengths[row];
-  const int first = chunk * kAttentionChunk;
-  if (first >= length) {
-    if (chunk == 0) {
-      for (int i = tid; i < heads * kDim; i += kThreads) {
-        in.out[(row * in.head_count + head_first) * kDim + i] = to_bf16(0.0F);
-      }
+  const auto fetch = [&](int tile) {
+    if (tile < tiles) {
+      std::byte* stage = shared + tile % S::kStages * S::kStageBytes;
+      const int from = first + tile * kTilePositions;
+      Tile::template fetch<kThreads, false>(in.layer, table, kv_head, from, end, stage);
+      Tile::template fetch<kThreads, true>(in.layer, table, kv_head, from, end,
+                                           stage + Tile::kTileBytes);
     }
-    return;
-  }
-  const int end = length < first + kAttentionChunk ? length : first + kAttentionChunk;
-  const int32_t* table = in.table + static_cast<int64_t>(in.sequences[row]) * in.table_stride;
+    copy_commit();
+  };
+  UPDRAFT_UNROLL
+  for (int tile = 0; tile < S::kStages - 1; ++tile) fetch(tile);
 
-  fetch_tile<kType, kDim>(in, table, kv_head, first, end, shared);
-  copy_commit();
-
-  // The queries as A fragments; rows beyond the heads are zero.
+  // The queries as A fragments; rows beyond the heads and dimensions beyond the head are zero.
   uint32_t q[kDim / 16][4];
   UPDRAFT_UNROLL
   for (int k = 0; k < kDim / 16; ++k) {
     UPDRAFT_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int head = g + j % 2 * 8;
-      const int dim = 16 * k + (S::kInt8 ? 4 * t + j / 2 * 2 : 2 * t + j / 2 * 8);
-      q[k][j] = head < heads ? load(reinterpret_cast<const uint32_t*>(
-                                   in.q + row * in.q_stride + (head_first + head) * kDim + dim))
-                             : 0U;
+      const int dim = 16 * k + Tile::query_dim(t, j / 2);
+      q[k][j] = head < heads && dim < in.layer.head_dim
+                    ? load(reinterpret_cast<const uint32_t*>(
+                          in.q + row * in.q_stride +
+                          static_cast<int64_t>(head_first + head) * in.layer.head_dim + dim))
+                    : 0U;
     }
   }
 
+  const int keys_at = Tile::keys_at(lane);
+  const int values_at = Tile::values_at(lane);
   float sums[kDim / 8][4] = {};
   float largest[2] = {kNever, kNever};  // of the rows g and g + 8
   float weight[2] = {0.0F, 0.0F};
-  const int tiles = (end - first + kTile - 1) / kTile;
   for (int tile = 0; tile < tiles; ++tile) {
-    copy_wait<0>();
-    sync_block();  // the tile is there, and nobody reads the other stage any more
-    if (tile + 1 < tiles) {
-      fetch_tile<kType, kDim>(in, table, kv_head, first + (tile + 1) * kTile, end,
-                              shared + (tile + 1) % kStages * S::kStageBytes);
-    }
-    copy_commit();
-    const std::byte* keys = shared + tile % kStages * S::kStageBytes;
-    const std::byte* values = keys + S::kTileBytes;
+    copy_wait<S::kStages - 2>();
+    sync_block();  // the tile is there, and nobody reads the stage before it any more
+    fetch(tile + S::kStages - 1);
+    const std::byte* keys = shared + tile % S::kStages * S::kStageBytes;
+    const std::byte* values = keys + Tile::kTileBytes;
 
     float scores[2][4] = {};
     UPDRAFT_UNROLL
     for (int k = 0; k < kDim / 16; ++k) {
-      if constexpr (S::kInt8) {
-        UPDRAFT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const uint32_t bytes = shared_word(keys + S::at(warp * 16 + j * 8 + g, k) + 4 * t);
-          mma_bf16(scores[j], q[k], int8_pair((bytes & 0xFFU) | (bytes & 0xFF00U) << 8),
-                   int8_pair((bytes >> 16 & 0xFFU) | (bytes >> 8 & 0xFF0000U)));
-        }
-      } else {
-        uint32_t b[4];
-        load_matrix(b, keys + S::at(warp * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-        mma_bf16(scores[0], q[k], b[0], b[1]);
-        mma_bf16(scores[1], q[k], b[2], b[3]);
-      }
+      uint32_t b[4];
+      Tile::keys(b, keys, keys_at, warp * 16, k);
+      mma_bf16(scores[0], q[k], b[0], b[1]);
+      mma_bf16(scores[1], q[k], b[2], b[3]);
     }
 
     float highest[2] = {largest[0], largest[1]};
@@ -203,10 +143,8 @@ decode_attention_kernel(Arguments in) {
       for (int i = 0; i < 4; ++i) {
         const int in_tile = warp * 16 + j * 8 + 2 * t + i % 2;
         float score = scores[j][i] * in.scale_log2;
-        if constexpr (S::kInt8) {
-          score *= bits_float(shared_word(keys + 2 * S::kTileBytes + in_tile * 4));
-        }
-        scores[j][i] = first + tile * kTile + in_tile < end ? score : kNever;
+        if constexpr (Tile::kBytes) score *= Tile::scale(keys, in_tile);
+        scores[j][i] = first + tile * kTilePositions + in_tile < end ? score : kNever;
         highest[i / 2] = highest[i / 2] > scores[j][i] ? highest[i / 2] : scores[j][i];
       }
     }
@@ -233,34 +171,24 @@ decode_attention_kernel(Arguments in) {
       UPDRAFT_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int in_tile = warp * 16 + j * 8 + 2 * t + i % 2;
-        const bool counts = first + tile * kTile + in_tile < end;
+        const bool counts = first + tile * kTilePositions + in_tile < end;
         float w = counts ? exp2_fast(scores[j][i] - largest[i / 2]) : 0.0F;
         weight[i / 2] += w;
-        if constexpr (S::kInt8) {
-          const float scale =
-              bits_float(shared_word(keys + 2 * S::kTileBytes + S::kScaleBytes + in_tile * 4));
-          w = counts ? w * scale : 0.0F;  // beyond the end a scale may be anything
+        if constexpr (Tile::kBytes) {
+          w = counts ? w * Tile::scale(values, in_tile) : 0.0F;
         }
         scores[j][i] = w;
       }
       p[2 * j] = pack_bf16(scores[j][0], scores[j][1]);
       p[2 * j + 1] = pack_bf16(scores[j][2], scores[j][3]);
     }
+    constexpr int kTiles = Tile::kValueTiles;
     UPDRAFT_UNROLL
-    for (int n = 0; n < S::kRowChunks / 2; ++n) {
-      uint32_t b[4];
-      load_matrix_transposed(b, values + S::at(warp * 16 + lane % 16, 2 * n + lane / 16));
-      if constexpr (S::kInt8) {
-        UPDRAFT_UNROLL
-        for (int j = 0; j < 2; ++j) {  // 16 dimensions each, even ones and odd ones
-          mma_bf16(sums[4 * n + 2 * j], p, int8_pair(b[2 * j]), int8_pair(b[2 * j + 1]));
-          mma_bf16(sums[4 * n + 2 * j + 1], p, int8_pair(b[2 * j] >> 8),
-                   int8_pair(b[2 * j + 1] >> 8));
-        }
-      } else {
-        mma_bf16(sums[2 * n], p, b[0], b[1]);
-        mma_bf16(sums[2 * n + 1], p, b[2], b[3]);
-      }
+    for (int n = 0; n < kDim / 8 / kTiles; ++n) {
+      uint32_t b[kTiles][2];
+      Tile::values(b, values, values_at, warp * 16, n);
+      UPDRAFT_UNROLL
+      for (int j = 0; j < kTiles; ++j) mma_bf16(sums[n * kTiles + j], p, b[j][0], b[j][1]);
     }
   }
   copy_wait<0>();
@@ -278,9 +206,8 @@ decode_attention_kernel(Arguments in) {
   for (int n = 0; n < kDim / 8; ++n) {
     UPDRAFT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int column = 2 * t + i % 2;
-      const int dim = S::kInt8 ? n / 2 * 16 + 2 * column + n % 2 : n * 8 + column;
-      joined[(warp * kGroup + g + i / 2 * 8) * S::kJoinStride + dim] = sums[n][i];
+      joined[(warp * kGroup + g + i / 2 * 8) * S::kJoinStride + Tile::value_dim(n, 2 * t + i % 2)] =
+          sums[n][i];
     }
   }
   if (t == 0) {
@@ -288,102 +215,227 @@ decode_attention_kernel(Arguments in) {
     states[warp * kGroup + g + 8] = {largest[1], weight[1]};
   }
   sync_block();
-  for (int i = tid; i < heads * kDim; i += kThreads) {
-    const int head = i / kDim;
-    const int dim = i % kDim;
+  for (int head = warp; head < heads; head += kWarps) {
     float top = kNever;
     UPDRAFT_UNROLL
     for (int w = 0; w < kWarps; ++w) {
       const float x = states[w * kGroup + head].x;
       top = top > x ? top : x;
     }
-    float total = 0.0F;
+    float total[kDim / 32] = {};
     float total_weight = 0.0F;
     UPDRAFT_UNROLL
     for (int w = 0; w < kWarps; ++w) {
       const Float2 state = states[w * kGroup + head];
       const float fade = exp2_fast(state.x - top);
       total_weight = fma(state.y, fade, total_weight);
-      total = fma(joined[(w * kGroup + head) * S::kJoinStride + dim], fade, total);
+      UPDRAFT_UNROLL
+      for (int j = 0; j < kDim / 32; ++j) {
+        total[j] =
+            fma(joined[(w * kGroup + head) * S::kJoinStride + lane + 32 * j], fade, total[j]);
+      }
     }
     const int64_t out_head = row * in.head_count + head_first + head;
-    if (length <= kAttentionChunk) {
-      in.out[out_head * kDim + dim] = to_bf16(total / total_weight);
-    } else {
-      in.partial[(out_head * in.chunks + chunk) * kDim + dim] = total;
-      if (dim == 0) in.partial_state[out_head * in.chunks + chunk] = {top, total_weight};
+    if (item.length <= kAttentionChunk) {
+      store_head(in, out_head, total, total_weight, lane);
+      continue;
     }
+    const int64_t part = out_head * in.chunks + first / kAttentionChunk;
+    UPDRAFT_UNROLL
+    for (int j = 0; j < kDim / 32; ++j) in.partial[part * kDim + lane + 32 * j] = total[j];
+    if (lane == 0) in.partial_state[part] = {top, total_weight};
   }
-}
-
-// One block per row and head, one thread per dimension: the chunks of a long sequence in their
-// order.
-template <int kDim>
-UPDRAFT_KERNEL(kDim)
-join_chunks_kernel(Arguments in) {
-  const auto row = static_cast<int64_t>(block_x());
-  const int length = in.lengths[row];
-  if (length <= kAttentionChunk) return;
-  const int chunks = (length + kAttentionChunk - 1) / kAttentionChunk;
-  const int64_t head = row * in.head_count + block_y();
-  const auto dim = static_cast<int64_t>(thread_x());
-  float top = kNever;
-  for (int c = 0; c < chunks; ++c) {
-    const float x = in.partial_state[head * in.chunks + c].x;
-    top = top > x ? top : x;
-  }
-  float total = 0.0F;
-  float total_weight = 0.0F;
-  for (int c = 0; c < chunks; ++c) {
-    const Float2 state = in.partial_state[head * in.chunks + c];
-    const float fade = exp2_fast(state.x - top);
-    total_weight = fma(state.y, fade, total_weight);
-    total = fma(in.partial[(head * in.chunks + c) * kDim + dim], fade, total);
-  }
-  in.out[head * kDim + dim] = to_bf16(total / total_weight);
+  sync_block();  // before the next chunk's copies land where the sums were
 }
 
 template <KvType kType, int kDim>
-Result<void> run(const DecodeAttention& op, const Arguments& in, Stream stream) {
-  const int shared_heads = in.head_count / in.kv_head_count;
-  LaunchShape shape;
-  shape.grid = {static_cast<uint32_t>(op.rows),
-                static_cast<uint32_t>(in.kv_head_count * ((shared_heads + kGroup - 1) / kGroup)),
-                static_cast<uint32_t>(in.chunks)};
-  shape.block = {kThreads, 1, 1};
-  shape.shared_bytes = Shape<kType, kDim>::kSharedBytes;
-  if (auto result = launch(decode_attention_kernel<kType, kDim>, shape, stream, in); !result) {
-    return result;
+UPDRAFT_KERNEL(kThreads)
+decode_attention_kernel(Arguments in) {
+  auto* shared = dynamic_shared<std::byte>();
+  const int shared_heads = in.head_count / in.layer.kv_head_count;  // query heads of one key head
+  const int groups = (shared_heads + kGroup - 1) / kGroup;
+  const int parts = in.layer.kv_head_count * groups;
+  const int64_t units = static_cast<int64_t>(load(in.item_count)) * parts;
+  for (int64_t unit = block_x(); unit < units; unit += grid_x()) {
+    const DecodeWorkItem item = load(in.items + unit / parts);
+    const int part = static_cast<int>(unit % parts);
+    const int kv_head = part / groups;
+    const int head_first = kv_head * shared_heads + part % groups * kGroup;
+    const int heads_left = (kv_head + 1) * shared_heads - head_first;
+    const int heads = heads_left < kGroup ? heads_left : kGroup;
+    if (item.length == 0) {
+      Bf16* out = in.out +
+                  (static_cast<int64_t>(item.row) * in.head_count + head_first) * in.layer.head_dim;
+      for (int i = static_cast<int>(thread_x()); i < heads * in.layer.head_dim; i += kThreads) {
+        out[i] = to_bf16(0.0F);
+      }
+      continue;
+    }
+    attend_chunk<kType, kDim>(in, item, kv_head, head_first, heads, shared);
   }
-  if (in.chunks == 1) return {};
-  shape.grid = {static_cast<uint32_t>(op.rows), static_cast<uint32_t>(in.head_count), 1};
-  shape.block = {kDim, 1, 1};
-  shape.shared_bytes = 0;
-  return launch(join_chunks_kernel<kDim>, shape, stream, in);
+}
+
+// One block per row and head: the chunks of a long row. Warp w adds the chunks w, w + 8, .. in
+// order, then the warps' sums are added in order.
+template <int kDim>
+UPDRAFT_KERNEL(32 * kJoinWarps)
+join_chunks_kernel(Arguments in) {
+  constexpr int kPer = kDim / 32;
+  const auto row = static_cast<int64_t>(block_x());
+  const int length = load(in.lengths + row);
+  if (length <= kAttentionChunk) return;
+  const int chunks = (length + kAttentionChunk - 1) / kAttentionChunk;
+  const int64_t head = row * in.head_count + block_y();
+  const int warp = static_cast<int>(thread_x()) / 32;
+  const int lane = static_cast<int>(thread_x()) % 32;
+  const Float2* states = in.partial_state + head * in.chunks;
+  const float* partial = in.partial + head * in.chunks * kDim;
+  float top = kNever;
+  for (int c = lane; c < chunks; c += 32) {
+    const float x = load(states + c).x;
+    top = top > x ? top : x;
+  }
+  UPDRAFT_UNROLL
+  for (uint32_t step = 16; step > 0; step /= 2) {
+    const float other = shuffle_xor(top, step);
+    top = top > other ? top : other;
+  }
+  float total[kPer] = {};
+  float total_weight = 0.0F;
+  for (int c = warp; c < chunks; c += kJoinWarps) {
+    const Float2 state = load(states + c);
+    const float fade = exp2_fast(state.x - top);
+    total_weight = fma(state.y, fade, total_weight);
+    UPDRAFT_UNROLL
+    for (int j = 0; j < kPer; ++j) {
+      total[j] =
+          fma(load(partial + static_cast<int64_t>(c) * kDim + lane + 32 * j), fade, total[j]);
+    }
+  }
+  auto* sums = shared_array<float, kJoinWarps * kDim>();
+  auto* weights = shared_array<float, kJoinWarps, 1>();
+  UPDRAFT_UNROLL
+  for (int j = 0; j < kPer; ++j) sums[warp * kDim + lane + 32 * j] = total[j];
+  if (lane == 0) weights[warp] = total_weight;
+  sync_block();
+  if (warp != 0) return;
+  UPDRAFT_UNROLL
+  for (int w = 1; w < kJoinWarps; ++w) {
+    total_weight += weights[w];
+    UPDRAFT_UNROLL
+    for (int j = 0; j < kPer; ++j) total[j] += sums[w * kDim + lane + 32 * j];
+  }
+  store_head(in, head, total, total_weight, lane);
+}
+
+// The chunks of each row, row after row. One block.
+UPDRAFT_KERNEL(kWorkThreads)
+decode_work_kernel(DecodeWork in) {
+  constexpr int kWorkWarps = kWorkThreads / 32;
+  auto* totals = shared_array<int32_t, kWorkWarps>();
+  const int tid = static_cast<int>(thread_x());
+  const int warp = tid / 32;
+  const int lane = tid % 32;
+  int base = 0;
+  for (int first = 0; first < in.rows; first += kWorkThreads) {
+    const int row = first + tid;
+    const int length = row < in.rows ? load(in.lengths + row) : -1;
+    const int own = length < 0    ? 0
+                    : length == 0 ? 1
+                                  : (length + kAttentionChunk - 1) / kAttentionChunk;
+    int sum = own;  // of this lane and those below
+    UPDRAFT_UNROLL
+    for (uint32_t step = 1; step < 32; step *= 2) {
+      const int below = shuffle_up(sum, step);
+      if (lane >= static_cast<int>(step)) sum += below;
+    }
+    if (lane == 31) totals[warp] = sum;
+    sync_block();
+    int before = base;
+    UPDRAFT_UNROLL
+    for (int w = 0; w < kWorkWarps; ++w) {
+      if (w < warp) before += totals[w];
+      base += totals[w];
+    }
+    const int line = own > 0 ? load(in.lines + row) : 0;
+    for (int c = 0; c < own; ++c) {
+      store(in.items + before + sum - own + c,
+            DecodeWorkItem{row, c * kAttentionChunk, length, line});
+    }
+    sync_block();  // the totals are read
+  }
+  if (tid == 0) *in.item_count = base;
 }
 
 int32_t chunk_count(int32_t length_max) {
   return std::max(1, (length_max + kAttentionChunk - 1) / kAttentionChunk);
 }
 
+template <KvType kType, int kDim>
+Result<void> run(const DecodeAttention& op, const Arguments& in, Stream stream) {
+  using S = Shape<kType, kDim>;
+  const int shared_heads = in.head_count / in.layer.kv_head_count;
+  const int64_t units = decode_work_items_max(op.rows, op.length_max) * in.layer.kv_head_count *
+                        ((shared_heads + kGroup - 1) / kGroup);
+  LaunchShape shape;
+  shape.grid.x = static_cast<uint32_t>(std::min(
+      units, op.multiprocessor_count * S::resident_blocks(op.multiprocessor_shared_bytes)));
+  shape.block = {kThreads, 1, 1};
+  shape.shared_bytes = S::kSharedBytes;
+  if (auto result = launch(decode_attention_kernel<kType, kDim>, shape, stream, in); !result) {
+    return result;
+  }
+  if (in.chunks == 1) return {};
+  shape.grid = {static_cast<uint32_t>(op.rows), static_cast<uint32_t>(in.head_count), 1};
+  shape.block = {32 * kJoinWarps, 1, 1};
+  shape.shared_bytes = 0;
+  return launch(join_chunks_kernel<kDim>, shape, stream, in);
+}
+
+template <int kDim>
+Result<void> run_of(const DecodeAttention& op, const Arguments& in, Stream stream) {
+  switch (op.pages.type) {
+    case KvType::kInt8:
+      return run<KvType::kInt8, kDim>(op, in, stream);
+    case KvType::kFp8:
+      return run<KvType::kFp8, kDim>(op, in, stream);
+    case KvType::kBf16:
+      break;
+  }
+  return run<KvType::kBf16, kDim>(op, in, stream);
+}
+
 }  // namespace
 
-size_t decode_attention_workspace_bytes(int32_t rows, int32_t head_count, int32_t head_dim,
+int64_t decode_work_items_max(int32_t rows, int32_t length_max) {
+  return int64_t{rows} * chunk_count(length_max);
+}
+
+Result<void> run_decode_work(const DecodeWork& op, Stream stream) {
+  if (op.rows < 1) return fail("decode work: " + std::to_string(op.rows) + " rows");
+  LaunchShape shape;
+  shape.block = {kWorkThreads, 1, 1};
+  return launch(decode_work_kernel, shape, stream, op);
+}
+
+size_t decode_attention_workspace_bytes(const KvPages& pages, int32_t rows, int32_t head_count,
                                         int32_t length_max) {
   const int32_t chunks = chunk_count(length_max);
   if (chunks == 1) return 0;
   return static_cast<size_t>(rows) * static_cast<size_t>(head_count) * static_cast<size_t>(chunks) *
-         (static_cast<size_t>(head_dim) * sizeof(float) + sizeof(Float2));
+         (static_cast<size_t>(pages.padded_dim) * sizeof(float) + sizeof(Float2));
 }
 
 Result<void> run_decode_attention(const DecodeAttention& op, Stream stream) {
   const KvPages& pages = op.pages;
   if (op.rows < 1 || op.head_count < 1 || op.head_count % pages.kv_head_count != 0 ||
-      op.layer < 0 || op.layer >= pages.layer_count || op.q_stride % 8 != 0) {
+      op.layer < 0 || op.layer >= pages.layer_count || op.q_stride % 8 != 0 ||
+      op.multiprocessor_count < 1) {
     return fail("decode attention: " + std::to_string(op.rows) + " rows, " +
                 std::to_string(op.head_count) + " heads over " +
                 std::to_string(pages.kv_head_count) + ", layer " + std::to_string(op.layer) +
-                ", stride " + std::to_string(op.q_stride));
+                ", stride " + std::to_string(op.q_stride) + ", " +
+                std::to_string(op.multiprocessor_count) + " multiprocessors");
   }
   const int32_t chunks = chunk_count(op.length_max);
   if (chunks > 1 && op.workspace == nullptr) {
@@ -391,34 +443,24 @@ Result<void> run_decode_attention(const DecodeAttention& op, Stream stream) {
                 " positions without a workspace");
   }
   Arguments in{};
-  in.base = pages.base + op.layer * pages.layer_bytes;
-  in.page_bytes = pages.page_bytes;
-  in.head_bytes = pages.head_bytes;
-  in.v_offset = pages.v_offset;
-  in.k_scale_offset = pages.k_scale_offset;
-  in.v_scale_offset = pages.v_scale_offset;
-  in.page_shift = pages.page_shift;
+  in.layer = layer_of(pages, op.layer);
   in.q = op.q;
   in.q_stride = op.q_stride;
   in.lengths = op.lengths;
-  in.sequences = op.sequences;
+  in.item_count = op.item_count;
+  in.items = op.items;
   in.table = op.table;
   in.table_stride = op.table_stride;
   in.head_count = op.head_count;
-  in.kv_head_count = pages.kv_head_count;
   in.scale_log2 = op.scale * kLog2E;
   in.out = op.out;
   in.chunks = chunks;
   in.partial = reinterpret_cast<float*>(op.workspace);
   if (chunks > 1) {
     in.partial_state = reinterpret_cast<Float2*>(in.partial + int64_t{op.rows} * op.head_count *
-                                                                  chunks * pages.head_dim);
+                                                                  chunks * pages.padded_dim);
   }
-  const bool int8 = pages.type == KvType::kInt8;
-  if (pages.head_dim == 64) {
-    return int8 ? run<KvType::kInt8, 64>(op, in, stream) : run<KvType::kBf16, 64>(op, in, stream);
-  }
-  return int8 ? run<KvType::kInt8, 128>(op, in, stream) : run<KvType::kBf16, 128>(op, in, stream);
+  return pages.padded_dim == 64 ? run_of<64>(op, in, stream) : run_of<128>(op, in, stream);
 }
 
 }  // namespace updraft::cuda

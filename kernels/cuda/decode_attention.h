@@ -1,4 +1,6 @@
-// Attention of single rows over their sequence's pages: decode steps.
+// Attention of single rows over their sequence's pages: decode steps, and slices of so few rows
+// (16 or less: drafts under test) that prefill_attention.h's tiles would leave the GPU idle; their
+// rows are given one by one, each with the length that it sees.
 #pragma once
 
 #include <cstddef>
@@ -10,30 +12,57 @@
 
 namespace updraft::cuda {
 
-// Positions that one block reads of a long sequence. Fixed: the order of additions, and with it
-// every bit of a row's result, depends on the row's length alone.
-inline constexpr int32_t kAttentionChunk = 1024;
+// Positions that one block reads at a time. Fixed: the order of additions, and with it every bit of
+// a row's result, depends on the row's length alone. Small enough that one sequence of 32K keeps
+// all multiprocessors busy, large enough that its partial sums are no traffic to speak of.
+inline constexpr int32_t kAttentionChunk = 256;
+
+// What a step's rows have to read, chunk by chunk: made once per step, used by every layer, so that
+// a launch whose grid a CUDA graph fixed does no more than the rows of the moment need.
+struct DecodeWorkItem {
+  int32_t row;
+  int32_t first;   // position
+  int32_t length;  // of the row
+  int32_t line;    // of the table
+};
+struct DecodeWork {
+  int32_t rows = 0;
+  const int32_t* lengths =
+      nullptr;  // [rows] positions that a row sees, its own included; 0: a padded row, output
+                // zero; negative: a row of somebody else's, its output is not touched
+  const int32_t* lines = nullptr;   // [rows] its line of the table; of padded rows never looked at
+  int32_t length_max = 0;           // at least the largest of lengths
+  int32_t* item_count = nullptr;    // out: [1]
+  DecodeWorkItem* items = nullptr;  // out: [decode_work_items_max()]
+};
+int64_t decode_work_items_max(int32_t rows, int32_t length_max);
+// Errors: no rows.
+Result<void> run_decode_work(const DecodeWork& op, Stream stream);
 
 struct DecodeAttention {
   KvPages pages;
   int32_t layer = 0;
   int32_t rows = 0;
-  int32_t head_count = 0;   // a multiple of kv_head_count
-  const Bf16* q = nullptr;  // [rows, q_stride], heads one after another
-  int64_t q_stride = 0;     // elements, a multiple of 8
-  const int32_t* lengths =
-      nullptr;  // [rows] positions that a row sees, its own included; 0: a padded row, output zero
-  const int32_t* sequences = nullptr;  // [rows] its line of the table
-  const int32_t* table = nullptr;      // [.., table_stride] page of each page_tokens positions
+  int32_t head_count = 0;  // a multiple of kv_head_count
+  const Bf16* q =
+      nullptr;           // [rows, q_stride], heads of head_dim one after another, 16-byte aligned
+  int64_t q_stride = 0;  // elements, a multiple of 8
+  const int32_t* lengths = nullptr;     // as in DecodeWork, and the same
+  int32_t length_max = 0;               // as in DecodeWork
+  const int32_t* item_count = nullptr;  // of run_decode_work()
+  const DecodeWorkItem* items = nullptr;
+  const int32_t* table = nullptr;  // [.., table_stride] page of each page_tokens positions
   int32_t table_stride = 0;
-  int32_t length_max = 0;  // at least the largest of lengths
-  float scale = 0.0F;      // 1 / sqrt(head_dim)
-  Bf16* out = nullptr;     // [rows, head_count * head_dim]
+  // Of the device: they size the grid and change no bit.
+  int32_t multiprocessor_count = 132;
+  int32_t multiprocessor_shared_bytes = 228 << 10;
+  float scale = 0.0F;   // 1 / sqrt(head_dim)
+  Bf16* out = nullptr;  // [rows, head_count * head_dim]
   std::byte* workspace =
       nullptr;  // decode_attention_workspace_bytes(); for length_max > kAttentionChunk
 };
 
-size_t decode_attention_workspace_bytes(int32_t rows, int32_t head_count, int32_t head_dim,
+size_t decode_attention_workspace_bytes(const KvPages& pages, int32_t rows, int32_t head_count,
                                         int32_t length_max);
 
 // Errors: a shape outside the above.

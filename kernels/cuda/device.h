@@ -4,8 +4,13 @@
 //
 //   UPDRAFT_DEVICE            a function that kernels call
 //   UPDRAFT_KERNEL(threads)   void name(arguments) { ... } that launch() starts with at most
-//   `threads` per block UPDRAFT_UNROLL            unroll the loop behind it: indices of register
-//   arrays must be constants launch(kernel, shape, stream, arguments...)
+//                             `threads` per block
+//   UPDRAFT_UNROLL            unroll the loop behind it: indices of register arrays must be
+//                             constants
+//   UPDRAFT_UNROLL_BY(count)  so many turns of it at a time
+//   UPDRAFT_NO_UNROLL         leave the loop behind it rolled: what it computes is not worth
+//                             registers
+//   launch(kernel, shape, stream, arguments...)
 //
 // The functions, their layouts and rules: kernels/simt/ops.h.
 #pragma once

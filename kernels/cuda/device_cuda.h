@@ -5,8 +5,10 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -16,6 +18,9 @@
 #define UPDRAFT_DEVICE __device__ __forceinline__
 #define UPDRAFT_KERNEL(threads) __global__ void __launch_bounds__(threads)
 #define UPDRAFT_UNROLL _Pragma("unroll")
+#define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
+#define UPDRAFT_PRAGMA(text) _Pragma(#text)
+#define UPDRAFT_NO_UNROLL _Pragma("unroll 1")
 
 namespace updraft::cuda {
 
@@ -195,6 +200,35 @@ UPDRAFT_DEVICE T load_once(const T* at) {
   }
   return value;
 }
+// Through the ordinary path: the read-only one is for what does not change while the kernel lives.
+template <typename T>
+UPDRAFT_DEVICE T load_written(const T* at) {
+  static_assert(sizeof(T) == 16 || sizeof(T) == 8);
+  T value;
+  auto* word = reinterpret_cast<uint32_t*>(&value);
+  if constexpr (sizeof(T) == 16) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "l"(at)
+                 : "memory");
+  } else {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(word[0]), "=r"(word[1])
+                 : "l"(at)
+                 : "memory");
+  }
+  return value;
+}
+UPDRAFT_DEVICE void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+UPDRAFT_DEVICE void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 template <typename T>
 UPDRAFT_DEVICE void store(T* at, const T& value) {
   *at = value;
@@ -238,6 +272,12 @@ UPDRAFT_DEVICE float to_float(Bf16 value) {
   return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
 }
 UPDRAFT_DEVICE float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+UPDRAFT_DEVICE float to_float(Float8 value) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(value.bits, __NV_E4M3)));
+}
+UPDRAFT_DEVICE Float8 to_float8(float value) {
+  return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
+}
 UPDRAFT_DEVICE Bf16 to_bf16(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
@@ -255,6 +295,21 @@ UPDRAFT_DEVICE uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3F803F80U), "r"(b));
   return sum;
 }
+// fma with minus zero, for the same reason.
+UPDRAFT_DEVICE uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000U));
+  return product;
+}
+UPDRAFT_DEVICE uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  return __byte_perm(word, 0, selector);
+}
+UPDRAFT_DEVICE float low_half(uint32_t pair) {
+  return to_float(Half{static_cast<uint16_t>(pair & 0xFFFFU)});
+}
+UPDRAFT_DEVICE float high_half(uint32_t pair) {
+  return to_float(Half{static_cast<uint16_t>(pair >> 16)});
+}
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -269,6 +324,10 @@ UPDRAFT_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
 }
 UPDRAFT_DEVICE int32_t round_to_int(float value) { return __float2int_rn(value); }
 UPDRAFT_DEVICE float log2_of(float value) { return log2f(value); }
+UPDRAFT_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 UPDRAFT_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 // Index of the lowest bit set; at least one is.
 UPDRAFT_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
@@ -283,9 +342,28 @@ struct LaunchShape {
   Dim3 grid;
   Dim3 block;
   size_t shared_bytes = 0;
+  bool early_start = false;
 };
 
 inline constexpr size_t kSharedBytesByDefault = 48 << 10;
+
+// Whether the current device can start a kernel before the one in front has ended: capability 90.
+inline bool device_starts_early() {
+  constexpr int kDevicesMax = 64;
+  static std::atomic<int8_t> known[kDevicesMax];  // 0: not asked yet, 1: no, 2: yes
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevicesMax) return false;
+  // Nothing else is published with it: a second thread that asks finds the same.
+  int8_t answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    int major = 0;
+    const cudaError_t asked =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    answer = asked == cudaSuccess && major >= 9 ? 2 : 1;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == 2;
+}
 
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
@@ -298,10 +376,17 @@ Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Str
                   " bytes of shared memory for a kernel: " + cudaGetErrorString(allowed));
     }
   }
-  kernel<<<dim3(shape.grid.x, shape.grid.y, shape.grid.z),
-           dim3(shape.block.x, shape.block.y, shape.block.z), shape.shared_bytes, stream>>>(
-      Parameters(arguments)...);
-  const cudaError_t launched = cudaGetLastError();
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
+  config.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = shape.early_start && device_starts_early() ? 1 : 0;
+  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   if (launched != cudaSuccess) {
     return fail(std::string("cuda: a kernel did not start: ") + cudaGetErrorString(launched));
   }

@@ -11,10 +11,13 @@
 #include "kernels/quant/quant.h"
 #include "kernels/simt/launch.h"
 #include "kernels/simt/ops.h"
+#include "kernels/simt/stream.h"
 
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
 #define UPDRAFT_UNROLL
+#define UPDRAFT_UNROLL_BY(count)
+#define UPDRAFT_NO_UNROLL
 
 namespace updraft::cuda {
 
@@ -41,10 +44,12 @@ using simt::fence;
 using simt::grid_x;
 using simt::grid_y;
 using simt::LaunchShape;
+using simt::let_next_start;
 using simt::load;
 using simt::load_matrix;
 using simt::load_matrix_transposed;
 using simt::load_once;
+using simt::load_written;
 using simt::mma_bf16;
 using simt::mma_f16;
 using simt::mma_s8;
@@ -61,11 +66,15 @@ using simt::sync_block;
 using simt::sync_named;
 using simt::sync_warp;
 using simt::thread_x;
+using simt::wait_for_previous;
 // NOLINTEND
 
 // --- numbers ---
 inline float to_float(Bf16 value) { return bf16_to_float(value.bits); }
 inline float to_float(Half value) { return half_to_float(value.bits); }
+inline float to_float(Float8 value) { return f8_to_float(value.bits); }
+// Beyond 448 the largest finite value.
+inline Float8 to_float8(float value) { return {float_to_f8(value)}; }
 inline Bf16 to_bf16(float value) { return {float_to_bf16(value)}; }
 inline Half to_half(float value) { return {float_to_half(value)}; }
 // Two bfloat16 in one register, the first in the low half.
@@ -79,6 +88,21 @@ inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xFFF
 inline uint32_t add_bf16_pairs(uint32_t a, uint32_t b) {
   return pack_bf16(low_bf16(a) + low_bf16(b), high_bf16(a) + high_bf16(b));
 }
+// a * b of each half, rounded to bfloat16 once.
+inline uint32_t multiply_bf16_pairs(uint32_t a, uint32_t b) {
+  return pack_bf16(low_bf16(a) * low_bf16(b), high_bf16(a) * high_bf16(b));
+}
+// Byte i of the result is the byte of `word` that digit i of `selector` (0..3) names; 4: zero.
+inline uint32_t permute_bytes(uint32_t word, uint32_t selector) {
+  uint32_t out = 0;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t from = selector >> (4 * i) & 7U;
+    out |= (from < 4 ? word >> (8 * from) & 0xFFU : 0U) << (8 * i);
+  }
+  return out;
+}
+inline float low_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair)); }
+inline float high_half(uint32_t pair) { return half_to_float(static_cast<uint16_t>(pair >> 16)); }
 inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
 inline float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 // a * b + c, rounded once.
@@ -93,15 +117,21 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
 inline int32_t round_to_int(float value) { return static_cast<int32_t>(std::nearbyint(value)); }
 
 inline float log2_of(float value) { return std::log2(value); }
+// The value, of which the compiler knows nothing: what is computed from it inside a loop is not
+// kept in registers around the loop.
+inline int opaque(int value) { return value; }
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 // Index of the lowest bit set; at least one is.
 inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
 
 // --- launching ---
+// With a stream the kernel runs when the stream comes to it, in the schedule that is current now.
 template <typename... Parameters, typename... Arguments>
-Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
+Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  return simt::launch(shape, simt::current_schedule(), [&] { kernel(arguments...); });
+  return simt::submit(stream, [kernel, shape, schedule = simt::current_schedule(), arguments...] {
+    return simt::launch(shape, schedule, [&] { kernel(arguments...); });
+  });
 }
 
 }  // namespace updraft::cuda

@@ -11,15 +11,19 @@
 namespace updraft::cuda {
 
 // The rotations of a step's rows, made once for all layers: out[row, i] = magnitude * {cos,
-// sin}(position * inverse_frequency[i]).
+// sin}(position * inverse_frequency[i]). Rows of images have three positions (time, height, width):
+// with sections the first sections[0] pairs turn by the first one, the next sections[1] by the
+// second, the rest by the third (M-RoPE of Qwen2-VL and GLM-4.1V).
 struct RopeTable {
   int32_t rows = 0;
   int32_t pairs = 0;                         // rope_dims / 2
-  const int32_t* positions = nullptr;        // [rows]
+  const int32_t* positions = nullptr;        // [rows]; with sections [3, rows]
   const float* inverse_frequency = nullptr;  // [pairs]
   float magnitude = 1.0F;                    // other than 1 for YaRN
   Float2* out = nullptr;                     // [rows, pairs]
+  int32_t sections[3] = {};                  // pairs of each, together all; zeros: one position
 };
+// Errors: no rows or pairs, sections that are not all pairs.
 Result<void> run_rope_table(const RopeTable& op, Stream stream);
 
 struct PrepareQkv {
@@ -37,8 +41,8 @@ struct PrepareQkv {
   bool interleaved = false;           // pairs (2i, 2i + 1); otherwise (i, i + rope_dims / 2)
   const int32_t* kv_positions =
       nullptr;  // [rows] where keys and values go; negative: a padded row, they go nowhere
-  const int32_t* sequences = nullptr;  // [rows] line of the table
-  const int32_t* table = nullptr;      // [.., table_stride]
+  const int32_t* lines = nullptr;  // [rows] line of the table; of padded rows never looked at
+  const int32_t* table = nullptr;  // [.., table_stride]
   int32_t table_stride = 0;
 };
 // Errors: a shape outside the above.

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/gemm_output.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/weight_tile.h"
 
@@ -12,7 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kVector = 8;  // elements of 16 bytes of bfloat16
-constexpr float kLog2E = 1.4426950408889634F;
 
 // --- embedding ---
 
@@ -28,6 +28,8 @@ struct EmbedArguments {
 template <DType kType>
 UPDRAFT_KERNEL(kThreads)
 embed_kernel(EmbedArguments in) {
+  let_next_start();
+  wait_for_previous();
   using Registers = TileRegisters<kType>;
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int t = static_cast<int>(index % 4);
@@ -39,29 +41,35 @@ embed_kernel(EmbedArguments in) {
   const int half = known % kTileRows / 8;
   const Registers registers =
       fetch_tile<kType>(in.table, known / kTileRows, tile, known % 8 * 4 + t);
+  const float row_scale =
+      Registers::kFormat.row_scale ? reinterpret_cast<const float*>(in.table.scales)[known] : 1.0F;
   UPDRAFT_UNROLL
   for (int chunk = 0; chunk < Registers::kChunks; ++chunk) {
     const ChunkScales by = chunk_scales(registers, chunk);
     UPDRAFT_UNROLL
     for (int step = 0; step < 2; ++step) {
       uint32_t a[4];
+      uint32_t rest[4] = {0, 0, 0, 0};
       make_fragment(registers, 2 * chunk + step, a);
+      if constexpr (kType == DType::kF16) make_remainder(registers, 2 * chunk + step, a, rest);
       const int column = (tile * Registers::kChunks + chunk) * kChunk +
                          (kType == DType::kQ6_K ? 16 * step + 4 * t : 8 * t + 4 * step);
       if (column >= in.cols) continue;  // padding
-      float scale = 1.0F;
-      float min = 0.0F;
-      if constexpr (kType != DType::kBF16) {
+      float scale = row_scale;
+      if constexpr (Registers::kScaled) {
         const int group = kType == DType::kQ6_K ? step : 0;
         scale = half == 0 ? by.scale[group][0] : by.scale[group][1];
-        min = half == 0 ? by.min[0] : by.min[1];
       }
+      const float min = half == 0 ? by.min[0] : by.min[1];
       float* out = in.hidden + row * in.cols + column;
       UPDRAFT_UNROLL
       for (int pair = 0; pair < 2; ++pair) {
         const uint32_t both = half == 0 ? a[2 * pair] : a[2 * pair + 1];
-        out[2 * pair] = id < 0 ? 0.0F : low_bf16(both) * scale - min;
-        out[2 * pair + 1] = id < 0 ? 0.0F : high_bf16(both) * scale - min;
+        const uint32_t left = half == 0 ? rest[2 * pair] : rest[2 * pair + 1];
+        const float first = low_bf16(both) + low_bf16(left);
+        const float second = high_bf16(both) + high_bf16(left);
+        out[2 * pair] = id < 0 ? 0.0F : first * scale - min;
+        out[2 * pair + 1] = id < 0 ? 0.0F : second * scale - min;
       }
     }
   }
@@ -73,6 +81,7 @@ Result<void> run_embed_of(const EmbedArguments& in, Stream stream) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((threads + kThreads - 1) / kThreads), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return launch(embed_kernel<kType>, shape, stream, in);
 }
 
@@ -156,6 +165,8 @@ UPDRAFT_DEVICE float squares(const Eight& in) {
 // reads them.
 UPDRAFT_KERNEL(kThreads)
 residual_norm_kernel(ResidualNorm in) {
+  let_next_start();
+  wait_for_previous();
   auto* kept = dynamic_shared<float>();
   const int64_t row_first = static_cast<int64_t>(block_x()) * in.dim;
   const int first = static_cast<int>(thread_x()) * kVector;
@@ -223,6 +234,8 @@ residual_norm_kernel(ResidualNorm in) {
 
 UPDRAFT_KERNEL(kThreads)
 gated_unit_kernel(GatedUnit in) {
+  let_next_start();
+  wait_for_previous();
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
   const int vectors = in.n / kVector;
   const int64_t row = index / vectors;
@@ -232,23 +245,9 @@ gated_unit_kernel(GatedUnit in) {
   Eight out = load_eight(in.in + row * 2 * in.n + in.n + column);
   UPDRAFT_UNROLL
   for (int i = 0; i < kVector; ++i) {
-    out.v[i] *= gate.v[i] / (1.0F + exp2_fast(-kLog2E * gate.v[i]));
+    out.v[i] = silu_times(gate.v[i], out.v[i]);
   }
   store_eight(in.out + row * in.n + column, out);
-}
-
-// --- pages ---
-
-UPDRAFT_KERNEL(kThreads)
-copy_pages_kernel(CopyPages in) {
-  const int64_t vectors = in.pages.page_bytes / 16;
-  const auto* from =
-      reinterpret_cast<const Vec16*>(in.pages.base + in.from[block_y()] * in.pages.page_bytes);
-  auto* to = reinterpret_cast<Vec16*>(in.pages.base + in.to[block_y()] * in.pages.page_bytes);
-  for (int64_t i = static_cast<int64_t>(block_x()) * kThreads + thread_x(); i < vectors;
-       i += static_cast<int64_t>(grid_x()) * kThreads) {
-    to[i] = from[i];
-  }
 }
 
 LaunchShape vectors_shape(int64_t vectors) {
@@ -270,14 +269,24 @@ Result<void> run_embed(const Embed& op, Stream stream) {
   switch (op.layout.type) {
     case DType::kQ4_0:
       return run_embed_of<DType::kQ4_0>(in, stream);
+    case DType::kQ5_0:
+      return run_embed_of<DType::kQ5_0>(in, stream);
+    case DType::kQ5_1:
+      return run_embed_of<DType::kQ5_1>(in, stream);
     case DType::kQ8_0:
       return run_embed_of<DType::kQ8_0>(in, stream);
     case DType::kQ4_K:
       return run_embed_of<DType::kQ4_K>(in, stream);
+    case DType::kQ5_K:
+      return run_embed_of<DType::kQ5_K>(in, stream);
     case DType::kQ6_K:
       return run_embed_of<DType::kQ6_K>(in, stream);
     case DType::kBF16:
       return run_embed_of<DType::kBF16>(in, stream);
+    case DType::kF16:
+      return run_embed_of<DType::kF16>(in, stream);
+    case DType::kF8_E4M3:
+      return run_embed_of<DType::kF8_E4M3>(in, stream);
     default:
       return fail(std::string("embed: no layout for ") + dtype_info(op.layout.type).name);
   }
@@ -292,6 +301,7 @@ Result<void> run_residual_norm(const ResidualNorm& op, Stream stream) {
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = static_cast<size_t>(op.dim) * sizeof(float);
+  shape.early_start = true;
   return launch(residual_norm_kernel, shape, stream, op);
 }
 
@@ -300,18 +310,9 @@ Result<void> run_gated_unit(const GatedUnit& op, Stream stream) {
     return fail("gated unit: " + std::to_string(op.rows) + " rows of " + std::to_string(op.n) +
                 " elements (a multiple of 8)");
   }
-  return launch(gated_unit_kernel, vectors_shape(int64_t{op.rows} * op.n / kVector), stream, op);
-}
-
-Result<void> run_copy_pages(const CopyPages& op, Stream stream) {
-  if (op.count < 1 || op.count > 65535) {
-    return fail("copy of " + std::to_string(op.count) + " pages (1..65535)");
-  }
-  LaunchShape shape = vectors_shape(op.pages.page_bytes / 16);
-  constexpr uint32_t kBlocksMax = 64;  // of one page
-  if (shape.grid.x > kBlocksMax) shape.grid.x = kBlocksMax;
-  shape.grid.y = static_cast<uint32_t>(op.count);
-  return launch(copy_pages_kernel, shape, stream, op);
+  LaunchShape shape = vectors_shape(int64_t{op.rows} * op.n / kVector);
+  shape.early_start = true;
+  return launch(gated_unit_kernel, shape, stream, op);
 }
 
 }  // namespace updraft::cuda

@@ -1,11 +1,10 @@
-// Operations on the rows of activations: embedding, norms, the gated unit, copies of pages. Each is
-// a pass over memory.
+// Operations on the rows of activations: embedding, norms, the gated unit. Each is a pass over
+// memory.
 #pragma once
 
 #include <cstdint>
 
 #include "common/base/result.h"
-#include "kernels/cuda/kv_pages.h"
 #include "kernels/cuda/types.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -48,14 +47,5 @@ struct GatedUnit {
   Bf16* out = nullptr;       // [rows, n]
 };
 Result<void> run_gated_unit(const GatedUnit& op, Stream stream);
-
-// Copies whole pages of all layers: page to[i] becomes page from[i]. No page is in both lists.
-struct CopyPages {
-  KvPages pages;
-  const int32_t* from = nullptr;  // [count]
-  const int32_t* to = nullptr;
-  int32_t count = 0;
-};
-Result<void> run_copy_pages(const CopyPages& op, Stream stream);
 
 }  // namespace updraft::cuda

@@ -12,22 +12,32 @@
 namespace updraft::cuda {
 
 inline constexpr int32_t kSkinnyTokensMax = 64;
+// Counters at the begin of a workspace, which matrices may share.
+inline constexpr size_t kSkinnyCounterBytes = 16 << 10;
 
 struct SkinnyGemm {
   PackedLayout layout;
   const std::byte* weight = nullptr;  // layout.bytes, as pack_tiles() left them
-  const Bf16* x = nullptr;      // [tokens, x_stride], the first layout.cols of each row are used
+  // [tokens, x_stride], the first layout.cols of each row are used; bfloat16, or for I8 weights
+  // bytes, with token_scales.
+  const Bf16* x = nullptr;
+  const int8_t* x_int8 = nullptr;
+  const float* token_scales =
+      nullptr;                  // [tokens] or null: every sum of a token is multiplied by it
   int64_t x_stride = 0;         // elements, a multiple of 8
   int32_t tokens = 0;           // 1..64
   const float* bias = nullptr;  // [rows] or null
-  Bf16* y_bf16 = nullptr;       // [tokens, y_stride]; exactly one of the two outputs is given
+  // [tokens, y_stride]; exactly one of the two outputs is given. A gated layout gives rows / 2
+  // outputs, silu(gate) * up of the two sums rounded to bfloat16, as bfloat16.
+  Bf16* y_bf16 = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
+  bool accumulate = false;  // y_f32 += the product
   // Blocks that share the columns: skinny_gemm_splits(). With more than one they need the
   // workspace.
   int32_t splits = 1;
-  std::byte* workspace = nullptr;  // skinny_gemm_workspace_bytes(); its counters are zero before
-                                   // the first use and after each
+  std::byte* workspace = nullptr;  // skinny_gemm_workspace_bytes(); the first kSkinnyCounterBytes
+                                   // are zero before the first use and after each
 };
 
 // How many blocks share the columns of a matrix, so that one with few rows fills the device too. It
@@ -36,8 +46,8 @@ struct SkinnyGemm {
 int32_t skinny_gemm_splits(const PackedLayout& layout, int32_t multiprocessor_count);
 size_t skinny_gemm_workspace_bytes(const PackedLayout& layout, int32_t splits);
 
-// y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), in fp32 on the tensor cores. Errors: a
-// shape outside the above.
+// y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), in fp32 on the tensor cores (I8: in int32,
+// exactly), in the order of chunk_product.h. Errors: a shape outside the above.
 Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream);
 
 }  // namespace updraft::cuda

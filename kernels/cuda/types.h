@@ -8,14 +8,17 @@ struct CUstream_st;
 
 namespace updraft::cuda {
 
-using Stream =
-    CUstream_st*;  // a cudaStream_t; null: the default one. The emulator has no use for it
+// A cudaStream_t; null: the default one, on the emulator (kernels/simt/stream.h) at once.
+using Stream = CUstream_st*;
 
 struct Bf16 {
   uint16_t bits;
 };
 struct Half {
   uint16_t bits;
+};
+struct Float8 {  // e4m3
+  uint8_t bits;
 };
 
 // Bytes that travel in one instruction.

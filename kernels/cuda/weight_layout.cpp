@@ -3,6 +3,8 @@
 #include "kernels/cuda/weight_layout.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -16,10 +18,14 @@ namespace updraft::cuda {
 namespace {
 
 constexpr int64_t kPartAlignment = 256;
+constexpr float kLargestF8 = 448.0F;
+constexpr float kLargestI8 = 127.0F;
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-int64_t tile_bytes(DType type) { return type == DType::kBF16 ? 2 * kPieceBytes : kPieceBytes; }
+bool is_float(DType type) {
+  return type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
+}
 
 // Where one weight of a tile lies: lane, step, register and which half of it.
 struct Slot {
@@ -44,15 +50,19 @@ std::byte* nibble_at(std::byte* tile, const Slot& slot, int* shift) {
   *shift = bit % 8;
   return tile + 16 * slot.lane + 4 * slot.step + bit / 8;
 }
-std::byte* high_bits_at(std::byte* tile, const Slot& slot, int* shift) {
-  const int bit = 2 * (slot.reg + 4 * slot.half);
+std::byte* high_bits_at(std::byte* tile, int bits, const Slot& slot, int* shift) {
+  const int bit = bits * (slot.reg + 4 * slot.half);
   *shift = bit % 8;
-  return tile + 8 * slot.lane + 2 * slot.step + bit / 8;
+  return tile + 4 * bits * slot.lane + bits * slot.step + bit / 8;
 }
 std::byte* byte_of(std::byte* tile, const Slot& slot) {
   return tile + 16 * slot.lane + 8 * slot.step + 4 * (slot.reg / 2) + slot.reg % 2 + 2 * slot.half;
 }
-std::byte* bf16_at(std::byte* tile, const Slot& slot) {
+std::byte* whole_byte_at(std::byte* tile, int row, int column) {  // I8
+  const int word = row / 8 + column / 4 % 2 * 2;
+  return tile + 16 * (4 * (row % 8) + column / 8) + 4 * word + column % 4;
+}
+std::byte* pair_at(std::byte* tile, const Slot& slot) {  // BF16, F16
   return tile + kPieceBytes * slot.step + 16 * slot.lane + 4 * slot.reg + 2 * slot.half;
 }
 
@@ -65,186 +75,267 @@ int get_bits(const std::byte* at, int shift, int mask) {
 
 // The parts of a packed matrix as the packing and the unpacking of one band of 16 rows see them.
 struct Band {
-  std::byte* tiles;  // [cols / tile_cols]
-  std::byte* high;   // Q6_K
+  DType type;
+  PackedFormat format;
+  std::byte* tiles;
+  std::byte* high;
   std::byte* scales;
   std::byte* supers;
+
+  std::byte* tile(int64_t column) const {
+    return tiles + column / format.tile_cols * format.piece_count * kPieceBytes;
+  }
+  std::byte* high_tile(int64_t column) const {
+    return high + column / format.tile_cols * (kTileRows * format.tile_cols * format.high_bits / 8);
+  }
+  std::byte* scale(int row, int64_t column) const {
+    if (format.row_scale) return scales + row * 4;
+    return scales + (column / format.group_cols * kTileRows + row) * format.scale_bytes;
+  }
+  std::byte* super(int row, int64_t column) const {
+    return supers + (column / kSuperBlock * kTileRows + row) * format.super_bytes;
+  }
 };
 
-Band band_of(const PackedLayout& layout, std::byte* packed, int64_t band) {
-  const int64_t cols = layout.cols_padded;
-  Band out{};
-  out.tiles = packed + band * (cols / tile_cols(layout.type)) * tile_bytes(layout.type);
-  out.high = packed + layout.high_offset + band * kTileRows * cols / 4;
-  switch (layout.type) {
-    case DType::kQ4_0:
-    case DType::kQ8_0:
-    case DType::kQ4_K:
-      out.scales = packed + layout.scales_offset + band * cols / 32 * kTileRows * 2;
-      break;
-    case DType::kQ6_K:
-      out.scales = packed + layout.scales_offset + band * cols / 16 * kTileRows;
-      break;
-    default:
-      break;
+// Bytes of each part for one band.
+struct BandBytes {
+  int64_t tiles = 0;
+  int64_t high = 0;
+  int64_t scales = 0;
+  int64_t supers = 0;
+};
+BandBytes band_bytes(const PackedLayout& layout) {
+  const PackedFormat format = packed_format(layout.type);
+  BandBytes out;
+  out.tiles = layout.cols_padded / format.tile_cols * format.piece_count * kPieceBytes;
+  out.high = kTileRows * layout.cols_padded * format.high_bits / 8;
+  if (format.group_cols != 0) {
+    out.scales = layout.cols_padded / format.group_cols * kTileRows * format.scale_bytes;
   }
-  const int64_t super_bytes = layout.type == DType::kQ4_K ? 4 : 2;
-  out.supers = packed + layout.supers_offset + band * cols / kSuperBlock * kTileRows * super_bytes;
+  if (format.row_scale) out.scales = kTileRows * int64_t{sizeof(float)};
+  if (format.super_bytes != 0) {
+    out.supers = layout.cols_padded / kSuperBlock * kTileRows * format.super_bytes;
+  }
   return out;
 }
 
-void copy_half(std::byte* to, const std::byte* from) { std::memcpy(to, from, 2); }
+Band band_of(const PackedLayout& layout, std::byte* packed, int64_t band) {
+  const BandBytes bytes = band_bytes(layout);
+  return {layout.type,
+          packed_format(layout.type),
+          packed + band * bytes.tiles,
+          packed + layout.high_offset + band * bytes.high,
+          packed + layout.scales_offset + band * bytes.scales,
+          packed + layout.supers_offset + band * bytes.supers};
+}
 
-// Quants and scales of one 32-column block of Q4_0 or Q8_0.
-void pack_block_32(const PackedLayout& layout, const Band& band, int row, int64_t column,
-                   const std::byte* block) {
-  copy_half(band.scales + (column / 32 * kTileRows + row) * 2, block);
-  const int width = tile_cols(layout.type);
-  std::byte* tile = band.tiles + column / width * kPieceBytes;
+// Bits are or-ed in, and what pads is zero.
+void clear(const Band& band, const BandBytes& bytes) {
+  std::fill_n(band.tiles, bytes.tiles, std::byte{0});
+  std::fill_n(band.high, bytes.high, std::byte{0});
+  std::fill_n(band.scales, bytes.scales, std::byte{0});
+  std::fill_n(band.supers, bytes.supers, std::byte{0});
+}
+
+// The 32 unsigned quants of sub-block `index` of a file's block; of Q8_0 its bytes.
+void unpack_quants(DType type, const std::byte* block, int index, uint8_t* q) {
+  switch (type) {
+    case DType::kQ4_K:
+      return unpack_q4_k(block, index, q);
+    case DType::kQ5_K:
+      return unpack_q5_k(block, index, q);
+    case DType::kQ6_K:
+      return unpack_q6_k(block, index, q);
+    case DType::kQ8_0:
+      std::memcpy(q, block + kQ8_0Quants, 32);
+      return;
+    default:
+      break;
+  }
+  const bool five = type == DType::kQ5_0 || type == DType::kQ5_1;
+  const int quants = type == DType::kQ4_0   ? kQ4_0Quants
+                     : type == DType::kQ4_1 ? kQ4_1Quants
+                     : type == DType::kQ5_0 ? kQ5_0Quants
+                                            : kQ5_1Quants;
+  const uint32_t high =
+      five ? load_le<uint32_t>(block + (type == DType::kQ5_0 ? kQ5_0High : kQ5_1High)) : 0;
   for (int i = 0; i < 32; ++i) {
-    const Slot slot = slot_of(layout.type, row, static_cast<int>(column % width) + i);
-    if (layout.type == DType::kQ8_0) {
-      *byte_of(tile, slot) = block[kQ8_0Quants + i];
+    const int low = byte_at(block + quants, i % 16) >> (i / 16 * 4) & 15;
+    q[i] = static_cast<uint8_t>(low | (high >> i & 1U) << 4);
+  }
+}
+
+void pack_scales(const Band& band, DType type, int row, int64_t column, const std::byte* block) {
+  switch (type) {
+    case DType::kQ4_1:
+    case DType::kQ5_1:
+      std::memcpy(band.scale(row, column), block, 4);
+      return;
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+      std::memcpy(band.super(row, column), block, 4);
+      for (int s = 0; s < 8; ++s) {
+        const ScaleMin both = unpack_scale_min(block + kKScales, s);
+        std::byte* scale = band.scale(row, column + 32 * s);
+        scale[0] = static_cast<std::byte>(both.scale);
+        scale[1] = static_cast<std::byte>(both.min);
+      }
+      return;
+    case DType::kQ6_K:
+      std::memcpy(band.super(row, column), block + kQ6KD, 2);
+      for (int s = 0; s < 16; ++s) *band.scale(row, column + 16 * s) = block[kQ6KScales + s];
+      return;
+    default:
+      std::memcpy(band.scale(row, column), block, 2);
+  }
+}
+
+void pack_blocks(const Band& band, DType type, int row, int64_t cols, const std::byte* source) {
+  const DTypeInfo& info = dtype_info(type);
+  for (int64_t column = 0; column < cols; column += info.block_elems, source += info.block_bytes) {
+    pack_scales(band, type, row, column, source);
+    for (int s = 0; s < info.block_elems / 32; ++s) {
+      uint8_t q[32];
+      unpack_quants(type, source, s, q);
+      for (int i = 0; i < 32; ++i) {
+        const int64_t at_column = column + 32 * s + i;
+        const Slot slot =
+            slot_of(band.type, row, static_cast<int>(at_column % band.format.tile_cols));
+        std::byte* tile = band.tile(at_column);
+        if (band.type == DType::kQ8_0) {
+          *byte_of(tile, slot) = static_cast<std::byte>(q[i]);
+          continue;
+        }
+        int shift = 0;
+        std::byte* at = nibble_at(tile, slot, &shift);
+        set_bits(at, shift, q[i] & 15);
+        if (band.format.high_bits == 0) continue;
+        at = high_bits_at(band.high_tile(at_column), band.format.high_bits, slot, &shift);
+        set_bits(at, shift, q[i] >> 4);
+      }
+    }
+  }
+}
+
+// One row of values in a float format, or in bytes with a scale of the row.
+void pack_values(const Band& band, DType type, int row, const std::byte* source,
+                 std::vector<float>& values) {
+  dequantize_row(type, source, values);
+  float inverse = 1.0F;
+  if (band.format.row_scale) {
+    float largest = 0.0F;
+    // max() keeps a NaN that it holds.
+    for (const float v : values) {
+      largest = std::isfinite(v) ? std::max(largest, std::abs(v)) : NAN;
+    }
+    const float scale = type == band.type
+                            ? 1.0F  // bytes that are already in the format
+                            : largest / (band.type == DType::kI8 ? kLargestI8 : kLargestF8);
+    std::memcpy(band.scale(row, 0), &scale, sizeof scale);
+    inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+  }
+  std::vector<std::byte> encoded(
+      static_cast<size_t>(row_bytes(band.type, static_cast<int64_t>(values.size()))));
+  for (float& v : values) v *= inverse;
+  quantize_row(band.type, values, encoded.data());
+  const int bytes = dtype_info(band.type).block_bytes;
+  for (size_t c = 0; c < values.size(); ++c) {
+    const int column = static_cast<int>(c % 32);
+    std::byte* tile = band.tile(static_cast<int64_t>(c));
+    const Slot slot = slot_of(band.type, row, column);
+    std::byte* at = band.type == DType::kI8 ? whole_byte_at(tile, row, column)
+                    : band.format.row_scale ? byte_of(tile, slot)
+                                            : pair_at(tile, slot);
+    std::memcpy(at, encoded.data() + c * static_cast<size_t>(bytes), static_cast<size_t>(bytes));
+  }
+}
+
+void pack_band(const WeightView& weight, int64_t row_first, const PackedLayout& layout,
+               int64_t band_index, std::span<std::byte> packed) {
+  const Band band = band_of(layout, packed.data(), band_index);
+  clear(band, band_bytes(layout));
+  const int64_t source_bytes = row_bytes(weight.type, weight.cols);
+  std::vector<float> values;
+  for (int r = 0; r < kTileRows && row_first + r < weight.rows; ++r) {
+    const std::byte* source = weight.data + (row_first + r) * source_bytes;
+    if (is_float(weight.type) || weight.type == DType::kF8_E4M3) {
+      values.resize(static_cast<size_t>(weight.cols));
+      pack_values(band, weight.type, r, source, values);
     } else {
-      int shift = 0;
-      std::byte* at = nibble_at(tile, slot, &shift);
-      set_bits(at, shift, byte_at(block + kQ4_0Quants, i % 16) >> (i / 16 * 4) & 15);
+      pack_blocks(band, weight.type, r, weight.cols, source);
     }
   }
 }
 
-void pack_q4_k(const Band& band, int row, int64_t column, const std::byte* block) {
-  std::memcpy(band.supers + (column / kSuperBlock * kTileRows + row) * 4, block, 4);
-  for (int s = 0; s < 8; ++s) {
-    const ScaleMin both = unpack_scale_min(block + kKScales, s);
-    std::byte* scale = band.scales + ((column / 32 + s) * kTileRows + row) * 2;
-    scale[0] = static_cast<std::byte>(both.scale);
-    scale[1] = static_cast<std::byte>(both.min);
-    uint8_t q[32];
-    unpack_q4_k(block, s, q);
-    std::byte* tile = band.tiles + (column / 64 + s / 2) * kPieceBytes;
-    for (int i = 0; i < 32; ++i) {
-      int shift = 0;
-      std::byte* at = nibble_at(tile, slot_of(DType::kQ4_K, row, s % 2 * 32 + i), &shift);
-      set_bits(at, shift, q[i]);
-    }
-  }
-}
-
-void pack_q6_k(const Band& band, int row, int64_t column, const std::byte* block) {
-  copy_half(band.supers + (column / kSuperBlock * kTileRows + row) * 2, block + kQ6KD);
-  for (int s = 0; s < 16; ++s) {
-    band.scales[(column / 16 + s) * kTileRows + row] = block[kQ6KScales + s];
-  }
-  for (int s = 0; s < 8; ++s) {
-    uint8_t q[32];
-    unpack_q6_k(block, s, q);
-    const int64_t tile_index = column / 64 + s / 2;
-    for (int i = 0; i < 32; ++i) {
-      const Slot slot = slot_of(DType::kQ6_K, row, s % 2 * 32 + i);
-      int shift = 0;
-      std::byte* at = nibble_at(band.tiles + tile_index * kPieceBytes, slot, &shift);
-      set_bits(at, shift, q[i] & 15);
-      at = high_bits_at(band.high + tile_index * kPieceBytes / 2, slot, &shift);
-      set_bits(at, shift, q[i] >> 4);
-    }
-  }
-}
-
-void pack_bf16(const WeightView& weight, const Band& band, int row, const std::byte* source,
-               std::vector<float>& values) {
-  values.resize(static_cast<size_t>(weight.cols));
-  dequantize_row(weight.type, source, values);
-  for (int64_t c = 0; c < weight.cols; ++c) {
-    const uint16_t bits = float_to_bf16(values[static_cast<size_t>(c)]);
-    std::memcpy(bf16_at(band.tiles + c / 32 * 2 * kPieceBytes,
-                        slot_of(DType::kBF16, row, static_cast<int>(c % 32))),
-                &bits, 2);
-  }
+void check_view(const WeightView& weight, int64_t rows, const PackedLayout& layout,
+                std::span<const std::byte> packed) {
+  UPDRAFT_CHECK(weight.rows == rows && weight.cols == layout.cols, "the layout's matrix");
+  const bool from_floats =
+      layout.type == DType::kBF16 || layout.type == DType::kF8_E4M3 || layout.type == DType::kI8;
+  UPDRAFT_CHECK(packed_type(weight.type) == layout.type || (from_floats && is_float(weight.type)),
+                "the layout's format");
+  UPDRAFT_CHECK(static_cast<int64_t>(packed.size()) == layout.bytes, "room for all of it");
 }
 
 }  // namespace
 
-Result<PackedLayout> PackedLayout::of(DType type, int64_t rows, int64_t cols) {
-  const int width = tile_cols(type);
-  if (width == 0) {
+DType packed_type(DType type) {
+  if (type == DType::kQ4_1) return DType::kQ5_1;
+  if (type == DType::kF32) return DType::kBF16;
+  return type;
+}
+
+Result<PackedLayout> PackedLayout::of(DType type, int64_t rows, int64_t cols, bool gated) {
+  const PackedFormat format = packed_format(type);
+  if (format.tile_cols == 0) {
     return fail(std::string("weights of format ") + dtype_info(type).name +
                 " have no layout for the GPU");
   }
-  if (rows <= 0 || cols <= 0 || cols % dtype_info(type).block_elems != 0) {
-    return fail("a matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + " in " +
-                dtype_info(type).name);
+  if (rows <= 0 || cols <= 0 || cols % dtype_info(type).block_elems != 0 ||
+      (gated && rows % (2 * kTileRows) != 0)) {
+    return fail("a " + std::string(gated ? "gated " : "") + "matrix of " + std::to_string(rows) +
+                " x " + std::to_string(cols) + " in " + dtype_info(type).name);
   }
   PackedLayout out;
   out.type = type;
   out.rows = rows;
   out.cols = cols;
   out.rows_padded = rounded_up(rows, kTileRows);
-  out.cols_padded = rounded_up(cols, width);
-  const int64_t weights = out.rows_padded * out.cols_padded;
-  int64_t at = weights / (kTileRows * width) * tile_bytes(type);
-  const auto part = [&](int64_t bytes) {
+  out.cols_padded = rounded_up(cols, format.tile_cols);
+  out.gated = gated;
+  const BandBytes bytes = band_bytes(out);
+  const int64_t bands = out.rows_padded / kTileRows;
+  out.quants_bytes = bands * bytes.tiles;
+  int64_t at = out.quants_bytes;
+  const auto part = [&](int64_t of_band) {
+    if (of_band == 0) return int64_t{0};
     const int64_t offset = rounded_up(at, kPartAlignment);
-    at = offset + bytes;
+    at = offset + bands * of_band;
     return offset;
   };
-  out.quants_bytes = at;
-  switch (type) {
-    case DType::kQ4_0:
-    case DType::kQ8_0:
-      out.scales_offset = part(weights / 32 * 2);
-      break;
-    case DType::kQ4_K:
-      out.scales_offset = part(weights / 32 * 2);
-      out.supers_offset = part(weights / kSuperBlock * 4);
-      break;
-    case DType::kQ6_K:
-      out.high_offset = part(weights / 4);
-      out.scales_offset = part(weights / 16);
-      out.supers_offset = part(weights / kSuperBlock * 2);
-      break;
-    default:
-      break;
-  }
+  out.high_offset = part(bytes.high);
+  out.scales_offset = part(bytes.scales);
+  out.supers_offset = part(bytes.supers);
   out.bytes = rounded_up(at, kPartAlignment);
   return out;
 }
 
 void pack_tiles(const WeightView& weight, const PackedLayout& layout, int64_t tile_first,
                 int64_t tile_end, std::span<std::byte> packed) {
-  UPDRAFT_CHECK(weight.rows == layout.rows && weight.cols == layout.cols, "the layout's matrix");
-  UPDRAFT_CHECK(
-      weight.type == layout.type || (layout.type == DType::kBF16 &&
-                                     (weight.type == DType::kF32 || weight.type == DType::kF16)),
-      "the layout's format");
-  UPDRAFT_CHECK(static_cast<int64_t>(packed.size()) == layout.bytes, "room for all of it");
-  const int64_t source_row_bytes = row_bytes(weight.type, weight.cols);
-  const DTypeInfo& info = dtype_info(weight.type);
-  std::vector<float> values;
+  UPDRAFT_CHECK(!layout.gated, "one matrix");
+  check_view(weight, layout.rows, layout, packed);
   for (int64_t b = tile_first; b < tile_end; ++b) {
-    const Band band = band_of(layout, packed.data(), b);
-    const Band next = band_of(layout, packed.data(), b + 1);
-    // Bits are or-ed in, and what pads is zero.
-    std::fill(band.tiles, next.tiles, std::byte{0});
-    if (layout.high_offset != 0) std::fill(band.high, next.high, std::byte{0});
-    if (layout.scales_offset != 0) std::fill(band.scales, next.scales, std::byte{0});
-    if (layout.supers_offset != 0) std::fill(band.supers, next.supers, std::byte{0});
-    for (int r = 0; r < kTileRows && b * kTileRows + r < weight.rows; ++r) {
-      const std::byte* source = weight.data + (b * kTileRows + r) * source_row_bytes;
-      if (layout.type == DType::kBF16) {
-        pack_bf16(weight, band, r, source, values);
-        continue;
-      }
-      for (int64_t c = 0; c < weight.cols; c += info.block_elems, source += info.block_bytes) {
-        if (layout.type == DType::kQ4_K) {
-          pack_q4_k(band, r, c, source);
-        } else if (layout.type == DType::kQ6_K) {
-          pack_q6_k(band, r, c, source);
-        } else {
-          pack_block_32(layout, band, r, c, source);
-        }
-      }
-    }
+    pack_band(weight, b * kTileRows, layout, b, packed);
+  }
+}
+
+void pack_gated_tiles(const WeightView& gate, const WeightView& up, const PackedLayout& layout,
+                      int64_t tile_first, int64_t tile_end, std::span<std::byte> packed) {
+  UPDRAFT_CHECK(layout.gated, "two matrices");
+  check_view(gate, layout.rows / 2, layout, packed);
+  check_view(up, layout.rows / 2, layout, packed);
+  for (int64_t b = tile_first; b < tile_end; ++b) {
+    pack_band(b % 2 == 0 ? gate : up, b / 2 * kTileRows, layout, b, packed);
   }
 }
 
@@ -252,48 +343,69 @@ void unpack_row(const PackedLayout& layout, std::span<const std::byte> packed, i
                 std::span<float> out) {
   UPDRAFT_CHECK(row >= 0 && row < layout.rows, "a row of the matrix");
   UPDRAFT_CHECK(static_cast<int64_t>(out.size()) == layout.cols, "room for one row");
+  int64_t band_index = row / kTileRows;
+  if (layout.gated) {
+    const int64_t half = layout.rows / 2;
+    band_index = row % half / kTileRows * 2 + row / half;
+  }
   const Band band =
-      band_of(layout, const_cast<std::byte*>(packed.data()), row / kTileRows);  // only read
+      band_of(layout, const_cast<std::byte*>(packed.data()), band_index);  // only read
   const int r = static_cast<int>(row % kTileRows);
-  const int width = tile_cols(layout.type);
+  const PackedFormat& format = band.format;
+  float row_scale = 1.0F;
+  if (format.row_scale) std::memcpy(&row_scale, band.scale(r, 0), sizeof row_scale);
   for (int64_t c = 0; c < layout.cols; ++c) {
-    const Slot slot = slot_of(layout.type, r, static_cast<int>(c % width));
-    std::byte* tile = band.tiles + c / width * tile_bytes(layout.type);
-    const std::byte* scale = band.scales + (c / 32 * kTileRows + r) * 2;
-    const int64_t super = c / kSuperBlock * kTileRows + r;
+    const int column = static_cast<int>(c % format.tile_cols);
+    const Slot slot = slot_of(layout.type, r, column);
+    std::byte* tile = band.tile(c);
+    const std::byte* scale = format.group_cols != 0 ? band.scale(r, c) : nullptr;
+    const std::byte* super = band.super(r, c);
+    int q = 0;
+    if (format.tile_cols == 64) {
+      int shift = 0;
+      const std::byte* at = nibble_at(tile, slot, &shift);
+      q = get_bits(at, shift, 15);
+      if (format.high_bits != 0) {
+        at = high_bits_at(band.high_tile(c), format.high_bits, slot, &shift);
+        q |= get_bits(at, shift, (1 << format.high_bits) - 1) << 4;
+      }
+    }
     float value = 0.0F;
-    int shift = 0;
     switch (layout.type) {
       case DType::kBF16:
-        value = bf16_to_float(load_le<uint16_t>(bf16_at(tile, slot)));
+        value = bf16_to_float(load_le<uint16_t>(pair_at(tile, slot)));
+        break;
+      case DType::kF16:
+        value = load_half(pair_at(tile, slot));
+        break;
+      case DType::kF8_E4M3:
+        value = row_scale * f8_to_float(static_cast<uint8_t>(*byte_of(tile, slot)));
+        break;
+      case DType::kI8:
+        value =
+            row_scale * static_cast<float>(static_cast<int8_t>(*whole_byte_at(tile, r, column)));
         break;
       case DType::kQ8_0:
         value = load_half(scale) * static_cast<float>(static_cast<int8_t>(*byte_of(tile, slot)));
         break;
-      case DType::kQ4_0: {
-        const std::byte* at = nibble_at(tile, slot, &shift);
-        value = load_half(scale) * static_cast<float>(get_bits(at, shift, 15) - 8);
+      case DType::kQ4_0:
+        value = load_half(scale) * static_cast<float>(q - 8);
         break;
-      }
-      case DType::kQ4_K: {
-        const std::byte* at = nibble_at(tile, slot, &shift);
-        const float d = load_half(band.supers + super * 4);
-        const float dmin = load_half(band.supers + super * 4 + 2);
-        value = d * static_cast<float>(byte_at(scale, 0)) *
-                    static_cast<float>(get_bits(at, shift, 15)) -
-                dmin * static_cast<float>(byte_at(scale, 1));
+      case DType::kQ5_0:
+        value = load_half(scale) * static_cast<float>(q - 16);
         break;
-      }
-      case DType::kQ6_K: {
-        const std::byte* low = nibble_at(tile, slot, &shift);
-        int q = get_bits(low, shift, 15);
-        const std::byte* high = high_bits_at(band.high + c / width * kPieceBytes / 2, slot, &shift);
-        q |= get_bits(high, shift, 3) << 4;
-        const auto s = static_cast<int8_t>(band.scales[c / 16 * kTileRows + r]);
-        value =
-            load_half(band.supers + super * 2) * static_cast<float>(s) * static_cast<float>(q - 32);
+      case DType::kQ5_1:
+        value = load_half(scale) * static_cast<float>(q) + load_half(scale + 2);
         break;
-      }
+      case DType::kQ4_K:
+      case DType::kQ5_K:
+        value = load_half(super) * static_cast<float>(byte_at(scale, 0)) * static_cast<float>(q) -
+                load_half(super + 2) * static_cast<float>(byte_at(scale, 1));
+        break;
+      case DType::kQ6_K:
+        value = load_half(super) * static_cast<float>(static_cast<int8_t>(*scale)) *
+                static_cast<float>(q - 32);
+        break;
       default:
         break;
     }

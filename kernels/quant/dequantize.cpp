@@ -126,6 +126,13 @@ void dequantize_row(DType type, const std::byte* src, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i)
         out[i] = bf16_to_float(load_le<uint16_t>(src + 2 * i));
       return;
+    case DType::kF8_E4M3:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = f8_to_float(static_cast<uint8_t>(src[i]));
+      return;
+    case DType::kI8:
+      for (size_t i = 0; i < out.size(); ++i)
+        out[i] = static_cast<float>(static_cast<int8_t>(src[i]));
+      return;
     default:
       break;
   }

@@ -10,7 +10,7 @@ namespace updraft {
 namespace {
 
 // In the order of DType.
-constexpr std::array<DTypeInfo, kDTypeCount> kTable = {{
+constexpr std::array<DTypeInfo, kDTypeCount + 2> kTable = {{
     {"F32", 0, 1, 4},
     {"F16", 1, 1, 2},
     {"BF16", 30, 1, 2},
@@ -22,6 +22,8 @@ constexpr std::array<DTypeInfo, kDTypeCount> kTable = {{
     {"Q4_K", 12, 256, 144},
     {"Q5_K", 13, 256, 176},
     {"Q6_K", 14, 256, 210},
+    {"F8_E4M3", UINT32_MAX, 1, 1},
+    {"I8", UINT32_MAX, 1, 1},
 }};
 
 }  // namespace
@@ -33,7 +35,7 @@ const DTypeInfo& dtype_info(DType type) {
 }
 
 std::optional<DType> dtype_from_gguf(uint32_t gguf_type) {
-  for (size_t i = 0; i < kTable.size(); ++i) {
+  for (size_t i = 0; i < kDTypeCount; ++i) {
     if (kTable[i].gguf_type == gguf_type) return static_cast<DType>(i);
   }
   return std::nullopt;

@@ -1,4 +1,5 @@
-// Number formats of weights. Blocks and byte layouts are those of GGUF (ggml), so that a file's bytes are used as they are.
+// Number formats of weights. Blocks and byte layouts are those of GGUF (ggml), so that a file's
+// bytes are used as they are.
 #pragma once
 
 #include <cstddef>
@@ -19,13 +20,17 @@ enum class DType : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  // Of no file: what a device makes of float weights at load, and keeps with one f32 scale per row
+  // that is not part of the format; and what keys and values are kept in.
+  kF8_E4M3,  // 1 sign, 4 exponent (bias 7), 3 fraction bits; no infinity, 0x7F and 0xFF are NaN
+  kI8,       // a signed byte, -127..127
 };
-inline constexpr int kDTypeCount = 11;
+inline constexpr int kDTypeCount = 11;  // formats that a file may hold: the first ones
 
 struct DTypeInfo {
-  const char* name;      // "F32", "Q4_K", ... as GGUF tools print it
-  uint32_t gguf_type;    // ggml type id in a GGUF tensor record
-  int32_t block_elems;   // weights per block; a row holds a whole number of blocks
+  const char* name;     // "F32", "Q4_K", ... as GGUF tools print it
+  uint32_t gguf_type;   // ggml type id in a GGUF tensor record
+  int32_t block_elems;  // weights per block; a row holds a whole number of blocks
   int32_t block_bytes;
 };
 
@@ -37,8 +42,9 @@ std::optional<DType> dtype_from_gguf(uint32_t gguf_type);
 // Bytes of one row of `cols` weights; cols is a multiple of block_elems.
 int64_t row_bytes(DType type, int64_t cols);
 
-// A matrix inside somebody else's memory (a mapped file), one output row after another: row r begins at
-// data + r * row_bytes(type, cols). Any alignment. Valid as long as the file stays mapped.
+// A matrix inside somebody else's memory (a mapped file), one output row after another: row r
+// begins at data + r * row_bytes(type, cols). Any alignment. Valid as long as the file stays
+// mapped.
 struct WeightView {
   const std::byte* data = nullptr;
   DType type = DType::kF32;

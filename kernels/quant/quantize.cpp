@@ -138,6 +138,19 @@ void quantize_row(DType type, std::span<const float> values, std::byte* dst) {
     case DType::kBF16:
       for (size_t i = 0; i < values.size(); ++i) store_le(dst + 2 * i, float_to_bf16(values[i]));
       return;
+    case DType::kF8_E4M3:
+      for (size_t i = 0; i < values.size(); ++i) {
+        dst[i] = static_cast<std::byte>(float_to_f8(values[i]));
+      }
+      return;
+    case DType::kI8:
+      for (size_t i = 0; i < values.size(); ++i) {
+        const float rounded = std::nearbyint(values[i]);
+        dst[i] = static_cast<std::byte>(static_cast<int8_t>(rounded < -127.0F  ? -127.0F
+                                                            : rounded > 127.0F ? 127.0F
+                                                                               : rounded));
+      }
+      return;
     default:
       break;
   }

@@ -250,6 +250,7 @@ void Machine::run_block(const Dim3& index) {
   for (uint32_t i = 0; i < thread_count_; ++i) {
     Thread& thread = *threads_[i];
     thread.state = State::kReady;
+    thread.waited = !block_.shape.early_start;
     thread.linear = i;
     const Dim3& size = block_.shape.block;
     thread.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};

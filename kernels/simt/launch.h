@@ -38,6 +38,10 @@ struct LaunchShape {
   Dim3 grid;
   Dim3 block;               // at most 1024 threads
   size_t shared_bytes = 0;  // dynamic shared memory, at most 227 KiB
+  // May start before the launch before it on the stream has ended: up to its wait_for_previous()
+  // the kernel touches only what no kernel writes. Devices before capability 90 do not; launches
+  // here never overlap.
+  bool early_start = false;
 };
 
 // The schedule of launches that name none, per operating-system thread: the host code of a kernel,

@@ -4,8 +4,8 @@
 // device functions (16-byte loads, cp.async, ldmatrix) is checked against the list of blocks in
 // every build: bounds, alignment and which memory it is.
 //
-// One operating-system thread makes the blocks and runs the kernels that use them; the list is that
-// thread's.
+// Global memory is the process's: any thread may run kernels on what another made, as long as
+// nobody frees it meanwhile. Shared memory is of the thread that runs the block.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +35,9 @@ class MemoryBlock {
   Space space() const { return space_; }
   const std::string& name() const { return name_; }
   void poison() { std::memset(data_, 0xFF, bytes_); }
+  // Freed, as far as kernels are concerned: poisoned, and no block any more to who checks accesses.
+  // The memory itself stays until the destructor, so that a stale pointer reads poison.
+  void retire();
   // What happened to the guards, or nothing: "global buffer 'y' (64 bytes) was written 4 bytes
   // beyond its end".
   std::optional<std::string> damage() const;
@@ -45,6 +48,7 @@ class MemoryBlock {
   size_t bytes_;
   std::byte* whole_;
   std::byte* data_;
+  bool retired_ = false;
 };
 
 // Global memory of `count` elements.
@@ -74,6 +78,10 @@ class Buffer {
 // What is wrong with an access of `bytes` at `at`, which must be a multiple of `bytes` and lie
 // within one block of `space`; nothing when it is in order.
 std::optional<std::string> access_error(const void* at, size_t bytes, Space space);
+
+// What is wrong with a copy of `bytes` from or to `at`: they must lie within one block of global
+// memory, with any alignment.
+std::optional<std::string> range_error(const void* at, size_t bytes);
 
 // The damage of the first block whose guards were written.
 std::optional<std::string> guard_damage();

@@ -143,6 +143,10 @@ uint32_t reduce_min(uint32_t value, uint32_t mask, Place place) {
   return reduce("reduce_min", value, mask, place, execute_reduce<Smaller>);
 }
 
+void check_waited(const char* name, const Place& place) {
+  if (!self().waited) stop(std::string(name) + " before wait_for_previous()", place);
+}
+
 void check_access(const char* name, const void* at, size_t bytes, Space space, const Place& place) {
   if (auto error = access_error(at, bytes, space)) {
     error->insert(0, std::string(name) + " of " + std::to_string(bytes) + " bytes ");
@@ -151,6 +155,7 @@ void check_access(const char* name, const void* at, size_t bytes, Space space, c
 }
 
 void copy_async16(void* to_shared, const void* from_global, bool valid, Place place) {
+  check_waited("cp.async", place);
   check_access("cp.async to", to_shared, kCopyBytes, Space::kShared, place);
   if (valid) check_access("cp.async from", from_global, kCopyBytes, Space::kGlobal, place);
   const AsyncCopy copy{static_cast<std::byte*>(to_shared),

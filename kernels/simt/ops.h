@@ -120,6 +120,8 @@ void copy_wait() {
   wait_copies(Groups);
 }
 
+// Ends a launch with early_start whose thread comes here before wait_for_previous().
+void check_waited(const char* name, const Place& place);
 void check_access(const char* name, const void* at, size_t bytes, Space space, const Place& place);
 // 4, 8 or 16 bytes from global memory that no kernel of this launch writes; load_once: and that
 // nobody reads again.
@@ -133,8 +135,20 @@ T load_once(const T* at, Place place = Place::current()) {
   check_access("load_once", at, sizeof(T), Space::kGlobal, place);
   return *at;
 }
+// The same of what an earlier kernel of the stream has written: after wait_for_previous().
+template <typename T>
+T load_written(const T* at, Place place = Place::current()) {
+  check_waited("load_written", place);
+  check_access("load_written", at, sizeof(T), Space::kGlobal, place);
+  return *at;
+}
+// griddepcontrol.wait and .launch_dependents, for launches with early_start: what the launch before
+// has written is there; the launch behind may begin as soon as all blocks have said so.
+inline void wait_for_previous() { self().waited = true; }
+inline void let_next_start() {}
 template <typename T>
 void store(T* at, const T& value, Place place = Place::current()) {
+  check_waited("store", place);
   check_access("store", at, sizeof(T), Space::kGlobal, place);
   *at = value;
 }

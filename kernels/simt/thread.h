@@ -50,6 +50,7 @@ struct Thread {
   uint32_t linear = 0;  // within its block
   Dim3 index;
   State state = State::kDone;
+  bool waited = false;  // for the launch before, in one with early_start
   WarpRequest* warp_request = nullptr;
   BarrierRequest barrier_request{};
   std::vector<AsyncCopy> open_copies;               // issued, not committed

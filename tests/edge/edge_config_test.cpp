@@ -58,6 +58,9 @@ queue_max = 9
 page_tokens = 64
 kv_type = "int8"
 kv_tokens = 8192
+kv_swap = "3 GiB"
+gpus = [1, 3]
+tensor_parallel = 2
 step_tokens_max = 128
 prefix_cache = false
 speculation = false
@@ -104,6 +107,9 @@ format = "json"
   CHECK(config->model.page_tokens == 64);
   CHECK(config->model.kv_type == "int8");
   CHECK(config->model.kv_tokens == 8192);
+  CHECK(config->model.kv_swap_bytes == uint64_t{3} << 30);
+  CHECK(config->model.gpus == std::vector<int32_t>{1, 3});
+  CHECK(config->model.tensor_parallel == 2);
   CHECK(config->model.step_tokens_max == 128);
   CHECK_FALSE(config->model.prefix_cache);
   CHECK_FALSE(config->model.speculation);
@@ -144,6 +150,8 @@ TEST_CASE("what is wrong is named with its key") {
              "edge.toml:3: [model] slots = 0 is not in 1..256"));
   CHECK(says("[model]\npath = \"m\"\nkv_type = \"int4\"\n", "int4"));
   CHECK(says("[model]\npath = \"m\"\ndraft_tokens_max = 65\n", "draft_tokens_max = 65"));
+  CHECK(says("[model]\npath = \"m\"\ngpus = []\n", "names 0 GPUs, must be 1..16"));
+  CHECK(says("[model]\npath = \"m\"\ntensor_parallel = 17\n", "tensor_parallel = 17"));
   CHECK(says("[model]\npath = \"m\"\nspeculation = 4\n", "speculation"));
   CHECK(says("[model]\npath = \"m\"\nslotz = 4\n", "slotz"));
   CHECK(says(model + "[pool]\nrouters = [\"tcp://h:1\"]\n", "[pool] router_key"));

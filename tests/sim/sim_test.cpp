@@ -183,6 +183,36 @@ TEST_CASE("an engine alone answers at its measured rate, with the request's own 
   CHECK(engine->kv_tokens_free() == engine->kv_tokens_total());
 }
 
+TEST_CASE("answers that give way go to host memory and come back, faster than computed again") {
+  std::vector<int64_t> last_ns(2, 0);
+  for (const bool swap : {false, true}) {
+    World world(3, false);
+    EngineSpec spec;
+    spec.slots = 4;
+    spec.context_tokens = 512;
+    spec.kv_tokens = 640;  // four that end at 200 tokens do not fit
+    spec.kv_swap_tokens = swap ? 2048 : 0;
+    spec.prefill_tokens_per_s = 100;
+    const SimModel model{"m", "d", 4, 8};
+    const auto engine = std::make_shared<SimEngine>(world, spec, model, "n", Tier::kCloud);
+    int ends = 0;
+    for (int i = 0; i < 4; ++i) {
+      engine->submit(
+          chat("r" + std::to_string(i), std::string(400, static_cast<char>('a' + i)), 100),
+          [&](Event event) {
+            if (!is_end(event)) return;
+            ++ends;
+            last_ns[swap ? 1 : 0] = world.now_ns();
+            CHECK(engine->check_pages() == "");
+          });
+    }
+    world.run_until(600 * kNsPerSecond);
+    CHECK(ends == 4);
+    CHECK((engine->pages_swapped() > 0) == swap);
+  }
+  CHECK(last_ns[1] < last_ns[0]);
+}
+
 TEST_CASE("all slots together are as fast as they were measured together") {
   World world(3, false);
   EngineSpec spec;

@@ -8,6 +8,7 @@ every folder of a directory, by default tests/common/engine/golden, or the one t
     pip install torch transformers safetensors
     tools/numerics/compare_transformers.py --test build/tests/test_engine            # compare fresh random models
     tools/numerics/compare_transformers.py --out tests/common/engine/golden --seed 1 # write the committed files
+    tools/numerics/compare_transformers.py --shapes gpu --out DIR  # widths that the CUDA kernels take (tools/gpu_check)
 
 expected.bin, little-endian: int32 token_count, int32 vocab_count, int32 tokens[token_count],
 f32 logits[token_count][vocab_count].
@@ -26,7 +27,7 @@ import tempfile
 import torch
 import transformers
 
-TOKENS = 48
+TOKENS = dict(small=48, gpu=100)
 SMALL = dict(
     vocab_size=64,
     hidden_size=32,
@@ -40,6 +41,9 @@ SMALL = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
+# Heads of 64 and 128 dimensions, rows of whole blocks, more tokens than one step of small products takes.
+GPU = dict(SMALL, vocab_size=512, hidden_size=256, intermediate_size=512)
+GPU_HEAD_DIM = {8: 64, 16: 128}
 
 
 def rope(kind="default", theta=10000.0, **more):
@@ -92,9 +96,11 @@ VARIANTS = {
 }
 
 
-def make_model(kind, changes, dtype):
-    settings = dict(SMALL)
+def make_model(kind, changes, dtype, shapes):
+    settings = dict(GPU if shapes == "gpu" else SMALL)
     settings.update(changes)
+    if shapes == "gpu" and "head_dim" in settings:
+        settings["head_dim"] = GPU_HEAD_DIM[settings["head_dim"]]
     # transformers 5 keeps what concerns rotation in one place.
     partial = settings.pop("partial_rotary_factor", None)
     if partial is not None:
@@ -110,7 +116,9 @@ def make_model(kind, changes, dtype):
             elif name.endswith("bias"):
                 parameter.copy_(0.5 * torch.randn_like(parameter))
             elif "embed_tokens" in name:
-                parameter.copy_(torch.randn_like(parameter))
+                # A tied head over wide rows would give logits in the hundreds, and f32 errors to match.
+                scale = 4.0 / parameter.shape[-1] ** 0.5 if shapes == "gpu" else 1.0
+                parameter.copy_(scale * torch.randn_like(parameter))
             else:
                 parameter.copy_(1.2 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
             # What is stored is what is computed with.
@@ -133,9 +141,10 @@ def old_style_config(folder):
     path.write_text(json.dumps(config, indent=1) + "\n")
 
 
-def write_variant(folder, index, kind, changes, dtype):
-    model = make_model(kind, changes, dtype).eval()
-    tokens = torch.randint(0, SMALL["vocab_size"], (1, TOKENS))
+def write_variant(folder, index, kind, changes, dtype, shapes):
+    model = make_model(kind, changes, dtype, shapes).eval()
+    token_count = TOKENS[shapes]
+    tokens = torch.randint(0, model.config.vocab_size, (1, token_count))
     with torch.no_grad():
         logits = model(tokens).logits[0]
     # Only now: the conversion would round the rotary frequencies as well.
@@ -144,7 +153,7 @@ def write_variant(folder, index, kind, changes, dtype):
     if index % 3 == 2:
         old_style_config(folder)
     with open(folder / "expected.bin", "wb") as out:
-        out.write(struct.pack("<ii", TOKENS, logits.shape[1]))
+        out.write(struct.pack("<ii", token_count, logits.shape[1]))
         out.write(tokens[0].to(torch.int32).numpy().tobytes())
         out.write(logits.to(torch.float32).contiguous().numpy().tobytes())
 
@@ -153,6 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="write the folders here (replaced)")
     parser.add_argument("--seed", type=int, default=None, help="default: a fresh one")
+    parser.add_argument("--shapes", choices=("small", "gpu"), default="small")
     parser.add_argument("--test", help="test_engine to run on them")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else int.from_bytes(os.urandom(4), "little")
@@ -164,7 +174,7 @@ def main():
             folder = out / name
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            write_variant(folder, index, kind, changes, dtype)
+            write_variant(folder, index, kind, changes, dtype, arguments.shapes)
             print("made", name)
         if arguments.test:
             environment = dict(os.environ, UPDRAFT_GOLDEN_DIR=str(out.resolve()))

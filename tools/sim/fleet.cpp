@@ -27,6 +27,7 @@ NodeKind read_kind(TomlFile& file, const std::string& name) {
   get("context", kind.engine.context_tokens, 16, 1 << 24);
   kind.engine.kv_tokens = kind.engine.context_tokens;
   get("kv_tokens", kind.engine.kv_tokens, kind.engine.context_tokens, 1 << 30);
+  get("kv_swap_tokens", kind.engine.kv_swap_tokens, 0, 1 << 30);
   get("prefill_tokens_per_s", prefill, 1, 10'000'000);
   get("decode_tokens_per_s", decode, 1, 1'000'000);
   decode_full = decode;

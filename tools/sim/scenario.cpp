@@ -77,6 +77,7 @@ class Draw {
       engine.page_tokens = random_.chance(0.5) ? 16 : 32;
       engine.kv_tokens = static_cast<int32_t>(engine.context_tokens *
                                               (1.0 + random_.uniform() * (engine.slots - 1)));
+      if (!edge && random_.chance(0.4)) engine.kv_swap_tokens = number(1, 2) * engine.kv_tokens;
       engine.prefill_tokens_per_s = edge ? number(60, 1500) : number(1000, 20'000);
       engine.decode_tokens_per_s = edge ? number(8, 60) : number(20, 150);
       engine.decode_tokens_per_s_full =

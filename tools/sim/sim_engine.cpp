@@ -30,6 +30,7 @@ SchedulerConfig scheduler_config(const EngineSpec& spec) {
   const int32_t tokens = std::max(spec.kv_tokens, spec.context_tokens);
   config.page_count = (tokens + spec.page_tokens - 1) / spec.page_tokens;
   config.step_tokens_max = spec.step_tokens_max;
+  config.swap_slots = spec.kv_swap_tokens / spec.page_tokens;
   config.logit_rows_max = std::max(spec.slots * (1 + kDraftsMax), spec.slots);
   return config;
 }
@@ -175,7 +176,10 @@ void SimEngine::begin_step() {
                       : std::clamp(static_cast<int32_t>(rows), kMixedRowsMin,
                                    std::max(spec_.step_tokens_max, kMixedRowsMin));
   }
-  plan_ = scheduler_.plan(world_.now_ns(), prefill_max);
+  scheduler_.set_swap_costs(1e9 * spec_.page_tokens / spec_.swap_tokens_per_s,
+                            1e9 / spec_.prefill_tokens_per_s);
+  scheduler_.plan(world_.now_ns(), prefill_max, plan_);
+  pages_swapped_ += static_cast<int64_t>(plan_.swaps.size());
   for (const StepPlan::Ended& ended : plan_.ended) {
     const auto node = sequences_.extract(ended.id);
     const bool late = ended.end == SequenceEnd::kDeadline;
@@ -212,8 +216,8 @@ void SimEngine::begin_step() {
   });
 }
 
-// Prompt rows at their rate; the decoding rows of a batch between the time of one answer alone and
-// that of all slots.
+// Prompt rows and swapped pages at their rates; the decoding rows of a batch between the time of
+// one answer alone and that of all slots.
 double SimEngine::step_s() const {
   int32_t prompt_rows = 0;
   int32_t decoding = 0;
@@ -225,6 +229,7 @@ double SimEngine::step_s() const {
     }
   }
   double seconds = prompt_rows / spec_.prefill_tokens_per_s;
+  seconds += static_cast<double>(plan_.swaps.size()) * spec_.page_tokens / spec_.swap_tokens_per_s;
   if (decoding > 0) {
     const double alone = 1.0 / spec_.decode_tokens_per_s;
     const double full = std::max(alone, spec_.slots / spec_.decode_tokens_per_s_full);
@@ -380,8 +385,16 @@ void SimEngine::fill_beat(NodeBeat& beat) const {
 
 std::string SimEngine::check_pages() const {
   std::set<int32_t> held;
+  int32_t swapped = 0;
   for (const auto& [id, sequence] : sequences_) {
     for (const int32_t page : scheduler_.pages(id)) held.insert(page);
+    swapped += scheduler_.swapped_pages(id);
+  }
+  const int32_t slots = spec_.kv_swap_tokens / spec_.page_tokens;
+  if (swapped + scheduler_.swap_slots_free() != slots) {
+    return node_id_ + ": sequences hold " + std::to_string(swapped) +
+           " pages of the swap space and " + std::to_string(scheduler_.swap_slots_free()) +
+           " are free, of " + std::to_string(slots);
   }
   const auto held_count = static_cast<int32_t>(held.size());
   if (held_count + scheduler_.pages_free() == scheduler_.page_count()) return {};

@@ -24,6 +24,7 @@ struct EngineSpec {
   int32_t context_tokens = 1024;
   int32_t kv_tokens = 4096;  // at least one context
   int32_t page_tokens = 16;
+  int32_t kv_swap_tokens = 0;  // host memory for sequences that give way
   int32_t step_tokens_max = 512;
   int32_t mixed_step_ms = 100;
   // Rates as `updraft bench` measures them: of a prompt; of one answer alone; of all slots
@@ -31,7 +32,8 @@ struct EngineSpec {
   double prefill_tokens_per_s = 1000.0;
   double decode_tokens_per_s = 30.0;
   double decode_tokens_per_s_full = 100.0;
-  double draft_share = 0.0;  // of decoding steps that carry drafts
+  double swap_tokens_per_s = 500'000.0;  // of KV memory, one way
+  double draft_share = 0.0;              // of decoding steps that carry drafts
   double fail_first = 0.0;   // of requests: an error after the start, before the first token
   double fail_midway = 0.0;  // an error after some tokens
   double refuse = 0.0;       // busy, although there is room
@@ -64,9 +66,11 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   const EngineSpec& spec() const { return spec_; }
   const SimModel& model() const { return model_; }
   size_t live() const { return jobs_.size(); }
-  // Pages held by sequences + pages free = pages; else a sentence that says by how much not.
+  // Pages held by sequences + pages free = pages, and so in the swap space; else a sentence that
+  // says by how much not.
   std::string check_pages() const;
   int64_t generated_tokens() const { return generated_tokens_; }
+  int64_t pages_swapped() const { return pages_swapped_; }
   double busy_s() const { return busy_s_; }
   // So long a cancel or a deadline may have to wait.
   int64_t longest_step_ns() const { return longest_step_ns_; }
@@ -140,6 +144,7 @@ class SimEngine : public std::enable_shared_from_this<SimEngine> {
   int64_t requests_done_ = 0;
   int64_t requests_failed_ = 0;
   int64_t generated_tokens_ = 0;
+  int64_t pages_swapped_ = 0;
   double busy_s_ = 0.0;
   int64_t longest_step_ns_ = 0;
 };

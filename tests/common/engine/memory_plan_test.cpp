@@ -53,6 +53,23 @@ TEST_CASE("the pool shrinks to what is allowed, but never below one context") {
   CHECK_FALSE(plan_memory(needs(), config).ok());
 }
 
+TEST_CASE("with offload, weights beside one whole context stay outside as far as they must") {
+  EngineConfig config;
+  config.max_memory_bytes = 300 * kMiB;
+  CHECK_FALSE(plan_memory(needs(), config).ok());
+  config.offload = true;
+  const auto plan = plan_memory(needs(), config);
+  REQUIRE(plan.ok());
+  CHECK(plan->page_count == 128);
+  CHECK(plan->weight_bytes == (300 - 20 - 128) * kMiB);
+  CHECK(plan->weight_outside_bytes == (300 - (300 - 20 - 128)) * kMiB);
+  CHECK(plan->needed_bytes() == 300 * kMiB);
+  config.max_memory_bytes = 148 * kMiB;  // not even the context
+  CHECK_FALSE(plan_memory(needs(), config).ok());
+  config.max_memory_bytes = 2000 * kMiB;
+  CHECK(plan_memory(needs(), config)->weight_outside_bytes == 0);
+}
+
 TEST_CASE("without a limit of its own it takes half of what is free beyond the weights") {
   EngineConfig config;
   config.slots = 8;

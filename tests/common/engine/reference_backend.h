@@ -206,15 +206,37 @@ class ReferenceBackend final : public Backend {
   std::span<float> read_logits() override { return {logits_.data(), logit_count_}; }
 
   void copy_page(int32_t from, int32_t to) override {
-    const size_t page_cells = static_cast<size_t>(kv_.page_tokens) * static_cast<size_t>(kv_cols());
-    for (int32_t layer = 0; layer < kv_.layer_count; ++layer) {
-      const size_t base = static_cast<size_t>(layer) * static_cast<size_t>(kv_.page_count);
-      for (std::vector<double>* cells : {&keys_, &values_}) {
-        std::copy_n(
-            cells->begin() +
-                static_cast<ptrdiff_t>((base + static_cast<size_t>(from)) * page_cells),
-            page_cells,
-            cells->begin() + static_cast<ptrdiff_t>((base + static_cast<size_t>(to)) * page_cells));
+    for (const bool of_keys : {true, false}) {
+      for (int32_t layer = 0; layer < kv_.layer_count; ++layer) {
+        const std::span<double> source = page_cells(of_keys, layer, from);
+        std::copy(source.begin(), source.end(), page_cells(of_keys, layer, to).begin());
+      }
+    }
+  }
+  Result<void> make_swap_space(int32_t page_count) override {
+    swapped_.resize(static_cast<size_t>(page_count));
+    return {};
+  }
+  void swap_out(int32_t page, int32_t slot) override {
+    std::vector<double>& into = swapped_.at(static_cast<size_t>(slot));
+    into.clear();
+    for (const bool of_keys : {true, false}) {
+      for (int32_t layer = 0; layer < kv_.layer_count; ++layer) {
+        const std::span<double> cells = page_cells(of_keys, layer, page);
+        into.insert(into.end(), cells.begin(), cells.end());
+      }
+    }
+  }
+  void swap_in(int32_t slot, int32_t page) override {
+    const std::vector<double>& from = swapped_.at(static_cast<size_t>(slot));
+    auto next = from.begin();
+    for (const bool of_keys : {true, false}) {
+      for (int32_t layer = 0; layer < kv_.layer_count; ++layer) {
+        const std::span<double> cells = page_cells(of_keys, layer, page);
+        UPDRAFT_CHECK(from.end() - next >= static_cast<ptrdiff_t>(cells.size()),
+                      "nothing was swapped out there");
+        std::copy_n(next, cells.size(), cells.begin());
+        next += static_cast<ptrdiff_t>(cells.size());
       }
     }
   }
@@ -237,6 +259,13 @@ class ReferenceBackend final : public Backend {
     std::vector<double> values;
   };
 
+  std::span<double> page_cells(bool of_keys, int32_t layer, int32_t page) {
+    UPDRAFT_CHECK(page >= 0 && page < kv_.page_count);
+    const size_t count = static_cast<size_t>(kv_.page_tokens) * static_cast<size_t>(kv_cols());
+    const size_t index = static_cast<size_t>(layer) * static_cast<size_t>(kv_.page_count) +
+                         static_cast<size_t>(page);
+    return std::span(of_keys ? keys_ : values_).subspan(index * count, count);
+  }
   int64_t rows() const { return static_cast<int64_t>(batch_.token_ids.size()); }
   int64_t kv_cols() const { return int64_t{kv_.kv_head_count} * kv_.head_dim; }
   const Matrix& matrix(Mat m) const { return matrices_[static_cast<size_t>(m)]; }
@@ -280,6 +309,7 @@ class ReferenceBackend final : public Backend {
   std::vector<std::vector<double>> vectors_;
   std::vector<Activation> activations_;
   std::vector<double> keys_, values_;  // [layer][page][position][kv head][dim]
+  std::vector<std::vector<double>> swapped_;
   std::vector<float> logits_;
   size_t logit_count_ = 0;
 };

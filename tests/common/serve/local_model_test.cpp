@@ -758,7 +758,10 @@ TEST_CASE("what cannot be opened is refused with the setting and the figures") {
     REQUIRE_FALSE(opened.ok());
     return opened.message();
   };
-  CHECK(contains(message([](auto& c) { c.backend = "cuda"; }), "no CUDA module"));
+  setenv("UPDRAFT_CUDA_MODULE", "/nowhere/cuda.so", 1);
+  CHECK(contains(message([](auto& c) { c.backend = "cuda"; }),
+                 "backend = \"cuda\": cuda: UPDRAFT_CUDA_MODULE names /nowhere/cuda.so, which is not there"));
+  unsetenv("UPDRAFT_CUDA_MODULE");
   CHECK(contains(message([](auto& c) { c.backend = "tpu"; }), "tpu"));
   CHECK(contains(message([](auto& c) { c.isa = "neon"; }), "neon"));
   CHECK(contains(message([](auto& c) { c.kv_type = "f64"; }), "f64"));

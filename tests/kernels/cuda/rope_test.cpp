@@ -1,9 +1,7 @@
 // Norm, rotation and append against their formulas in double precision.
 #include "kernels/cuda/rope.h"
 
-#include <cstring>
-
-#include "tests/kernels/cuda/support.h"
+#include "tests/kernels/cuda/kv_cache.h"
 
 using namespace updraft;
 using namespace updraft::cuda;
@@ -25,8 +23,8 @@ constexpr int32_t kPageTokens = 16;
 constexpr double kEps = 1e-6;
 
 std::vector<double> rotated(std::vector<double> head, const Case& c,
-                            const simt::Buffer<float>* norm, int32_t position,
-                            const simt::Buffer<float>& frequency) {
+                            const Buffer<float>* norm, int32_t position,
+                            const Buffer<float>& frequency) {
   if (norm != nullptr) {
     double sum = 0;
     for (const double v : head) sum += v * v;
@@ -51,10 +49,11 @@ std::vector<double> rotated(std::vector<double> head, const Case& c,
 TEST_CASE("rotations are magnitude times cosine and sine of position times frequency") {
   const std::vector<int32_t> positions_list = {0, 1, 4095, 131071};
   const std::vector<float> frequency_list = {1.0F, 0.1F, 0.001F};
-  const simt::Buffer<int32_t> positions("positions", std::span(positions_list));
-  const simt::Buffer<float> frequency("frequency", std::span(frequency_list));
-  simt::Buffer<Float2> out("out", 12);
-  require_ok(run_rope_table({4, 3, positions.data(), frequency.data(), 1.5F, out.data()}, nullptr));
+  const Buffer<int32_t> positions("positions", std::span(positions_list));
+  const Buffer<float> frequency("frequency", std::span(frequency_list));
+  Buffer<Float2> out("out", 12);
+  require_ok(
+      run_rope_table({4, 3, positions.data(), frequency.data(), 1.5F, out.data(), {}}, nullptr));
   for (size_t r = 0; r < 4; ++r) {
     for (size_t i = 0; i < 3; ++i) {
       const auto angle =
@@ -71,7 +70,9 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
   for (const Case& c :
        {Case{KvType::kBf16, 128, 128, false, true}, Case{KvType::kBf16, 64, 32, true, false},
         Case{KvType::kInt8, 128, 64, true, true}, Case{KvType::kInt8, 64, 64, false, false},
-        Case{KvType::kBf16, 64, 48, false, true}}) {
+        Case{KvType::kBf16, 64, 48, false, true}, Case{KvType::kFp8, 128, 128, false, true},
+        Case{KvType::kFp8, 64, 64, true, false}, Case{KvType::kBf16, 8, 8, false, true},
+        Case{KvType::kInt8, 80, 40, false, true}, Case{KvType::kFp8, 96, 96, true, true}}) {
     CAPTURE(c.head_dim);
     CAPTURE(c.rope_dims);
     const auto dim = static_cast<size_t>(c.head_dim);
@@ -83,10 +84,10 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
     constexpr size_t kAllHeads = kHeads + 2 * kKvHeads;
 
     KvPages pages = *KvPages::of(c.type, 2, kKvHeads, c.head_dim, kPageTokens);
-    simt::Buffer<Bf16> start("qkv", kRows * kAllHeads * dim);
-    simt::Buffer<float> q_norm("q norm", dim);
-    simt::Buffer<float> k_norm("k norm", dim);
-    simt::Buffer<float> frequency("frequency", static_cast<size_t>(c.rope_dims / 2));
+    Buffer<Bf16> start("qkv", kRows * kAllHeads * dim);
+    Buffer<float> q_norm("q norm", dim);
+    Buffer<float> k_norm("k norm", dim);
+    Buffer<float> frequency("frequency", static_cast<size_t>(c.rope_dims / 2));
     fill_normal(start.span(), 21);
     fill_normal(q_norm.span(), 22);
     fill_normal(k_norm.span(), 23);
@@ -94,19 +95,24 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
       frequency[i] =
           std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(frequency.size()));
     }
-    const simt::Buffer<int32_t> device_positions("positions", std::span(positions));
-    const simt::Buffer<int32_t> device_kv_positions("kv positions", std::span(kv_positions));
-    const simt::Buffer<int32_t> device_sequences("sequences", std::span(sequences));
-    const simt::Buffer<int32_t> table("table", std::span(table_list));
-    simt::Buffer<Float2> rotations("rotations", kRows * frequency.size());
-    require_ok(run_rope_table(
-        {kRows, c.rope_dims / 2, device_positions.data(), frequency.data(), 1.0F, rotations.data()},
-        nullptr));
+    const Buffer<int32_t> device_positions("positions", std::span(positions));
+    const Buffer<int32_t> device_kv_positions("kv positions", std::span(kv_positions));
+    const Buffer<int32_t> device_sequences("sequences", std::span(sequences));
+    const Buffer<int32_t> table("table", std::span(table_list));
+    Buffer<Float2> rotations("rotations", kRows * frequency.size());
+    require_ok(run_rope_table({kRows,
+                               c.rope_dims / 2,
+                               device_positions.data(),
+                               frequency.data(),
+                               1.0F,
+                               rotations.data(),
+                               {}},
+                              nullptr));
 
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<Bf16> qkv("qkv", start.span());
-      simt::Buffer<std::byte> memory("pages", static_cast<size_t>(pages.page_bytes) * 6);
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<Bf16> qkv("qkv", start.span());
+      Buffer<std::byte> memory("pages", static_cast<size_t>(pages.page_bytes) * 6);
       pages.base = memory.data();
       PrepareQkv op;
       op.pages = pages;
@@ -121,7 +127,7 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
       op.rope_dims = c.rope_dims;
       op.interleaved = c.interleaved;
       op.kv_positions = device_kv_positions.data();
-      op.sequences = device_sequences.data();
+      op.lines = device_sequences.data();
       op.table = table.data();
       op.table_stride = 3;
       require_ok(run_prepare_qkv(op, nullptr));
@@ -135,9 +141,13 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
             head.push_back(static_cast<double>(value(start[at + d])));
           const bool is_q = h < kHeads;
           const bool is_v = h >= kHeads + kKvHeads;
-          const simt::Buffer<float>* norm = !c.normed ? nullptr : is_q ? &q_norm : &k_norm;
+          const Buffer<float>* norm = !c.normed ? nullptr : is_q ? &q_norm : &k_norm;
           if (!is_v) head = rotated(head, c, norm, positions[r], frequency);
+          if (c.type == KvType::kInt8) hadamard(head, c.head_dim & -c.head_dim);
           if (is_q) {
+            if (c.type == KvType::kInt8) {
+              for (double& v : head) v /= c.head_dim & -c.head_dim;
+            }
             CHECK(difference(std::span<Bf16>(qkv.data() + at, dim), head) < kBf16Step);
             continue;
           }
@@ -149,12 +159,13 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
           const auto kv_head = static_cast<int64_t>(h) - kHeads - (is_v ? kKvHeads : 0);
           const int64_t layer = page * pages.page_bytes + pages.layer_bytes;
           const int64_t row_bytes = pages.head_bytes / kPageTokens;
+          head.resize(static_cast<size_t>(pages.padded_dim));
           const int64_t bytes =
               layer + (is_v ? pages.v_offset : 0) + kv_head * pages.head_bytes + slot * row_bytes;
           for (int64_t b = 0; b < row_bytes; ++b) written[static_cast<size_t>(bytes + b)] = true;
           if (c.type == KvType::kBf16) {
             const auto* stored = reinterpret_cast<Bf16*>(memory.data() + bytes);
-            CHECK(difference(std::span(stored, dim), head) < kBf16Step);
+            CHECK(difference(std::span(stored, head.size()), head) < kBf16Step);
             continue;
           }
           const int64_t scale_at = layer + (is_v ? pages.v_scale_offset : pages.k_scale_offset) +
@@ -164,11 +175,19 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
           std::memcpy(&scale, memory.data() + scale_at, 4);
           double largest = 0;
           for (const double v : head) largest = std::max(largest, std::abs(v));
-          CHECK(static_cast<double>(scale) == doctest::Approx(largest / 127).epsilon(1e-5));
-          for (size_t d = 0; d < dim; ++d) {
-            const auto byte = static_cast<int8_t>(memory[static_cast<size_t>(bytes) + d]);
-            CHECK(std::abs(static_cast<double>(byte) * static_cast<double>(scale) - head[d]) <
-                  0.501 * largest / 127);
+          const bool int8 = c.type == KvType::kInt8;
+          const double step = largest / (int8 ? 127 : 448);
+          CHECK(static_cast<double>(scale) == doctest::Approx(step).epsilon(1e-5));
+          for (size_t d = 0; d < head.size(); ++d) {
+            const auto byte = static_cast<uint8_t>(memory[static_cast<size_t>(bytes) + d]);
+            const double number = int8 ? static_cast<int8_t>(byte) : fp8_value(byte);
+            // Half a step; fp8's grow with the number, 16 to the power of two.
+            const double room =
+                int8 ? 0.501
+                     : 0.0005 + std::max(0x1p-10, std::exp2(std::floor(
+                                                      std::log2(std::abs(head[d]) / step + 1e-9))) /
+                                                      16);
+            CHECK(std::abs(number * step - head[d]) <= room * step);
           }
         }
       }
@@ -179,6 +198,28 @@ TEST_CASE("q is normed and rotated in place, k and v go to their slots and nowhe
       CHECK(elsewhere == 0);
     }
   }
+}
+
+TEST_CASE("pairs of three sections turn by three positions") {
+  const std::vector<int32_t> positions_list = {3, 4, 70, 80, 900, 1000};  // [3, 2]
+  const std::vector<float> frequency_list = {1.0F, 0.5F, 0.25F, 0.1F, 0.05F, 0.01F};
+  const Buffer<int32_t> positions("positions", std::span(positions_list));
+  const Buffer<float> frequency("frequency", std::span(frequency_list));
+  Buffer<Float2> out("out", 12);
+  RopeTable op{2, 6, positions.data(), frequency.data(), 1.0F, out.data(), {1, 2, 3}};
+  require_ok(run_rope_table(op, nullptr));
+  const size_t axis[6] = {0, 1, 1, 2, 2, 2};
+  for (size_t r = 0; r < 2; ++r) {
+    for (size_t i = 0; i < 6; ++i) {
+      const auto angle = static_cast<double>(static_cast<float>(positions_list[axis[i] * 2 + r]) *
+                                             frequency_list[i]);
+      CHECK(static_cast<double>(out[r * 6 + i].x) == doctest::Approx(std::cos(angle)));
+      CHECK(static_cast<double>(out[r * 6 + i].y) == doctest::Approx(std::sin(angle)));
+    }
+  }
+  op.sections[2] = 4;
+  CHECK(run_rope_table(op, nullptr).message().find("7 pairs in sections, 6 in all") !=
+        std::string::npos);
 }
 
 TEST_CASE("a rotation wider than the head is refused with its value") {

@@ -28,7 +28,9 @@ struct NormCase {
 }  // namespace
 
 TEST_CASE("embedding gives the reference decoder's rows in every format, zeros for padded rows") {
-  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K}) {
+  for (const DType type :
+       {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K, DType::kQ5_0,
+        DType::kQ5_1, DType::kQ5_K, DType::kF16, DType::kF8_E4M3}) {
     CAPTURE(dtype_info(type).name);
     const int64_t cols = dtype_info(type).block_elems == 256 ? 512 : 96;
     constexpr int64_t kRows = 45;
@@ -39,14 +41,14 @@ TEST_CASE("embedding gives the reference decoder's rows in every format, zeros f
       quantize_row(type, values, bytes.data() + r * row_bytes(type, cols));
     }
     const PackedLayout layout = *PackedLayout::of(type, kRows, cols);
-    simt::Buffer<std::byte> table("table", static_cast<size_t>(layout.bytes));
+    Buffer<std::byte> table("table", static_cast<size_t>(layout.bytes));
     pack_tiles({bytes.data(), type, kRows, cols}, layout, 0, layout.rows_padded / kTileRows,
                table.span());
     const std::vector<int32_t> ids = {44, 0, -1, 9, 23, 23, 15};
-    simt::Buffer<int32_t> token_ids("token ids", std::span(ids));
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<float> hidden("hidden", ids.size() * static_cast<size_t>(cols));
+    Buffer<int32_t> token_ids("token ids", std::span(ids));
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<float> hidden("hidden", ids.size() * static_cast<size_t>(cols));
       require_ok(run_embed(
           {layout, table.data(), token_ids.data(), static_cast<int32_t>(ids.size()), hidden.data()},
           nullptr));
@@ -67,10 +69,10 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
     CAPTURE(c.dim);
     constexpr int32_t kRows = 3;
     const auto dim = static_cast<size_t>(c.dim);
-    simt::Buffer<float> start("hidden", kRows * dim);
-    simt::Buffer<Bf16> delta("delta", kRows * dim);
-    simt::Buffer<float> norm("norm", dim);
-    simt::Buffer<float> delta_norm("delta norm", dim);
+    Buffer<float> start("hidden", kRows * dim);
+    Buffer<Bf16> delta("delta", kRows * dim);
+    Buffer<float> norm("norm", dim);
+    Buffer<float> delta_norm("delta norm", dim);
     fill_normal(start.span(), 1, 3.0F);
     fill_normal(delta.span(), 2);
     fill_normal(norm.span(), 3);
@@ -96,12 +98,12 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
       }
     }
 
-    for (const simt::Schedule& schedule : schedules()) {
-      const simt::ScheduleScope scope(schedule);
-      simt::Buffer<float> hidden("hidden", start.span());
-      simt::Buffer<Bf16> out("out", kRows * dim);
-      simt::Buffer<int8_t> out_int8("out int8", kRows * dim);
-      simt::Buffer<float> out_scale("out scale", kRows);
+    for (const Schedule& schedule : schedules()) {
+      const ScheduleScope scope(schedule);
+      Buffer<float> hidden("hidden", start.span());
+      Buffer<Bf16> out("out", kRows * dim);
+      Buffer<int8_t> out_int8("out int8", kRows * dim);
+      Buffer<float> out_scale("out scale", kRows);
       ResidualNorm op;
       op.rows = kRows;
       op.dim = c.dim;
@@ -134,8 +136,8 @@ TEST_CASE("residual norm adds, norms and quantises like the formula") {
 }
 
 TEST_CASE("a residual norm without outputs only adds") {
-  simt::Buffer<float> hidden("hidden", 16);
-  simt::Buffer<Bf16> delta("delta", 16);
+  Buffer<float> hidden("hidden", 16);
+  Buffer<Bf16> delta("delta", 16);
   std::fill_n(hidden.data(), 16, 1.0F);
   std::fill_n(delta.data(), 16, Bf16{float_to_bf16(0.5F)});
   ResidualNorm op;
@@ -150,7 +152,7 @@ TEST_CASE("a residual norm without outputs only adds") {
 TEST_CASE("the gated unit is silu(gate) * up, also far from zero") {
   constexpr int32_t kRows = 3;
   constexpr int32_t kN = 4104;
-  simt::Buffer<Bf16> in("in", kRows * 2 * kN);
+  Buffer<Bf16> in("in", kRows * 2 * kN);
   fill_normal(in.span(), 6, 4.0F);
   for (size_t i = 0; i < 4; ++i) {
     in[i] = {float_to_bf16(i % 2 == 0 ? 200.0F : -200.0F)};
@@ -163,31 +165,10 @@ TEST_CASE("the gated unit is silu(gate) * up, also far from zero") {
       expected.push_back(gate / (1 + std::exp(-gate)) * up);
     }
   }
-  simt::Buffer<Bf16> out("out", kRows * kN);
+  Buffer<Bf16> out("out", kRows * kN);
   require_ok(run_gated_unit({kRows, kN, in.data(), out.data()}, nullptr));
   for (size_t i = 0; i < expected.size(); ++i) {
     CHECK(static_cast<double>(value(out[i])) == doctest::Approx(expected[i]).epsilon(kBf16Step));
-  }
-}
-
-TEST_CASE("pages are copied whole and nothing else changes") {
-  KvPages pages = *KvPages::of(KvType::kInt8, 3, 2, 64, 16);
-  constexpr size_t kPages = 7;
-  const auto page_bytes = static_cast<size_t>(pages.page_bytes);
-  simt::Buffer<std::byte> memory("pages", kPages * page_bytes);
-  for (size_t i = 0; i < memory.size(); ++i)
-    memory[i] = static_cast<std::byte>(i * 31 + i / page_bytes);
-  const std::vector<std::byte> before(memory.span().begin(), memory.span().end());
-  pages.base = memory.data();
-  const std::vector<int32_t> from_list = {6, 0, 6};
-  const std::vector<int32_t> to_list = {1, 3, 5};
-  const simt::Buffer<int32_t> from("from", std::span(from_list));
-  const simt::Buffer<int32_t> to("to", std::span(to_list));
-  require_ok(run_copy_pages({pages, from.data(), to.data(), 3}, nullptr));
-  const size_t source[kPages] = {0, 6, 2, 0, 4, 6, 6};
-  for (size_t p = 0; p < kPages; ++p) {
-    CHECK(std::memcmp(memory.data() + p * page_bytes, before.data() + source[p] * page_bytes,
-                      page_bytes) == 0);
   }
 }
 
@@ -198,7 +179,4 @@ TEST_CASE("shapes that the row operations do not take are refused with their val
   CHECK(run_residual_norm(norm, nullptr).message().find("12 elements") != std::string::npos);
   CHECK(run_gated_unit({1, 9, nullptr, nullptr}, nullptr).message().find("9 elements") !=
         std::string::npos);
-  CHECK(run_copy_pages({*KvPages::of(KvType::kBf16, 1, 1, 64, 16), nullptr, nullptr, 0}, nullptr)
-            .message()
-            .find("0 pages") != std::string::npos);
 }

@@ -18,15 +18,15 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 std::vector<int32_t> sample(const std::vector<std::vector<float>>& logits,
                             const std::vector<SampleRow>& how,
-                            const simt::Schedule& schedule = {}) {
-  const simt::ScheduleScope scope(schedule);
+                            const Schedule& schedule = {}) {
+  const ScheduleScope scope(schedule);
   const size_t vocab = logits[0].size();
-  simt::Buffer<float> device_logits("logits", logits.size() * vocab);
+  Buffer<float> device_logits("logits", logits.size() * vocab);
   for (size_t r = 0; r < logits.size(); ++r) {
     std::copy(logits[r].begin(), logits[r].end(), device_logits.data() + r * vocab);
   }
-  const simt::Buffer<SampleRow> device_how("how", std::span(how));
-  simt::Buffer<int32_t> tokens("tokens", logits.size());
+  const Buffer<SampleRow> device_how("how", std::span(how));
+  Buffer<int32_t> tokens("tokens", logits.size());
   require_ok(run_sample({static_cast<int32_t>(logits.size()), static_cast<int32_t>(vocab),
                          device_logits.data(), device_how.data(), tokens.data()},
                         nullptr));
@@ -80,7 +80,7 @@ TEST_CASE("greedy takes the largest logit, of equals the smallest id") {
   std::vector<float> zeros(5003, kNever);
   zeros[12] = -0.0F;
   zeros[13] = 0.0F;
-  for (const simt::Schedule& schedule : schedules()) {
+  for (const Schedule& schedule : schedules()) {
     const SampleRow greedy{0.0F, 0.0F, 1.0F, 0, 0.9};
     CHECK(sample({logits, negative, zeros}, {greedy, greedy, greedy}, schedule) ==
           std::vector<int32_t>{33, 5002, 12});
@@ -153,7 +153,7 @@ TEST_CASE("exactly the kept tokens can be drawn, and the schedule does not matte
     seen.insert(id);
   }
   CHECK(seen.size() == 20);
-  for (const simt::Schedule& schedule : schedules()) CHECK(sample(rows, how, schedule) == first);
+  for (const Schedule& schedule : schedules()) CHECK(sample(rows, how, schedule) == first);
   how[0].uniform = 0x1.fffffffffffffp-1;  // the largest draw takes the last token
   CHECK(sample({logits}, {how[0]}) == std::vector<int32_t>{1000});
 }

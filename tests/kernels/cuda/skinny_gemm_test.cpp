@@ -1,96 +1,12 @@
 // The skinny product against a sum in double precision over the reference decoder's weights.
 #include "kernels/cuda/skinny_gemm.h"
 
-#include <optional>
-
-#include "tests/kernels/cuda/support.h"
+#include "kernels/cuda/row_ops.h"
+#include "tests/kernels/cuda/gemm_support.h"
 
 using namespace updraft;
 using namespace updraft::cuda;
 using namespace updraft::cuda::testing;
-
-namespace {
-
-struct Problem {
-  DType type;
-  int64_t rows;
-  int64_t cols;
-  std::vector<std::vector<float>> weights;  // decoded
-  PackedLayout layout;
-  std::optional<simt::Buffer<std::byte>> packed;
-  std::optional<simt::Buffer<Bf16>> x;
-  std::optional<simt::Buffer<float>> bias;
-
-  Problem(DType type, int64_t rows, int64_t cols, int32_t tokens_max)
-      : type(type), rows(rows), cols(cols), layout(*PackedLayout::of(type, rows, cols)) {
-    std::mt19937 random(static_cast<uint32_t>(rows + cols));
-    std::normal_distribution<float> normal;
-    std::vector<std::byte> bytes(static_cast<size_t>(rows * row_bytes(type, cols)));
-    weights.resize(static_cast<size_t>(rows), std::vector<float>(static_cast<size_t>(cols)));
-    for (int64_t r = 0; r < rows; ++r) {
-      auto& row = weights[static_cast<size_t>(r)];
-      for (float& v : row) v = normal(random) + 0.3F;  // not centred: minima matter
-      std::byte* at = bytes.data() + r * row_bytes(type, cols);
-      quantize_row(type, row, at);
-      dequantize_row(type, at, row);
-    }
-    packed.emplace("weights", static_cast<size_t>(layout.bytes));
-    pack_tiles({bytes.data(), type, rows, cols}, layout, 0, layout.rows_padded / kTileRows,
-               packed->span());
-    x.emplace("x", static_cast<size_t>(tokens_max * cols));
-    fill_normal(x->span(), 77);
-    bias.emplace("bias", static_cast<size_t>(rows));
-    fill_normal(bias->span(), 78);
-  }
-
-  std::vector<double> expected(int32_t tokens, bool with_bias) const {
-    std::vector<double> out;
-    for (int32_t token = 0; token < tokens; ++token) {
-      for (int64_t r = 0; r < rows; ++r) {
-        double sum = with_bias ? static_cast<double>((*bias)[static_cast<size_t>(r)]) : 0.0;
-        for (int64_t c = 0; c < cols; ++c) {
-          sum += static_cast<double>(value((*x)[static_cast<size_t>(token * cols + c)])) *
-                 static_cast<double>(weights[static_cast<size_t>(r)][static_cast<size_t>(c)]);
-        }
-        out.push_back(sum);
-      }
-    }
-    return out;
-  }
-
-  // Tokens [first, first + tokens) in one launch.
-  std::vector<float> run(int32_t first, int32_t tokens, int32_t splits, bool with_bias,
-                         const simt::Schedule& schedule = {}) const {
-    const simt::ScheduleScope scope(schedule);
-    simt::Buffer<float> y("y", static_cast<size_t>(tokens * rows));
-    simt::Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(layout, splits));
-    std::fill_n(workspace.data(), std::min<size_t>(workspace.size(), 256), std::byte{0});
-    SkinnyGemm op;
-    op.layout = layout;
-    op.weight = packed->data();
-    op.x = x->data() + first * cols;
-    op.x_stride = cols;
-    op.tokens = tokens;
-    op.bias = with_bias ? bias->data() : nullptr;
-    op.y_f32 = y.data();
-    op.y_stride = rows;
-    op.splits = splits;
-    op.workspace = splits > 1 ? workspace.data() : nullptr;
-    require_ok(run_skinny_gemm(op, nullptr));
-    if (splits > 1) {
-      // Counters are as they were: a second launch needs no clearing.
-      const std::vector<float> once(y.span().begin(), y.span().end());
-      std::fill_n(y.data(), y.size(), NAN);
-      require_ok(run_skinny_gemm(op, nullptr));
-      CHECK(std::equal(once.begin(), once.end(), y.span().begin()));
-    }
-    return {y.span().begin(), y.span().end()};
-  }
-};
-
-constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K};
-
-}  // namespace
 
 TEST_CASE("the skinny product equals the sum in double precision, in every format and schedule") {
   for (const DType type : kTypes) {
@@ -101,7 +17,7 @@ TEST_CASE("the skinny product equals the sum in double precision, in every forma
     const Problem problem(type, 37, super ? 768 : 544, 64);
     for (const int32_t tokens : {1, 8, 11, 16}) {
       const auto expected = problem.expected(tokens, true);
-      for (const simt::Schedule& schedule : schedules()) {
+      for (const Schedule& schedule : schedules()) {
         std::vector<float> got = problem.run(0, tokens, 1, true, schedule);
         CHECK(difference(std::span(got), expected) < 2e-6);
       }
@@ -117,7 +33,7 @@ TEST_CASE("columns split over blocks are added in one order") {
     const Problem problem(type, 48, 2048, 16);
     const auto expected = problem.expected(3, true);
     std::vector<float> first;
-    for (const simt::Schedule& schedule : schedules()) {
+    for (const Schedule& schedule : schedules()) {
       std::vector<float> got = problem.run(0, 3, 3, true, schedule);
       CHECK(difference(std::span(got), expected) < 2e-6);
       if (first.empty()) first = got;
@@ -143,7 +59,7 @@ TEST_CASE("a token alone gets the same bits as in any batch") {
 
 TEST_CASE("bfloat16 outputs are the rounded sums") {
   const Problem problem(DType::kQ4_0, 40, 256, 4);
-  simt::Buffer<Bf16> y("y", 4 * 48);
+  Buffer<Bf16> y("y", 4 * 48);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();
@@ -162,21 +78,202 @@ TEST_CASE("bfloat16 outputs are the rounded sums") {
   }
 }
 
-TEST_CASE("few rows are split so that the device is full, many are not") {
-  const auto splits = [](int64_t rows, int64_t cols) {
-    return skinny_gemm_splits(*PackedLayout::of(DType::kQ4_0, rows, cols), 132);
+TEST_CASE("13,696 columns are summed as in double precision") {
+  // Positive weights and activations would lose bits in bfloat16 or in one running sum.
+  for (const DType type : {DType::kBF16, DType::kQ4_0, DType::kF8_E4M3}) {
+    CAPTURE(dtype_info(type).name);
+    const Problem problem(type, 16, 13696, 2);
+    std::vector<float> got = problem.run(0, 2, 1, false);
+    CHECK(difference(std::span(got), problem.expected(2, false)) < 2e-6);
+  }
+}
+
+TEST_CASE("the gated product is the gated unit of the two products, bit for bit") {
+  for (const DType type : {DType::kQ4_K, DType::kBF16}) {
+    CAPTURE(dtype_info(type).name);
+    const int64_t n = 48;
+    const int64_t cols = 2048;
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    std::vector<std::byte> bytes(static_cast<size_t>(2 * n * row_bytes(type, cols)));
+    std::vector<float> row(static_cast<size_t>(cols));
+    for (int64_t r = 0; r < 2 * n; ++r) {
+      for (float& v : row) v = 0.05F * normal(random);
+      quantize_row(type, row, bytes.data() + r * row_bytes(type, cols));
+    }
+    const auto plain = PackedLayout::of(type, 2 * n, cols);
+    const auto gated = PackedLayout::of(type, 2 * n, cols, true);
+    REQUIRE((plain.ok() && gated.ok()));
+    Buffer<std::byte> plain_weight("plain", static_cast<size_t>(plain->bytes));
+    Buffer<std::byte> gated_weight("gated", static_cast<size_t>(gated->bytes));
+    pack_tiles({bytes.data(), type, 2 * n, cols}, *plain, 0, 2 * n / 16, plain_weight.span());
+    pack_gated_tiles({bytes.data(), type, n, cols},
+                     {bytes.data() + n * row_bytes(type, cols), type, n, cols}, *gated, 0,
+                     2 * n / 16, gated_weight.span());
+    Buffer<Bf16> x("x", static_cast<size_t>(40 * cols));
+    fill_normal(x.span(), 4);
+    Buffer<float> bias("bias", static_cast<size_t>(2 * n));
+    fill_normal(bias.span(), 5);
+    for (const int32_t tokens : {1, 13, 24, 40}) {
+      for (const int32_t splits : {1, 2}) {
+        CAPTURE(tokens);
+        CAPTURE(splits);
+        Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*gated, splits));
+        std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes),
+                    std::byte{0});
+        const auto count = static_cast<size_t>(tokens * n);
+        Buffer<Bf16> both("both", 2 * count);
+        Buffer<Bf16> expected("expected", count);
+        Buffer<Bf16> y("y", count);
+        SkinnyGemm op;
+        op.layout = *plain;
+        op.weight = plain_weight.data();
+        op.x = x.data();
+        op.x_stride = cols;
+        op.tokens = tokens;
+        op.bias = bias.data();
+        op.y_bf16 = both.data();
+        op.y_stride = 2 * n;
+        op.splits = splits;
+        op.workspace = workspace.data();
+        require_ok(run_skinny_gemm(op, nullptr));
+        GatedUnit unit;
+        unit.rows = tokens;
+        unit.n = static_cast<int32_t>(n);
+        unit.in = both.data();
+        unit.out = expected.data();
+        require_ok(run_gated_unit(unit, nullptr));
+        op.layout = *gated;
+        op.weight = gated_weight.data();
+        op.y_bf16 = y.data();
+        op.y_stride = n;
+        require_ok(run_skinny_gemm(op, nullptr));
+        int differing = 0;
+        for (size_t i = 0; i < count; ++i) differing += y[i].bits == expected[i].bits ? 0 : 1;
+        CHECK(differing == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("int8 products are exact") {
+  const int64_t rows = 37;
+  const int64_t cols = 2048;
+  for (const int32_t tokens : {1, 9, 33}) {
+    for (const int32_t splits : {1, 2}) {
+      std::mt19937 random(8);
+      std::vector<float> weights(static_cast<size_t>(rows * cols));
+      for (float& v : weights) v = static_cast<float>(static_cast<int>(random() % 255) - 127);
+      for (int64_t r = 0; r < rows; ++r) weights[static_cast<size_t>(r * cols)] = 127;  // scale 1
+      const auto layout = PackedLayout::of(DType::kI8, rows, cols);
+      REQUIRE(layout.ok());
+      Buffer<std::byte> packed("weights", static_cast<size_t>(layout->bytes));
+      pack_tiles({reinterpret_cast<const std::byte*>(weights.data()), DType::kF32, rows, cols},
+                 *layout, 0, layout->rows_padded / kTileRows, packed.span());
+      Buffer<int8_t> x("x", static_cast<size_t>(tokens * cols));
+      for (int8_t& v : x.span()) v = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+      Buffer<float> scales("scales", static_cast<size_t>(tokens));
+      for (size_t i = 0; i < scales.size(); ++i)
+        scales[i] = std::ldexp(1.0F, static_cast<int>(i % 5));
+      Buffer<float> y("y", static_cast<size_t>(tokens * rows));
+      Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(*layout, splits));
+      std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
+      SkinnyGemm op;
+      op.layout = *layout;
+      op.weight = packed.data();
+      op.x_int8 = x.data();
+      op.token_scales = scales.data();
+      op.x_stride = cols;
+      op.tokens = tokens;
+      op.y_f32 = y.data();
+      op.y_stride = rows;
+      op.splits = splits;
+      op.workspace = workspace.data();
+      require_ok(run_skinny_gemm(op, nullptr));
+      int wrong = 0;
+      for (int64_t token = 0; token < tokens; ++token) {
+        for (int64_t r = 0; r < rows; ++r) {
+          int64_t sum = 0;
+          for (int64_t c = 0; c < cols; ++c) {
+            sum += x[static_cast<size_t>(token * cols + c)] *
+                   static_cast<int64_t>(weights[static_cast<size_t>(r * cols + c)]);
+          }
+          const auto expected = static_cast<float>(sum) * scales[static_cast<size_t>(token)];
+          wrong += y[static_cast<size_t>(token * rows + r)] == expected ? 0 : 1;
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("a product can be added to what is there") {
+  const Problem problem(DType::kQ8_0, 40, 2048, 3);
+  for (const int32_t splits : {1, 2}) {
+    const std::vector<float> product = problem.run(0, 3, splits, true);
+    Buffer<float> y("y", 3 * 40);
+    fill_normal(y.span(), 6);
+    const std::vector<float> before(y.span().begin(), y.span().end());
+    Buffer<std::byte> workspace("workspace",
+                                      skinny_gemm_workspace_bytes(problem.layout, splits));
+    std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
+    SkinnyGemm op;
+    op.layout = problem.layout;
+    op.weight = problem.packed->data();
+    op.x = problem.x->data();
+    op.x_stride = 2048;
+    op.tokens = 3;
+    op.bias = problem.bias->data();
+    op.y_f32 = y.data();
+    op.y_stride = 40;
+    op.accumulate = true;
+    op.splits = splits;
+    op.workspace = workspace.data();
+    require_ok(run_skinny_gemm(op, nullptr));
+    int wrong = 0;
+    for (size_t i = 0; i < 120; ++i) wrong += y[i] == before[i] + product[i] ? 0 : 1;
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("the shapes of the models fill a device of 132 multiprocessors where the columns allow") {
+  struct Shape {
+    const char* what;
+    int64_t rows;
+    int64_t cols;
   };
-  CHECK(splits(151552, 4096) == 1);
-  CHECK(splits(4096, 4096) == 1);
-  CHECK(splits(4096, 13696) == 1);
-  CHECK(splits(1024, 4096) == 2);
-  CHECK(splits(512, 4096) == 2);  // four tiles a warp
-  CHECK(splits(512, 16384) == 8);
+  // qkv, o, gate and up, down; the last layer is the vocabulary's.
+  const Shape shapes[] = {
+      {"glm-4-9b", 4608, 4096},     {"glm-4-9b", 4096, 4096},      {"glm-4-9b", 27392, 4096},
+      {"glm-4-9b", 4096, 13696},    {"qwen2.5-0.5b", 1152, 896},   {"qwen2.5-0.5b", 896, 896},
+      {"qwen2.5-0.5b", 9728, 896},  {"qwen2.5-0.5b", 896, 4864},   {"qwen2.5-1.5b", 2048, 1536},
+      {"qwen2.5-1.5b", 1536, 1536}, {"qwen2.5-1.5b", 17920, 1536}, {"qwen2.5-1.5b", 1536, 8960},
+      {"qwen2.5-3b", 2560, 2048},   {"qwen2.5-3b", 2048, 2048},    {"qwen2.5-3b", 22016, 2048},
+      {"qwen2.5-3b", 2048, 11008},  {"qwen2.5-7b", 4608, 3584},    {"qwen2.5-7b", 3584, 3584},
+      {"qwen2.5-7b", 37888, 3584},  {"qwen2.5-7b", 3584, 18944},   {"llama-2-7b", 12288, 4096},
+      {"llama-2-7b", 4096, 4096},   {"llama-2-7b", 22016, 4096},   {"llama-2-7b", 4096, 11008}};
+  for (const Shape& shape : shapes) {
+    for (const DType type : {DType::kBF16, DType::kQ4_0}) {
+      const auto layout = PackedLayout::of(type, shape.rows, shape.cols);
+      REQUIRE(layout.ok());
+      const int64_t splits = skinny_gemm_splits(*layout, 132);
+      const int64_t blocks = splits * ((layout->rows_padded + 31) / 32);
+      CAPTURE(shape.what);
+      CAPTURE(shape.rows);
+      CAPTURE(shape.cols);
+      CAPTURE(splits);
+      // A warp keeps at least 2 tiles of 64 columns: fewer would not cover the latency of memory.
+      const bool columns_allow = shape.cols >= 64 * 8 * 2 * (splits + 1);
+      CHECK((blocks >= 2 * 132 || splits == 8 || !columns_allow));
+      CHECK(
+          (splits == 1 || (blocks / splits) * (splits - 1) < 2 * 132));  // and no more than needed
+    }
+  }
 }
 
 TEST_CASE("a shape that the skinny product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
-  simt::Buffer<float> y("y", 16);
+  Buffer<float> y("y", 16);
   SkinnyGemm op;
   op.layout = problem.layout;
   op.weight = problem.packed->data();

@@ -1,5 +1,5 @@
-// What the kernels' tests share: the schedules in which each kernel must give the same bits, random
-// bfloat16, and the comparison with a reference in double precision.
+// What the kernels' tests share: random bfloat16, and the comparison with a reference in double
+// precision.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -12,17 +12,18 @@
 
 #include "kernels/cuda/types.h"
 #include "kernels/quant/quant.h"
-#include "kernels/simt/launch.h"
-#include "kernels/simt/memory.h"
+#ifdef UPDRAFT_TESTS_ON_GPU
+#include "tests/kernels/cuda/memory_gpu.h"
+#else
+#include "tests/kernels/cuda/memory_emulated.h"
+#endif
 
 namespace updraft::cuda::testing {
 
-inline std::vector<simt::Schedule> schedules() {
-  return {{1, simt::Landing::kAtWait}, {2, simt::Landing::kAtIssue}, {3, simt::Landing::kAtWait}};
-}
-
 inline void require_ok(const Result<void>& result) {
   REQUIRE_MESSAGE(result.ok(), result.message());
+  const Result<void> finished = finish();
+  REQUIRE_MESSAGE(finished.ok(), finished.message());
 }
 
 inline float value(Bf16 v) { return bf16_to_float(v.bits); }

@@ -3,7 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <random>
 #include <vector>
 
@@ -55,13 +57,15 @@ int differing(const WeightView& weight, const PackedLayout& layout,
 }  // namespace
 
 TEST_CASE("packed weights are the file's, bit for bit, also beside padding") {
-  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16, DType::kQ4_K, DType::kQ6_K}) {
+  for (const DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0,
+                           DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kBF16, DType::kF16}) {
+    CAPTURE(dtype_info(type).name);
     const int64_t block = dtype_info(type).block_elems;
     for (const int64_t rows : {16, 37}) {
       const int64_t cols = block == 256 ? 512 : 96;  // 96: half a tile of Q4_0 pads
       const auto bytes = random_matrix(type, rows, cols, static_cast<uint32_t>(rows));
       const WeightView weight{bytes.data(), type, rows, cols};
-      const auto layout = PackedLayout::of(type, rows, cols);
+      const auto layout = PackedLayout::of(packed_type(type), rows, cols);
       REQUIRE(layout.ok());
       CHECK(differing(weight, *layout, packed(weight, *layout)) == 0);
     }
@@ -78,6 +82,10 @@ TEST_CASE(
   CHECK(bits(DType::kBF16) == 16);
   CHECK(bits(DType::kQ4_K) == 4.625);
   CHECK(bits(DType::kQ6_K) == 6.5625);
+  CHECK(bits(DType::kQ5_0) == 5.5);
+  CHECK(bits(DType::kQ5_1) == 6);
+  CHECK(bits(DType::kQ5_K) == 5.625);
+  CHECK(bits(DType::kF8_E4M3) == 8 + 32.0 / 4096);
 }
 
 TEST_CASE("a lane finds its rows and columns where the layout says") {
@@ -135,7 +143,76 @@ TEST_CASE("a wide float is packed as the nearest bfloat16") {
 }
 
 TEST_CASE("what has no layout is refused by name") {
-  CHECK(PackedLayout::of(DType::kQ5_1, 16, 64).message().find("Q5_1") != std::string::npos);
+  CHECK(PackedLayout::of(DType::kQ4_1, 16, 64).message().find("Q4_1") != std::string::npos);
+  CHECK(PackedLayout::of(DType::kQ4_0, 48, 64, true).message().find("48") != std::string::npos);
   CHECK_FALSE(PackedLayout::of(DType::kQ4_0, 16, 40).ok());
   CHECK_FALSE(PackedLayout::of(DType::kQ4_0, 0, 64).ok());
+}
+
+TEST_CASE("bytes with a scale per row are within half a step of the weights") {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(20 * 64);
+  for (float& v : values) v = normal(random);
+  for (size_t c = 0; c < 64; ++c) values[3 * 64 + c] = 0.0F;
+  const WeightView weight{reinterpret_cast<const std::byte*>(values.data()), DType::kF32, 20, 64};
+  for (const DType type : {DType::kF8_E4M3, DType::kI8}) {
+    CAPTURE(dtype_info(type).name);
+    const auto layout = PackedLayout::of(type, 20, 64);
+    REQUIRE(layout.ok());
+    const auto bytes = packed(weight, *layout);
+    std::vector<float> got(64);
+    for (size_t r = 0; r < 20; ++r) {
+      unpack_row(*layout, bytes, static_cast<int64_t>(r), got);
+      float largest = 0.0F;
+      for (size_t c = 0; c < 64; ++c) largest = std::max(largest, std::abs(values[r * 64 + c]));
+      for (size_t c = 0; c < 64; ++c) {
+        const float exact = values[r * 64 + c];
+        // I8: half of largest / 127. e4m3: 1/16 of the value, half of 2^-9 among the subnormals.
+        const float half_step = type == DType::kI8
+                                    ? largest / 127 / 2
+                                    : std::max(std::abs(exact) / 16, largest / 448 * 0x1p-10F);
+        CHECK(std::abs(got[c] - exact) <= half_step * 1.0001F);
+      }
+    }
+  }
+}
+
+TEST_CASE("a row that is not finite is NaN, its neighbours are not") {
+  std::vector<float> values(16 * 32, 1.0F);
+  values[5 * 32 + 7] = INFINITY;
+  values[6 * 32 + 31] = NAN;
+  const WeightView weight{reinterpret_cast<const std::byte*>(values.data()), DType::kF32, 16, 32};
+  const auto layout = PackedLayout::of(DType::kI8, 16, 32);
+  const auto bytes = packed(weight, *layout);
+  std::vector<float> got(32);
+  for (int64_t r = 0; r < 16; ++r) {
+    unpack_row(*layout, bytes, r, got);
+    CHECK(std::isnan(got[0]) == (r == 5 || r == 6));
+  }
+}
+
+TEST_CASE("gate and up alternate by bands and come back as gate, then up") {
+  const auto gate = random_matrix(DType::kQ4_K, 48, 256, 1);
+  const auto up = random_matrix(DType::kQ4_K, 48, 256, 2);
+  const auto layout = PackedLayout::of(DType::kQ4_K, 96, 256, true);
+  REQUIRE(layout.ok());
+  std::vector<std::byte> bytes(static_cast<size_t>(layout->bytes), std::byte{0xFF});
+  const WeightView gate_view{gate.data(), DType::kQ4_K, 48, 256};
+  const WeightView up_view{up.data(), DType::kQ4_K, 48, 256};
+  pack_gated_tiles(gate_view, up_view, *layout, 0, 6, bytes);
+  std::vector<float> expected(256), got(256);
+  for (int64_t r = 0; r < 96; ++r) {
+    const auto& half = r < 48 ? gate : up;
+    dequantize_row(DType::kQ4_K, half.data() + r % 48 * 144, expected);
+    unpack_row(*layout, bytes, r, got);
+    CHECK(got == expected);
+  }
+  // Band 2i is gate's band i, band 2i + 1 up's.
+  const auto plain = PackedLayout::of(DType::kQ4_K, 48, 256);
+  std::vector<std::byte> up_alone(static_cast<size_t>(plain->bytes));
+  pack_tiles(up_view, *plain, 0, 3, up_alone);
+  const auto band_bytes = layout->quants_bytes / 6;
+  CHECK(std::equal(up_alone.begin() + band_bytes, up_alone.begin() + 2 * band_bytes,
+                   bytes.begin() + 3 * band_bytes));
 }

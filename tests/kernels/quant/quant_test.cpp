@@ -239,3 +239,68 @@ TEST_CASE("the table knows GGUF's ids and refuses others") {
   CHECK(row_bytes(DType::kQ4_K, 512) == 288);
   CHECK(row_bytes(DType::kQ5_1, 896) == 672);
 }
+
+namespace {
+
+// The value of an e4m3 code from its definition: 1 sign, 4 exponent bits with bias 7, 3 fraction
+// bits.
+double e4m3_value(int code) {
+  const int exponent = code >> 3 & 15;
+  const int fraction = code & 7;
+  if (exponent == 15 && fraction == 7) return NAN;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
+  return (code & 128) != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+TEST_CASE("each of the 256 codes of e4m3 has its value and comes back") {
+  for (int code = 0; code < 256; ++code) {
+    CAPTURE(code);
+    const float got = f8_to_float(static_cast<uint8_t>(code));
+    const double expected = e4m3_value(code);
+    if (std::isnan(expected)) {
+      CHECK(std::isnan(got));
+    } else {
+      CHECK(static_cast<double>(got) == expected);
+      CHECK(std::signbit(got) == (code >= 128));
+    }
+    CHECK(float_to_f8(got) == code);
+  }
+}
+
+TEST_CASE("e4m3 rounds to the nearest code, to the even one on ties, and saturates") {
+  std::mt19937 random(5);
+  std::uniform_real_distribution<float> exponent(-12.0F, 9.5F);
+  for (int i = 0; i < 20000; ++i) {
+    float x = std::exp2(exponent(random)) * (i % 2 == 0 ? 1.0F : -1.0F);
+    if (i % 3 == 0) {  // exactly between two codes
+      const int code = static_cast<int>(random() % 0x7E);
+      x = static_cast<float>((e4m3_value(code) + e4m3_value(code + 1)) / 2);
+    }
+    int best = 0;
+    double closest = INFINITY;
+    for (int code = 0; code < 256; ++code) {
+      const double away = std::abs(e4m3_value(code) - static_cast<double>(x));
+      const bool tie_to_even = away == closest && code % 2 == 0;
+      if (std::signbit(x) == (code >= 128) && (away < closest || tie_to_even)) {
+        best = code;
+        closest = away;
+      }
+    }
+    CAPTURE(x);
+    CHECK(float_to_f8(x) == best);
+  }
+  CHECK(float_to_f8(1e30F) == 0x7E);
+  CHECK(float_to_f8(-INFINITY) == 0xFE);
+  CHECK(float_to_f8(0x1p-11F) == 0);
+  CHECK((float_to_f8(NAN) & 0x7F) == 0x7F);
+}
+
+TEST_CASE("what only a device keeps is no format of a file") {
+  CHECK_FALSE(dtype_from_gguf(dtype_info(DType::kF8_E4M3).gguf_type).has_value());
+  const std::vector<float> x = {0.5F, 1.5F, -127.4F, 1000.0F, -1000.0F, -3.2F};
+  CHECK(round_trip(DType::kI8, x) == std::vector<float>{0, 2, -127, 127, -127, -3});
+  CHECK(round_trip(DType::kF8_E4M3, {1.0F, 500.0F, 0.3F})[1] == 448.0F);
+}

@@ -333,3 +333,30 @@ TEST_CASE("after a launch that failed the next one runs as if nothing had been")
     CHECK(sum == 128);
   }
 }
+
+TEST_CASE("a kernel that may start early waits before it touches what others write") {
+  Buffer<uint64_t> memory("memory", 32);
+  LaunchShape shape = kOneWarp;
+  shape.early_start = true;
+  const auto touches = [&](int which, bool waits) {
+    return error_of(shape, [&, which, waits] {
+      let_next_start();
+      if (waits) wait_for_previous();
+      if (which == 0) store(memory.data() + thread_x(), uint64_t{1});
+      if (which == 1) load_written(memory.data() + thread_x());
+      if (which == 2) {
+        copy_async16(shared_array<uint64_t, 2>(), memory.data(), true);
+        copy_commit();
+        copy_wait<0>();
+      }
+      if (which == 3) load(memory.data() + thread_x());  // what nobody writes
+    });
+  };
+  CHECK(contains(touches(0, false), "store before wait_for_previous"));
+  CHECK(contains(touches(1, false), "load_written before wait_for_previous"));
+  CHECK(contains(touches(2, false), "cp.async before wait_for_previous"));
+  CHECK(touches(3, false).empty());
+  for (int which = 0; which < 4; ++which) CHECK(touches(which, true).empty());
+  shape.early_start = false;
+  CHECK(touches(0, false).empty());
+}

@@ -1,0 +1,68 @@
+// What the products know of the device that they run on, and which way each shape takes when it has
+// more tokens than the skinny product. One per device, owned by the thread that starts its work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "common/base/result.h"
+#include "kernels/cuda/weight_layout.h"
+#include "kernels/cuda/wide_gemm_cublas.h"
+
+namespace updraft::cuda {
+
+// The ways of a product of more than kSkinnyTokensMax tokens.
+enum class WideMethod : uint8_t {
+  kTile,    // tile_gemm.h: packed weights in our own kernel; the same bits as the skinny product
+  kCublas,  // a tile of the weights unpacked, then cuBLASLt
+};
+
+struct WideChoice {
+  WideMethod method = WideMethod::kTile;
+  CublasAlgorithm algorithm;  // with kCublas; empty: what its heuristic gives
+};
+
+struct GemmDeviceFacts {
+  int32_t multiprocessor_count = 132;
+  int32_t capability = 80;  // 10 * major + minor
+  // What a tile of unpacked weights may take in a scratch; 128 rows of it are always allowed.
+  int64_t unpacked_bytes_max = int64_t{128} << 20;
+};
+
+class GemmDevice {
+ public:
+  // `cublas`: what Cublas::open() gave for the same device; null: every product takes kTile.
+  // Errors: facts of a device that the kernels do not run on.
+  static Result<std::unique_ptr<GemmDevice>> open(const GemmDeviceFacts& facts,
+                                                  std::unique_ptr<Cublas> cublas);
+
+  const GemmDeviceFacts& facts() const { return facts_; }
+  Cublas* cublas() const { return cublas_.get(); }  // null: there is none
+
+  // True: every product takes kTile, so that a row's bits do not depend on how many rows run beside
+  // it.
+  void set_batch_invariant(bool on) { batch_invariant_ = on; }
+
+  // What a product of this matrix with `tokens` takes: what was set for the next power of two, else
+  // kCublas where there is one.
+  WideChoice choice(const PackedLayout& layout, int32_t tokens) const;
+  void set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice);
+
+  // All set choices as text, one a line, to be kept on disk beside the device's name and driver,
+  // and back. Errors: a line that is none, with its number; nothing is taken then.
+  std::string choices_text() const;
+  Result<void> set_choices_text(std::string_view text);
+
+ private:
+  GemmDevice() = default;
+  GemmDeviceFacts facts_;
+  std::unique_ptr<Cublas> cublas_;
+  bool batch_invariant_ = false;
+  std::map<std::string, WideChoice> choices_;  // by "<format> <rows> <cols> <tokens>"
+};
+
+}  // namespace updraft::cuda

@@ -1,0 +1,71 @@
+// The whole engine on the CUDA backend over the emulator: batches, chunks, the prefix cache,
+// weights in host memory.
+#include "tests/common/engine/engine_runner.h"
+#include "tests/kernels/cuda/backend_support.h"
+
+using namespace updraft;
+using namespace updraft::testing;
+namespace gpu = updraft::cuda::testing;
+
+namespace {
+
+EngineConfig gpu_engine() {
+  EngineConfig config = small_engine();
+  config.kv_type = DType::kBF16;
+  config.draft_tokens_max = 0;
+  return config;
+}
+
+std::vector<SequenceRequest> requests() {
+  std::vector<SequenceRequest> out;
+  for (uint64_t i = 0; i < 5; ++i) {
+    const auto seed = static_cast<uint32_t>(i);
+    out.push_back(greedy_request(i + 1, gpu::random_tokens(3 + 7 * i, seed), 10));
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "on the GPU a batch of sequences gives what each gives alone, in chunks and streamed too") {
+  const auto model = gpu::bf16_model(gpu::gpu_hyperparameters(Architecture::kQwen3), 23);
+  std::vector<std::vector<int32_t>> alone;
+  {
+    const auto engine = open_engine(gpu_engine(), model, gpu::open_emulated());
+    for (const SequenceRequest& request : requests()) {
+      alone.push_back(run_all(*engine, {request})[0]);
+    }
+  }
+  {
+    const auto engine = open_engine(gpu_engine(), model, gpu::open_emulated());
+    CHECK(run_all(*engine, requests()) == alone);
+  }
+  EngineConfig chunked = gpu_engine();
+  chunked.step_tokens_max = 8;
+  CHECK(run_all(*open_engine(chunked, model, gpu::open_emulated()), requests()) == alone);
+
+  EngineConfig tight = gpu_engine();
+  tight.offload = true;
+  tight.context_tokens = 64;
+  tight.max_memory_bytes = 0;
+  tight.available_memory_bytes = 0;
+  auto backend = gpu::open_emulated();
+  backend->set_weight_room(100 << 10);
+  const auto engine = open_engine(tight, model, std::move(backend));
+  CHECK(engine->device().find("in host memory") != std::string::npos);
+  CHECK(run_all(*engine, requests()) == alone);
+}
+
+TEST_CASE("on the GPU a prompt whose begin is cached is answered as a cold one") {
+  const auto model = gpu::bf16_model(gpu::gpu_hyperparameters(), 29);
+  const std::vector<int32_t> prompt = gpu::random_tokens(70, 8);
+  const auto engine = open_engine(gpu_engine(), model, gpu::open_emulated());
+  const auto cold = run_all(*engine, {greedy_request(1, prompt, 12)})[0];
+  REQUIRE(wait_idle(*engine));
+  const auto recorder = std::make_shared<Recorder>();
+  REQUIRE(engine->submit(greedy_request(2, prompt, 12), recorder));
+  REQUIRE(recorder->wait_end());
+  CHECK(recorder->cached_tokens == 64);
+  CHECK(recorder->ids() == cold);
+}

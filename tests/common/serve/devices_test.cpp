@@ -1,0 +1,61 @@
+// The devices that a model runs on, as configured: several parts of the CPU give the answer of one.
+#include "common/serve/devices.h"
+
+#include <doctest/doctest.h>
+
+#include "common/serve/local_model.h"
+#include "kernels/cpu/thread_pool.h"
+#include "tests/common/serve/events.h"
+#include "tests/support/shared_data.h"
+
+using namespace updraft;
+using namespace updraft::testing;
+
+namespace {
+
+LocalModelConfig demo_config(int32_t devices) {
+  LocalModelConfig config;
+  config.model_path = repo_file("configs/models/updraft-demo-edge-q4_0.gguf");
+  config.backend = "cpu";
+  config.slots = 2;
+  config.context_tokens = 256;
+  config.exact = true;
+  config.threads = devices;
+  // As many as there are devices, on any machine.
+  config.cores.assign(static_cast<size_t>(devices), process_cores().front());
+  config.tensor_parallel = devices;
+  return config;
+}
+
+std::string answer(const LocalModelConfig& config) {
+  auto model = LocalModel::open(config, {});
+  REQUIRE_MESSAGE(model.ok(), model.message());
+  CHECK(((*model)->device().find("tensor parallel, 2 x (cpu") == 0) ==
+        (config.tensor_parallel == 2));
+  Request request;
+  request.id = "a";
+  request.messages = {{"user", {{ContentPart::Kind::kText, "Open the settings.", "", ""}}}};
+  request.sampling.max_tokens = 24;
+  request.sampling.temperature = 0.0F;
+  EventLog log;
+  (*model)->submit(request, log.sink());
+  log.wait_end();
+  return assemble(log.events(), 1).choices.at(0).text;
+}
+
+}  // namespace
+
+TEST_CASE("two parts of the CPU answer as one does") {
+  const std::string expected = answer(demo_config(1));
+  CHECK(!expected.empty());
+  CHECK(answer(demo_config(2)) == expected);
+}
+
+TEST_CASE("more devices than cores or threads are refused") {
+  CpuConfig config;
+  config.cores = {process_cores().front()};
+  config.thread_count = 1;
+  const auto opened = open_cpus(config, 2);
+  REQUIRE_FALSE(opened.ok());
+  CHECK(opened.message() == "cpu: 1 cores and 1 threads are too few for 2 devices");
+}

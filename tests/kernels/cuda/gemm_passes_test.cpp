@@ -1,0 +1,149 @@
+// The passes around products, against plain loops.
+#include "kernels/cuda/gemm_passes.h"
+
+#include "kernels/cuda/row_ops.h"
+#include "kernels/cuda/unpack_weights.h"
+#include "tests/kernels/cuda/gemm_support.h"
+
+using namespace updraft;
+using namespace updraft::cuda;
+using namespace updraft::cuda::testing;
+
+TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
+  constexpr int32_t kRows = 3;
+  constexpr int32_t kCols = 2056;  // a second turn of one thread
+  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * kCols);
+  fill_normal(in.span(), 5);
+  for (int c = 0; c < 2 * kCols; ++c)
+    in[static_cast<size_t>(2 * kCols + c)] = {0};  // row 1 is zero
+  for (const bool gated : {false, true}) {
+    for (const bool float8 : {false, true}) {
+      for (const Schedule& schedule : schedules()) {
+        const ScheduleScope scope(schedule);
+        CAPTURE(gated);
+        CAPTURE(float8);
+        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * kCols);
+        Buffer<float> scale("scale", kRows);
+        QuantizeRows op;
+        op.in = in.data();
+        op.in_stride = 2 * kCols;
+        op.gated = gated;
+        op.rows = kRows;
+        op.cols = kCols;
+        if (float8) {
+          op.out_float8 = reinterpret_cast<Float8*>(bytes.data());
+        } else {
+          op.out_int8 = bytes.data();
+        }
+        op.scale = scale.data();
+        require_ok(run_quantize_rows(op, nullptr));
+        for (int32_t r = 0; r < kRows; ++r) {
+          std::vector<double> exact;
+          double largest = 0;
+          for (int32_t c = 0; c < kCols; ++c) {
+            const auto at = static_cast<size_t>(r * 2 * kCols + c);
+            const double gate = static_cast<double>(value(in[at]));
+            const double up = static_cast<double>(value(in[at + kCols]));
+            exact.push_back(gated ? gate / (1 + std::exp(-gate)) * up : gate);
+            largest = std::max(largest, std::abs(exact.back()));
+          }
+          const auto row_scale = static_cast<double>(scale[static_cast<size_t>(r)]);
+          CHECK(row_scale == doctest::Approx(largest / (float8 ? 448 : 127)).epsilon(1e-6));
+          double worst = 0;
+          for (int32_t c = 0; c < kCols; ++c) {
+            const int8_t byte = bytes[static_cast<size_t>(r * kCols + c)];
+            const double got = float8 ? static_cast<double>(f8_to_float(static_cast<uint8_t>(byte)))
+                                      : static_cast<double>(byte);
+            const double wanted = exact[static_cast<size_t>(c)];
+            // Half a step: of int8 0.5; of e4m3 1/16, 2^-10 among the subnormals.
+            const double step = float8 ? std::max(std::abs(wanted) / row_scale / 16, 0x1p-10) : 0.5;
+            const double off =
+                row_scale == 0 ? std::abs(got) : std::abs(got - wanted / row_scale) / step;
+            worst = std::max(worst, std::isnan(off) ? INFINITY : off);
+          }
+          CHECK(worst <= 1.001);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("widening e4m3 gives each code's value") {
+  Buffer<Float8> x("x", 2 * 272);
+  for (size_t i = 0; i < x.size(); ++i) x[i].bits = static_cast<uint8_t>(i % 272);
+  Buffer<Bf16> out("out", 2 * 256);
+  require_ok(run_widen_float8({x.data(), 272, 2, 256, out.data()}, nullptr));
+  int wrong = 0;
+  for (size_t i = 0; i < 512; ++i) {
+    const float expected = f8_to_float(x[i / 256 * 272 + i % 256].bits);
+    const float got = value(out[i]);
+    wrong += got == expected || (std::isnan(got) && std::isnan(expected)) ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("unpacked rows are the decoder's, rounded once, and nothing beyond them is written") {
+  for (const DType type : kTypes) {
+    CAPTURE(dtype_info(type).name);
+    const int64_t cols = dtype_info(type).block_elems == 256 ? 512 : 160;  // 2.5 tiles of 64
+    const Problem problem(type, 60, cols, 1);
+    Buffer<Bf16> out("out", static_cast<size_t>(33 * cols));
+    UnpackWeights op;
+    op.layout = problem.layout;
+    op.weight = problem.packed->data();
+    op.row_first = 32;
+    op.row_count = 32;
+    op.out = reinterpret_cast<std::byte*>(out.data());
+    require_ok(run_unpack_bf16(op, nullptr));
+    int wrong = 0;
+    for (int64_t r = 0; r < 33; ++r) {
+      float row_scale = 1.0F;
+      if (type == DType::kF8_E4M3) {
+        row_scale = reinterpret_cast<const float*>(problem.packed->data() +
+                                                   problem.layout.scales_offset)[32 + r % 32];
+      }
+      for (int64_t c = 0; c < cols; ++c) {
+        const uint16_t got = out[static_cast<size_t>(r * cols + c)].bits;
+        if (r == 32) {
+          wrong += got == 0xFFFF ? 0 : 1;
+        } else if (r >= 28) {
+          wrong += (got & 0x7FFF) == 0 ? 0 : 1;  // padding
+        } else {
+          const float exact =
+              problem.weights[static_cast<size_t>(32 + r)][static_cast<size_t>(c)] / row_scale;
+          const float off = std::abs(bf16_to_float(got) - exact);
+          wrong += off <= std::abs(exact) / 256 + 1e-6F ? 0 : 1;
+        }
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("unpacked bytes are the packed ones in the matrix's order") {
+  for (const DType type : {DType::kI8, DType::kF8_E4M3}) {
+    const Problem problem(type, 32, 96, 1);
+    Buffer<std::byte> out("out", 16 * 96);
+    UnpackWeights op{problem.layout, problem.packed->data(), 16, 16, out.data()};
+    require_ok(run_unpack_bytes(op, nullptr));
+    int wrong = 0;
+    for (size_t r = 0; r < 16; ++r) {
+      const float row_scale = reinterpret_cast<const float*>(problem.packed->data() +
+                                                             problem.layout.scales_offset)[16 + r];
+      for (size_t c = 0; c < 96; ++c) {
+        const auto byte = static_cast<uint8_t>(out[r * 96 + c]);
+        const float got =
+            type == DType::kI8 ? static_cast<float>(static_cast<int8_t>(byte)) : f8_to_float(byte);
+        wrong += got * row_scale == problem.weights[16 + r][c] ? 0 : 1;
+      }
+    }
+    CHECK(wrong == 0);
+  }
+  const Problem other(DType::kQ4_0, 16, 64, 1);
+  CHECK(run_unpack_bytes({other.layout, other.packed->data(), 0, 16, nullptr}, nullptr)
+            .message()
+            .find("Q4_0") != std::string::npos);
+  CHECK(run_unpack_bf16({other.layout, other.packed->data(), 8, 16, nullptr}, nullptr)
+            .message()
+            .find("8 + 16") != std::string::npos);
+}

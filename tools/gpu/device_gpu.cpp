@@ -1,0 +1,10 @@
+#include "kernels/cuda/cuda_backend.h"
+#include "tools/gpu/device.h"
+
+namespace updraft::gpu {
+
+Result<std::unique_ptr<Backend>> open_device() { return cuda::open_cuda_backend({}); }
+
+Result<Ceilings> device_ceilings() { return measure_ceilings(); }
+
+}  // namespace updraft::gpu
