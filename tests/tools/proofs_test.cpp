@@ -134,7 +134,7 @@ const std::vector<Proved> kPromises = {
       "every planted bug is caught by the invariant that is there for it",
       "a running request that outlives its deadline ends within a second and is cancelled on its "
       "node",
-      "test_every_request_ends_once_whatever_happens_to_the_nodes"}},
+      "test_every_request_ends_once_and_all_is_back_whatever_happens"}},
     {"one live generation per request id; Idempotency-Key: 409 in flight, 422 on a changed body",
      {"the same request id twice at a time is refused",
       "tokens of another node or an older epoch are dropped",

@@ -339,7 +339,8 @@ void Network::deliver(uint64_t id, Direction direction) {
 
 void Network::deliver_copy(uint64_t id, Direction direction, const std::vector<std::byte>& frame) {
   const Connection* connection = find(id);
-  if (connection == nullptr || blocked(*connection, direction)) return;
+  const bool healed = config_.replay == 0.0;  // since the copy was made
+  if (connection == nullptr || healed || blocked(*connection, direction)) return;
   world_.note("frame replayed", connection->peer, frame.size(), at(direction));
   hand_over(*connection, direction, std::vector<std::byte>(frame));
 }

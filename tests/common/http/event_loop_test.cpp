@@ -45,13 +45,17 @@ TEST_CASE("tasks run on the loop's thread, in the order in which they were poste
   CHECK_FALSE(loop->on_loop());
   std::vector<int> order;
   bool on_loop = false;
+  std::promise<void> last;
   run_on(*loop, [&] {
     on_loop = loop->on_loop();
     loop->post([&] { order.push_back(1); });
-    loop->post([&] { order.push_back(2); });
+    loop->post([&] {
+      order.push_back(2);
+      last.set_value();
+    });
     order.push_back(0);
   });
-  run_on(*loop, [] {});
+  last.get_future().wait();
   CHECK(on_loop);
   CHECK(order == std::vector<int>{0, 1, 2});
 }

@@ -27,7 +27,9 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kEpochUnchecked, "epoch unchecked", {invariant::kOneEpoch, invariant::kOracle}},
     {Plant::kQueueLeak, "queue leak", {invariant::kOnePlace}},
     {Plant::kRetryUnbounded, "retry unbounded", {invariant::kRetries}},
-    {Plant::kLeaseIgnored, "lease ignored", {invariant::kLease, invariant::kHeal}},
+    {Plant::kLeaseIgnored,
+     "lease ignored",
+     {invariant::kLease, invariant::kHeal, invariant::kRest}},
     {Plant::kDrainingServed, "draining served", {invariant::kDraining}},
     {Plant::kFailedNodeAgain, "failed node again", {invariant::kExcluded}},
     {Plant::kTornTokens, "torn tokens", {invariant::kOracle}},
@@ -54,7 +56,7 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kReservePerRouter, "reserve per router", {invariant::kHeal, invariant::kWide}},
 }};
 
-constexpr uint64_t kSeedsMax = 4000;
+constexpr uint64_t kSeedsMax = 60000;
 
 }  // namespace
 
