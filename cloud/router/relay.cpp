@@ -27,7 +27,9 @@ constexpr int kTickMs = 20;
 constexpr int64_t kPublishEveryNs = 50 * kNsPerMs;
 constexpr int64_t kMetricsEveryNs = 250 * kNsPerMs;
 constexpr int64_t kPeerSweepEveryNs = 10 * kNsPerSecond;
-constexpr int kMessagesPerTurn = 128;            // then the HTTP surface has its turn
+// A turn takes what is there, for as long as this at most; then hand-ins and timers have theirs.
+constexpr int64_t kTurnNsMax = 20 * kNsPerMs;
+constexpr int kMessagesAtOnce = 128;             // between two looks at the clock
 constexpr int64_t kFarewellNs = 200 * kNsPerMs;  // for the last cancels to leave
 constexpr size_t kCallsMax = 1024;
 constexpr size_t kCancelsMax = 1 << 17;  // more than requests can be live or waiting
@@ -210,10 +212,16 @@ class RelayImpl : public Relay {
   }
 
   bool receive() {
-    const int64_t now_ns = monotonic_ns();
-    const int count = listener_->receive(
-        kMessagesPerTurn, [&](PoolListener::Inbound&& inbound) { take(inbound, now_ns); });
-    return count > 0;
+    int64_t now_ns = monotonic_ns();
+    const int64_t until_ns = now_ns + kTurnNsMax;
+    int count = kMessagesAtOnce;
+    bool any = false;
+    for (; count == kMessagesAtOnce && now_ns < until_ns; now_ns = monotonic_ns()) {
+      count = listener_->receive(kMessagesAtOnce,
+                                 [&](PoolListener::Inbound&& inbound) { take(inbound, now_ns); });
+      any = any || count > 0;
+    }
+    return any;
   }
 
   void take(PoolListener::Inbound& inbound, int64_t now_ns) {

@@ -76,7 +76,7 @@ class RouterImpl : public Router, private AdminTarget {
     if (!started) return started.error();
     relay_ = std::move(started).value();
     Result<std::unique_ptr<HttpServer>> http =
-        HttpServer::start(config.http, relay_->service(), *metrics_, log_access, loop_.get());
+        HttpServer::start(config.http, relay_->service(), *metrics_, log_access);
     if (!http) return http.error();
     http_ = std::move(http).value();
     http_port_ = http_->port();
@@ -170,7 +170,7 @@ class RouterImpl : public Router, private AdminTarget {
   }
 
   // Destroyed from the last to the first: the server uses the relay's service, both use the
-  // metrics and live on the loop.
+  // metrics. The relay works on the loop.
   const std::unique_ptr<EventLoop> loop_ = EventLoop::start();
   std::unique_ptr<Metrics> metrics_ = Metrics::create();
   std::unique_ptr<Metrics> admin_metrics_ = Metrics::create();  // its own: not those of requests

@@ -1,5 +1,5 @@
-// The router's daemon: one OpenAI endpoint in front of every node. HTTP (common/http), the core and the pool's socket
-// share one thread, administrators have a listener on another; the core (core.h) is pure: events and now_ns in,
+// The router's daemon: one OpenAI endpoint in front of every node. HTTP (common/http) on one thread, the core and the
+// pool's socket on another, the administrators' listener on a third; the core (core.h) is pure: events and now_ns in,
 // decisions out.
 #pragma once
 
