@@ -35,6 +35,7 @@ namespace {
 
 constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and captured
 constexpr int64_t kCountLimit = int64_t{1} << 30;
+constexpr int64_t kProductCols = 32;  // that a product reads at once
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 // What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
@@ -295,6 +296,11 @@ Result<Mat> CudaBackend::add_parts(std::span<const WeightView> parts, bool of_la
   if (parts.empty()) return fail("matrix: no parts given");
   Matrix out;
   out.cols = parts[0].cols;
+  if (out.cols % kProductCols != 0) {
+    return fail("matrix of " + std::to_string(out.cols) +
+                " columns: the GPU's products take them in " + std::to_string(kProductCols) +
+                "s (run this model on the CPU)");
+  }
   std::vector<PackedParts> groups;
   for (const WeightView& part : parts) {
     if (part.cols != out.cols || part.rows <= 0) {

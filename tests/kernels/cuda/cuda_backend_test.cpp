@@ -522,3 +522,11 @@ TEST_CASE(
   CHECK(run.prefill(sequence, {5}) == expected);
   set_stream_order({});
 }
+
+TEST_CASE("a matrix whose width no product takes is refused when it is loaded, with its width") {
+  const auto backend = open_emulated();
+  const std::vector<float> values(size_t{16} * 48, 1.0F);
+  const WeightView view{reinterpret_cast<const std::byte*>(values.data()), DType::kF32, 16, 48};
+  CHECK(backend->add_matrix({&view, 1}).message().starts_with("matrix of 48 columns"));
+  CHECK(backend->add_split_matrix({&view, 1}, {}).message().starts_with("matrix of 48 columns"));
+}
