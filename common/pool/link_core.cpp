@@ -479,8 +479,10 @@ void LinkCore::end_upward(const RequestId& id, Event end) {
 void LinkCore::on_accepted(Accepted&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
-  upward->started = true;
   upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
+  // A request moves before its first token alone: this is an earlier node's, repeated on its way.
+  if (!upward->choices.empty()) return;
+  upward->started = true;
   if (message.started.prompt_tokens == 0) message.started.prompt_tokens = message.prompt_tokens;
   deliver(*upward, std::move(message.started));
 }

@@ -473,6 +473,27 @@ TEST_CASE("a risen answer whose last tokens were lost is not taken for whole") {
   CHECK(up.error_code() == ErrorCode::kNodeLost);
 }
 
+TEST_CASE("a start that is repeated after the first tokens does not move the stream back") {
+  Harness h;
+  h.join();
+  Events events;
+  h.core.on_upward(chat("u"), events.sink(), h.now_ns);
+  h.settle();
+  Started first;
+  first.node_id = "cloud-1";
+  Started second;
+  second.node_id = "cloud-2";
+  h.hear(Accepted{"u", 1, 3, first});
+  h.hear(Accepted{"u", 1, 3, second});
+  h.hear(Tokens{"u", 1, {chunk(0, {1}, "a")}});
+  h.hear(Accepted{"u", 1, 3, first});
+  std::vector<std::string> nodes;
+  for (const Event& event : events.list) {
+    if (const auto* started = std::get_if<Started>(&event)) nodes.push_back(started->node_id);
+  }
+  CHECK(nodes == std::vector<std::string>{"cloud-1", "cloud-2"});
+}
+
 TEST_CASE("a gap in a risen stream ends it and cancels above") {
   Harness h;
   h.join();
