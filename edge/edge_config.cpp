@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "common/config/memory_section.h"
 #include "common/daemon/node_config.h"
 #include "common/http/http_config.h"
 #include "edge/edge_daemon.h"
@@ -66,6 +67,7 @@ Result<EdgeConfig> load_edge_config(const std::string& path) {
   config.http.port = 8081;
   read_http_section(*file, config.http);
   read_local_section(*file, config);
+  read_memory_section(*file, config.memory);
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();

@@ -14,6 +14,8 @@
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
+#include "common/log/memory_log.h"
+#include "common/metrics/memory_metrics.h"
 #include "edge/edge_service.h"
 #include "edge/local_server.h"
 
@@ -23,12 +25,16 @@ namespace {
 class Daemon : public EdgeDaemon {
  public:
   Daemon(const EdgeConfig& config, std::unique_ptr<LocalModel> model)
-      : config_(config), metrics_(Metrics::create()), model_(std::move(model)) {}
+      : config_(config),
+        memory_(config.memory, config.memory_root, log_memory_change),
+        metrics_(Metrics::create()),
+        model_(std::move(model)) {}
   ~Daemon() override { stop(); }
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
     export_machine_metrics(*metrics_);
+    export_memory_metrics(*metrics_, memory_);
     const std::vector<ModelInfo> models = model_->models();
     measured_ = std::make_unique<MeasuredService>(
         *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id,
@@ -39,14 +45,15 @@ class Daemon : public EdgeDaemon {
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kEdge, *model_, config_.model.aliases);
     // Work of the router's goes to the model itself: it was placed already.
-    auto links =
-        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
+    auto links = PoolLinks::start(config_.pool, hello, *measured_, memory_,
+                                  [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
 
     EdgeServiceConfig service;
     service.aliases = config_.model.aliases;
     service.pool_configured = links_->configured();
+    service.memory = &memory_;
     service_ = std::make_unique<EdgeService>(service, *model_, links_->upward(), *metrics_,
                                              measured_local_.get());
 
@@ -164,6 +171,7 @@ class Daemon : public EdgeDaemon {
   }
 
   const EdgeConfig config_;
+  MemoryWatch memory_;
   std::unique_ptr<Metrics> metrics_;
   // Order of destruction, from the bottom: the doors, the links (what rose ends through the
   // service), the model (what runs ends through the service), the service.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/memory_level.h"
 #include "common/base/progress.h"
 #include "common/base/result.h"
 #include "common/daemon/node_config.h"
@@ -33,6 +34,8 @@ struct EdgeConfig {
   int32_t requests_per_uid_max = 4096;  // in flight, all sessions of a user
   int64_t stall_ms = 10'000;  // a client that reads nothing for so long loses its open requests
   int32_t local_spin_us = 5;  // LocalServerConfig::spin_us
+  MemoryThresholds memory;    // [memory] from where on work is shed, and refused
+  std::string memory_root;    // stands before /proc and /sys, for tests
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };

@@ -7,6 +7,8 @@
 
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
+#include "common/message/memory_refusal.h"
+#include "common/metrics/memory_metrics.h"
 
 namespace updraft {
 namespace {
@@ -86,6 +88,8 @@ EdgeService::EdgeService(const EdgeServiceConfig& config, LocalModel& local, Inf
       refused_(metrics.counter("updraft_edge_placed_total", "", {{"place", "refused"}})),
       moved_(metrics.counter("updraft_edge_moved_total",
                              "Requests that one side refused and the other took.")),
+      memory_shed_(memory_refused(metrics, "shed")),
+      memory_refused_(memory_refused(metrics, "refuse")),
       to_count_(config.counting_max),
       count_thread_([this] { count_loop(); }),
       watch_thread_([this] { watch_loop(); }) {}
@@ -168,7 +172,21 @@ bool EdgeService::ready(std::string* why_not) const {
     if (why_not != nullptr) *why_not = "draining";
     return false;
   }
+  if (const auto refusal = short_of_memory()) {
+    if (why_not != nullptr) *why_not = refusal->message;
+    return false;
+  }
   return local_.ready(why_not);
+}
+
+MemoryLevel EdgeService::memory() const {
+  return config_.memory == nullptr ? MemoryLevel::kNormal : config_.memory->level();
+}
+
+std::optional<RequestError> EdgeService::short_of_memory() const {
+  const MemoryLevel level = memory();
+  if (level != MemoryLevel::kRefuse || pool_.ready(nullptr)) return std::nullopt;
+  return memory_refusal(level, Priority::kSystem);
 }
 
 size_t EdgeService::in_flight() const {
@@ -198,6 +216,7 @@ EdgeState EdgeService::state_for(const Request& request) const {
   state.chat_here = local_.has_chat_template();
   state.images_here = local_info_.images;
   state.draining = draining_.load(std::memory_order_relaxed);
+  state.memory = memory();
   state.context_tokens = local_info_.context_tokens;
   state.slots_total = load.slots_total;
   state.slots_free = load.slots_free;
@@ -265,6 +284,8 @@ void EdgeService::place(const FlightPtr& flight, const EdgeNeed& need) {
       return go_up(flight);
     case EdgeDecision::Place::kRefuse:
       refused_.add();
+      if (decision.for_memory)
+        (state.memory == MemoryLevel::kShed ? memory_shed_ : memory_refused_).add();
       if (decision.error.code == ErrorCode::kModelNotFound) {
         decision.error.message =
             "model \"" + printable(request.model) + "\": " + decision.error.message;
@@ -331,6 +352,7 @@ bool EdgeService::try_other_side(const FlightPtr& flight, bool from_pool,
         error.code == ErrorCode::kOverloaded || error.code == ErrorCode::kModelNotFound ||
         error.code == ErrorCode::kNodeLost || error.code == ErrorCode::kRateLimited;
     if (!elsewhere || flight->tried_local || !flight->fits_here) return false;
+    if (memory_refusal(memory(), flight->request.hints.priority)) return false;
     flight->reason = "the pool had no room";
     moved_.add();
     go_local(flight);

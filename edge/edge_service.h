@@ -15,12 +15,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "common/base/mailbox.h"
+#include "common/base/memory_watch.h"
 #include "common/metrics/metrics.h"
 #include "common/serve/local_model.h"
 #include "edge/placement.h"
@@ -30,7 +32,8 @@ namespace updraft {
 struct EdgeServiceConfig {
   std::vector<std::string> aliases;  // names besides the model's own that mean the local model
   bool pool_configured = false;
-  size_t counting_max = 256;  // requests waiting to be counted; then kOverloaded
+  size_t counting_max = 256;      // requests waiting to be counted; then kOverloaded
+  MemoryWatch* memory = nullptr;  // outlives the service; null: memory is never short
 };
 
 class EdgeService : public InferenceService {
@@ -53,6 +56,8 @@ class EdgeService : public InferenceService {
   void resume(const RequestId& id) override { local_.resume(id); }
   std::vector<ModelInfo> models() const override;  // the local model, its aliases, then the pool's
   bool ready(std::string* why_not) const override;
+  // Only while none can rise either.
+  std::optional<RequestError> short_of_memory() const override;
 
   // New requests get kOverloaded; what runs goes on.
   void drain() { draining_.store(true, std::memory_order_relaxed); }
@@ -70,6 +75,7 @@ class EdgeService : public InferenceService {
 
   EdgeNeed need_of(const Request& request) const;
   EdgeState state_for(const Request& request) const;
+  MemoryLevel memory() const;
   bool is_local_name(const std::string& model) const;
   void count_loop();
   void count(const FlightPtr& flight);
@@ -94,6 +100,8 @@ class EdgeService : public InferenceService {
   Counter& placed_pool_;
   Counter& refused_;
   Counter& moved_;
+  Counter& memory_shed_;
+  Counter& memory_refused_;
   std::atomic<bool> draining_{false};  // a late reader serves one request more
 
   mutable std::mutex mutex_;  // guards the two below

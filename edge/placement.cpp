@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/message/memory_refusal.h"
+
 namespace updraft {
 namespace {
 
@@ -11,14 +13,18 @@ using Place = EdgeDecision::Place;
 
 constexpr int32_t kRetryAfterMs = 2000;
 
-EdgeDecision local(const char* reason) { return {Place::kLocal, reason, {}}; }
-EdgeDecision rise(const char* reason) { return {Place::kRise, reason, {}}; }
+EdgeDecision local(const char* reason) { return {Place::kLocal, reason, {}, false}; }
+EdgeDecision rise(const char* reason) { return {Place::kRise, reason, {}, false}; }
 EdgeDecision refuse(ErrorCode code, std::string message) {
-  EdgeDecision decision{Place::kRefuse, "refused", {}};
+  EdgeDecision decision{Place::kRefuse, "refused", {}, false};
   decision.error.code = code;
   decision.error.message = std::move(message);
   if (code == ErrorCode::kOverloaded) decision.error.retry_after_ms = kRetryAfterMs;
   return decision;
+}
+
+EdgeDecision no_memory(RequestError& error) {
+  return {Place::kRefuse, "refused", std::move(error), true};
 }
 
 int64_t answer_tokens(const EdgeNeed& need, const EdgeState& state) {
@@ -51,7 +57,8 @@ bool able(const EdgeNeed& need, const EdgeState& state) {
 }
 
 // The request must stay: why it cannot, or that it does.
-EdgeDecision stay(const EdgeNeed& need, const EdgeState& state, const char* reason) {
+EdgeDecision stay(const Hints& hints, const EdgeNeed& need, const EdgeState& state,
+                  const char* reason) {
   if (!state.model_here)
     return refuse(ErrorCode::kModelNotFound,
                   "this model is not on this gateway, and the request may not leave it");
@@ -60,6 +67,7 @@ EdgeDecision stay(const EdgeNeed& need, const EdgeState& state, const char* reas
         ErrorCode::kUnsupported,
         "the model on this gateway does not take images, and the request may not leave it");
   }
+  if (auto refusal = memory_refusal(state.memory, hints.priority)) return no_memory(*refusal);
   // Without a template, or when the tokenizer refused: the model itself says what is wrong.
   if (!able(need, state) || !need.countable || fits_edge(need, state)) return local(reason);
   return too_long(need, state);
@@ -85,9 +93,9 @@ EdgeDecision place_at_edge(const Hints& hints, const EdgeNeed& need, const EdgeS
                   "the request asks for the cloud, but its input embeddings are for the model on "
                   "this gateway");
   }
-  if (hints.local_only) return stay(need, state, "local-only");
-  if (need.has_embeddings) return stay(need, state, "input embeddings");
-  if (hints.tier == Tier::kEdge) return stay(need, state, "tier edge");
+  if (hints.local_only) return stay(hints, need, state, "local-only");
+  if (need.has_embeddings) return stay(hints, need, state, "input embeddings");
+  if (hints.tier == Tier::kEdge) return stay(hints, need, state, "tier edge");
   const auto away = [&](const char* what) {
     return refuse(ErrorCode::kOverloaded, std::string(what) + ", and the pool cannot be reached");
   };
@@ -102,6 +110,12 @@ EdgeDecision place_at_edge(const Hints& hints, const EdgeNeed& need, const EdgeS
     if (state.pool_configured) return away("this model is not on this gateway");
     return refuse(ErrorCode::kModelNotFound, "this model is not on this gateway");
   }
+  const bool can_rise = state.pool_connected && state.model_in_pool;
+  if (fits_edge(need, state) || !need.countable) {
+    auto refusal = memory_refusal(state.memory, hints.priority);
+    if (refusal && can_rise) return rise("the edge is short of memory");
+    if (refusal) return no_memory(*refusal);
+  }
   if (!need.countable && able(need, state)) return local("the model's own answer");
   if (!fits_edge(need, state)) {
     if (state.pool_connected)
@@ -109,9 +123,8 @@ EdgeDecision place_at_edge(const Hints& hints, const EdgeNeed& need, const EdgeS
     if (state.pool_configured)
       return away(able(need, state) ? "the request is longer than this gateway's context"
                                     : "this gateway's model cannot do it");
-    return stay(need, state, "no pool");
+    return stay(hints, need, state, "no pool");
   }
-  const bool can_rise = state.pool_connected && state.model_in_pool;
   if (!can_rise) return local("fits the edge");
   if (past == SessionPast::kRose) return rise("the session rose before");
   if (need.choice_count <= state.slots_free && kv_granted(need, state))

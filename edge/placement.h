@@ -4,6 +4,7 @@
 // The rule: what fits the edge's context and its free slots stays; the rest rises. Hints narrow the
 // choice, and input embeddings bind a request to the model whose they are. A session that rose
 // stays above, so that its conversation does not move back and forth between two prefix caches.
+// What this gateway has no memory for (memory_refusal.h) rises if it may, or is refused.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "common/base/memory_level.h"
 #include "common/message/request.h"
 #include "common/message/request_error.h"
 
@@ -34,6 +36,7 @@ struct EdgeState {
   bool chat_here = true;  // the local model has a chat template
   bool images_here = false;
   bool draining = false;
+  MemoryLevel memory = MemoryLevel::kNormal;
   int64_t context_tokens = 0;
   int32_t slots_total = 0;
   int32_t slots_free = 0;
@@ -52,6 +55,7 @@ struct EdgeDecision {
   Place place = Place::kLocal;
   const char* reason = "";  // one short phrase, x-updraft-decision
   RequestError error;       // kRefuse
+  bool for_memory = false;  // kRefuse: because memory is short
 };
 
 // An open-ended answer is reckoned with as many tokens as this, or a quarter of the context when

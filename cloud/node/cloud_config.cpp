@@ -1,5 +1,6 @@
 // cloud.toml -> CloudConfig.
 #include "cloud/node/cloud_node.h"
+#include "common/config/memory_section.h"
 #include "common/daemon/node_config.h"
 #include "common/http/http_config.h"
 
@@ -17,6 +18,7 @@ Result<CloudConfig> load_cloud_config(const std::string& path) {
     file->refuse("pool.routers", "is empty: a cloud node serves nobody without a router");
   }
   read_http_section(*file, config.http);
+  read_memory_section(*file, config.memory);
   read_drain_section(*file, config.drain_grace_ms);
   read_log_section(*file, config.node_id, config.log);
   if (auto done = file->finish(); !done) return done.error();

@@ -14,6 +14,9 @@
 #include "common/daemon/node_model.h"
 #include "common/daemon/pool_links.h"
 #include "common/http/server.h"
+#include "common/log/memory_log.h"
+#include "common/message/memory_refusal.h"
+#include "common/metrics/memory_metrics.h"
 
 namespace updraft {
 namespace {
@@ -21,7 +24,8 @@ namespace {
 // What the node's HTTP listener says: health and metrics; requests belong to the router.
 class HealthService : public InferenceService {
  public:
-  HealthService(const LocalModel& model, const PoolLinks& links) : model_(model), links_(links) {}
+  HealthService(const LocalModel& model, const PoolLinks& links, MemoryWatch& memory)
+      : model_(model), links_(links), memory_(memory) {}
   void submit(Request, EventSink sink) override {
     sink(error_of(ErrorCode::kForbidden,
                   "this listener serves metrics and health only; send requests to the router"));
@@ -30,36 +34,48 @@ class HealthService : public InferenceService {
   std::vector<ModelInfo> models() const override { return model_.models(); }
   bool ready(std::string* why_not) const override {
     if (!model_.ready(why_not)) return false;
+    if (const auto refusal = short_of_memory()) {
+      if (why_not != nullptr) *why_not = refusal->message;
+      return false;
+    }
     if (links_.connected_count() > 0) return true;
     if (why_not != nullptr) *why_not = "no router is connected";
     return false;
+  }
+  std::optional<RequestError> short_of_memory() const override {
+    return memory_refusal(memory_.level(), Priority::kSystem);
   }
 
  private:
   const LocalModel& model_;
   const PoolLinks& links_;
+  MemoryWatch& memory_;
 };
 
 class Node : public CloudNode {
  public:
   Node(const CloudConfig& config, std::unique_ptr<LocalModel> model)
-      : config_(config), metrics_(Metrics::create()), model_(std::move(model)) {}
+      : config_(config),
+        memory_(config.memory, config.memory_root, log_memory_change),
+        metrics_(Metrics::create()),
+        model_(std::move(model)) {}
   ~Node() override { stop(); }
 
   Result<void> open() {
     export_model_metrics(*metrics_, *model_, config_.model);
     export_machine_metrics(*metrics_);
+    export_memory_metrics(*metrics_, memory_);
     const std::vector<ModelInfo> models = model_->models();
     measured_ = std::make_unique<MeasuredService>(
         *model_, *metrics_, models.empty() ? config_.model.served_name : models[0].id,
         MeasuredService::Log::kAnswers);
     const NodeHello hello =
         make_hello(config_.node_id, Tier::kCloud, *model_, config_.model.aliases);
-    auto links =
-        PoolLinks::start(config_.pool, hello, *measured_, [this] { return BeatFiller(*model_); });
+    auto links = PoolLinks::start(config_.pool, hello, *measured_, memory_,
+                                  [this] { return BeatFiller(*model_); });
     if (!links) return links.error();
     links_ = std::move(*links);
-    health_ = std::make_unique<HealthService>(*model_, *links_);
+    health_ = std::make_unique<HealthService>(*model_, *links_, memory_);
     Gauge& connected =
         metrics_->gauge("updraft_pool_routers_connected", "Routers this node is connected to.");
     metrics_->on_scrape([this, &connected] { connected.set(links_->connected_count()); });
@@ -104,6 +120,7 @@ class Node : public CloudNode {
 
  private:
   const CloudConfig config_;
+  MemoryWatch memory_;
   // Order of destruction, from the bottom: the listener, what it asks, the links, then the model
   // they hold.
   std::unique_ptr<Metrics> metrics_;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/memory_level.h"
 #include "common/base/progress.h"
 #include "common/base/result.h"
 #include "common/daemon/node_config.h"
@@ -24,6 +25,8 @@ struct CloudConfig {
   LocalModelConfig model;               // [model]
   PoolSection pool = PoolSection(100);  // [pool]
   HttpServerConfig http;                // [http] metrics and health only
+  MemoryThresholds memory;              // [memory] from where on work is shed, and refused
+  std::string memory_root;              // stands before /proc and /sys, for tests
   int32_t drain_grace_ms = 30000;
   LogConfig log;
 };

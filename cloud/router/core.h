@@ -26,6 +26,7 @@
 #include "cloud/router/queue.h"
 #include "cloud/router/registry.h"
 #include "cloud/router/streams.h"
+#include "common/base/memory_level.h"
 #include "common/message/event.h"
 #include "common/message/pool_message.h"
 
@@ -104,6 +105,7 @@ struct RouterStats {
   uint64_t frames_refused = 0;  // did not decode
   uint64_t peers_gone = 0;
   uint64_t orphans = 0;
+  std::array<uint64_t, 3> memory_refused{};  // by MemoryLevel
 };
 
 class RouterCore {
@@ -139,6 +141,9 @@ class RouterCore {
   bool undrain_node(const std::string& node_id, Actions& out);
   // From now on submits are refused.
   void stop_taking() { stopping_ = true; }
+  // Of this router's memory: from now on new requests are taken as memory_refusal() says. What was
+  // taken before goes on.
+  void set_memory(MemoryLevel level) { memory_ = level; }
   // Ends every live request with kOverloaded.
   void end_all(int64_t now_ns, Actions& out);
 
@@ -292,6 +297,7 @@ class RouterCore {
   // are not loaded by it.
   double retry_budget_ = kRetryBudgetMax;
   bool stopping_ = false;
+  MemoryLevel memory_ = MemoryLevel::kNormal;
   int64_t last_tick_ns_ = 0;
   int64_t last_sweep_ns_ = 0;
   int64_t models_refreshed_ns_ = 0;

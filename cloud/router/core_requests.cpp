@@ -8,6 +8,7 @@
 #include "common/base/bytes.h"
 #include "common/base/clock.h"
 #include "common/base/plant.h"
+#include "common/message/memory_refusal.h"
 #include "common/message/prefix_chain.h"
 #include "common/message/request_check.h"
 
@@ -55,6 +56,10 @@ void RouterCore::submit(Request request, ClientId client, int64_t now_ns, Action
 std::optional<RequestError> RouterCore::admit(const Request& request, int64_t bytes,
                                               ModelIndex model, bool rises, int64_t now_ns) {
   if (stopping_) return error_of(ErrorCode::kOverloaded, "the router is stopping", kBusyRetryMs);
+  if (auto refusal = memory_refusal(memory_, request.hints.priority)) {
+    ++stats_.memory_refused[static_cast<size_t>(memory_)];
+    return refusal;
+  }
   if (streams_.find(request.id) != nullptr) {
     return error_of(ErrorCode::kInvalidRequest,
                     "request id '" + printable(request.id) + "' is already in use");

@@ -72,10 +72,11 @@ void log_change(const NodeChange& change) {
 
 class RelayImpl : public Relay {
  public:
-  RelayImpl(RelayConfig config, Metrics& metrics, EventLoop& loop)
+  RelayImpl(RelayConfig config, Metrics& metrics, MemoryWatch& memory, EventLoop& loop)
       : config_(std::move(config)),
+        memory_(memory),
         loop_(loop),
-        service_(config_.submissions_max, kCancelsMax, [this] { schedule_turn(); }),
+        service_(config_.submissions_max, kCancelsMax, memory, [this] { schedule_turn(); }),
         calls_(kCallsMax, [this] { schedule_turn(); }),
         core_(config_.core, monotonic_ns()),
         peers_({config_.peer_queue_bytes_max, config_.peer_stall_ms_max}),
@@ -197,6 +198,7 @@ class RelayImpl : public Relay {
   void take_hand_ins() {
     service_.take(submissions_, cancels_);
     const int64_t now_ns = monotonic_ns();
+    core_.set_memory(memory_.level());
     for (Submission& submission : submissions_) {
       const ClientId client = ++last_client_;
       sinks_.emplace(client, std::move(submission.sink));
@@ -330,6 +332,7 @@ class RelayImpl : public Relay {
   }
 
   const RelayConfig config_;
+  MemoryWatch& memory_;
   EventLoop& loop_;
   std::atomic<bool> turn_posted_{false};
   RouterService service_;
@@ -362,8 +365,9 @@ class RelayImpl : public Relay {
 
 }  // namespace
 
-Result<std::unique_ptr<Relay>> Relay::start(RelayConfig config, Metrics& metrics, EventLoop& loop) {
-  auto relay = std::make_unique<RelayImpl>(std::move(config), metrics, loop);
+Result<std::unique_ptr<Relay>> Relay::start(RelayConfig config, Metrics& metrics,
+                                            MemoryWatch& memory, EventLoop& loop) {
+  auto relay = std::make_unique<RelayImpl>(std::move(config), metrics, memory, loop);
   if (Result<void> opened = relay->open(); !opened) return opened.error();
   return std::unique_ptr<Relay>(std::move(relay));
 }

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cloud/router/core.h"
+#include "common/base/memory_watch.h"
 #include "common/base/result.h"
 #include "common/http/event_loop.h"
 #include "common/message/service.h"
@@ -41,9 +42,10 @@ struct RelayConfig {
 class Relay {
  public:
   virtual ~Relay() = default;  // stops
-  // Binds the pool's socket and begins to work on `loop`. Both outlive the relay.
+  // Binds the pool's socket and begins to work on `loop`. New requests are taken as far as `memory`
+  // allows. All three outlive the relay.
   static Result<std::unique_ptr<Relay>> start(RelayConfig config, Metrics& metrics,
-                                              EventLoop& loop);
+                                              MemoryWatch& memory, EventLoop& loop);
 
   // Any thread. Requests of this router's clients; sinks run on the loop's thread. Lives as long
   // as the relay.

@@ -13,6 +13,8 @@
 #include "common/base/clock.h"
 #include "common/http/http_config.h"
 #include "common/log/log.h"
+#include "common/log/memory_log.h"
+#include "common/metrics/memory_metrics.h"
 
 namespace updraft {
 namespace {
@@ -61,6 +63,8 @@ class RouterImpl : public Router, private AdminTarget {
     if (!keys) return keys.error();
     Result<std::vector<AllowedKey>> allowed = load_allowed_keys(config.allowed_keys_folder);
     if (!allowed) return allowed.error();
+    memory_ = std::make_unique<MemoryWatch>(config.memory, config.memory_root, log_memory_change);
+    export_memory_metrics(*metrics_, *memory_);
     RelayConfig relay;
     relay.core.router_id = config.router_id;
     relay.core.router_epoch = epoch_of_this_start();
@@ -72,7 +76,8 @@ class RouterImpl : public Router, private AdminTarget {
     relay.endpoint = config.pool_endpoint;
     relay.keys = std::move(*keys);
     relay.allowed = std::move(*allowed);
-    Result<std::unique_ptr<Relay>> started = Relay::start(std::move(relay), *metrics_, *loop_);
+    Result<std::unique_ptr<Relay>> started =
+        Relay::start(std::move(relay), *metrics_, *memory_, *loop_);
     if (!started) return started.error();
     relay_ = std::move(started).value();
     Result<std::unique_ptr<HttpServer>> http =
@@ -171,6 +176,7 @@ class RouterImpl : public Router, private AdminTarget {
 
   // Destroyed from the last to the first: the server uses the relay's service, both use the
   // metrics. The relay works on the loop.
+  std::unique_ptr<MemoryWatch> memory_;
   const std::unique_ptr<EventLoop> loop_ = EventLoop::start();
   std::unique_ptr<Metrics> metrics_ = Metrics::create();
   std::unique_ptr<Metrics> admin_metrics_ = Metrics::create();  // its own: not those of requests

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cloud/router/router.h"
+#include "common/config/memory_section.h"
 #include "common/config/toml_file.h"
 #include "common/http/http_config.h"
 
@@ -64,6 +65,7 @@ Result<RouterConfig> load_router_config(const std::string& path) {
   file.get("queue.timeout_ms", config.queue_timeout_ms, 1, 3'600'000);
   file.get("placement.edge_reserve_slots", config.edge_reserve_slots, 0, 256);
   file.get("placement.price_weight_ms", config.price_weight_ms, 0, 1'000'000);
+  read_memory_section(file, config.memory);
   get_log(file, config.log);
   config.log.component = config.router_id;
   if (Result<void> finished = file.finish(); !finished) return finished.error();

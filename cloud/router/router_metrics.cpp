@@ -4,6 +4,8 @@
 #include <array>
 #include <string>
 
+#include "common/metrics/memory_metrics.h"
+
 namespace updraft {
 namespace {
 
@@ -90,6 +92,8 @@ RouterMetrics::RouterMetrics(Metrics& metrics)
   Counter& keys = metrics_.counter("updraft_router_keys_refused_total",
                                    "connections and messages of keys that are not allowed");
   plain_.push_back({{}, &keys, 0});
+  plain_.push_back({{}, &memory_refused(metrics_, "shed"), 0});
+  plain_.push_back({{}, &memory_refused(metrics_, "refuse"), 0});
 }
 
 void RouterMetrics::add_tables() {
@@ -153,6 +157,10 @@ void RouterMetrics::update(const RouterCore& core, uint64_t keys_refused) {
     refused_[outcome].follow(stats.refused[outcome]);
   for (size_t i = 0; i < kPlain.size(); ++i) plain_[i].follow(kPlain[i].count(core));
   plain_[kPlain.size()].follow(keys_refused);
+  for (const MemoryLevel level : {MemoryLevel::kShed, MemoryLevel::kRefuse}) {
+    const auto at = static_cast<size_t>(level);
+    plain_[kPlain.size() + at].follow(stats.memory_refused[at]);
+  }
   const auto counts = core.count_nodes();
   for (size_t state = 0; state < counts.size(); ++state) {
     for (size_t tier = 1; tier < RouterStats::kTiers; ++tier) {

@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "common/message/memory_refusal.h"
+
 namespace updraft {
 namespace {
 
@@ -14,8 +16,9 @@ RequestError overloaded(std::string message) {
 
 }  // namespace
 
-RouterService::RouterService(size_t submissions_max, size_t cancels_max, std::function<void()> wake)
-    : submissions_(submissions_max, wake), cancels_(cancels_max, wake) {}
+RouterService::RouterService(size_t submissions_max, size_t cancels_max, MemoryWatch& memory,
+                             std::function<void()> wake)
+    : memory_(memory), submissions_(submissions_max, wake), cancels_(cancels_max, wake) {}
 
 void RouterService::submit(Request request, EventSink sink) {
   if (stopping_.load(std::memory_order_relaxed)) {
@@ -61,9 +64,17 @@ std::vector<ModelInfo> RouterService::models() const {
   return models_;
 }
 
+std::optional<RequestError> RouterService::short_of_memory() const {
+  return memory_refusal(memory_.level(), Priority::kSystem);
+}
+
 bool RouterService::ready(std::string* why_not) const {
   if (stopping_.load(std::memory_order_relaxed)) {
     if (why_not != nullptr) *why_not = "the router is stopping";
+    return false;
+  }
+  if (const auto refusal = short_of_memory()) {
+    if (why_not != nullptr) *why_not = refusal->message;
     return false;
   }
   const std::lock_guard lock(mutex_);

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/base/mailbox.h"
+#include "common/base/memory_watch.h"
 #include "common/message/service.h"
 
 namespace updraft {
@@ -23,13 +25,15 @@ struct Submission {
 
 class RouterService : public InferenceService {
  public:
-  // wake: called after each hand-in, from the caller's thread.
-  RouterService(size_t submissions_max, size_t cancels_max, std::function<void()> wake);
+  // wake: called after each hand-in, from the caller's thread. memory: outlives the service.
+  RouterService(size_t submissions_max, size_t cancels_max, MemoryWatch& memory,
+                std::function<void()> wake);
 
   void submit(Request request, EventSink sink) override;
   void cancel(const RequestId& id) override;
   std::vector<ModelInfo> models() const override;
   bool ready(std::string* why_not) const override;
+  std::optional<RequestError> short_of_memory() const override;
 
   void stop_taking() {
     stopping_.store(true, std::memory_order_relaxed);
@@ -43,6 +47,7 @@ class RouterService : public InferenceService {
   void publish(const std::vector<ModelInfo>& models, int64_t nodes_fresh, int64_t nodes_known);
 
  private:
+  MemoryWatch& memory_;
   Mailbox<Submission> submissions_;
   Mailbox<RequestId> cancels_;
   std::atomic<bool> stopping_{false};

@@ -40,6 +40,7 @@ enum class Plant : uint8_t {
   kRisesTwice,        // and so does one from an edge
   kReservePerRouter,  // each router keeps an edge's whole reserve out of its part
   kLeavesEarly,       // a node ends while work against its grants is still under way
+  kMemoryIgnored,     // a node whose memory is almost full takes what it granted before
   kNeverLends,        // a request wider than its router's part of a node waits for ever
   kCount,
 };

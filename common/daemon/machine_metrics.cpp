@@ -8,6 +8,8 @@
 #include <memory>
 #include <system_error>
 
+#include "common/base/memory_reading.h"
+
 namespace updraft {
 namespace {
 
@@ -30,21 +32,6 @@ CpuTimes read_cpu_times() {
     if (column != 3 && column != 4) times.busy += jiffies;
   }
   return times;
-}
-
-double memory_available_ratio() {
-  std::ifstream in("/proc/meminfo");
-  double total_kib = 0;
-  double available_kib = 0;
-  std::string name;
-  std::string rest;
-  double kib = 0;
-  while (in >> name >> kib) {
-    std::getline(in, rest);
-    if (name == "MemTotal:") total_kib = kib;
-    if (name == "MemAvailable:") available_kib = kib;
-  }
-  return total_kib > 0 ? available_kib / total_kib : 1.0;
 }
 
 }  // namespace
@@ -75,7 +62,7 @@ void export_machine_metrics(Metrics& metrics) {
     const uint64_t all = now.all - before->all;
     if (all > 0) cpu.set(static_cast<double>(now.busy - before->busy) / static_cast<double>(all));
     *before = now;
-    memory.set(memory_available_ratio());
+    memory.set(1.0 - read_machine_memory().ratio());
     if (temperature != nullptr) temperature->set(hottest_zone_celsius(kThermalFolder).value_or(0));
   });
 }

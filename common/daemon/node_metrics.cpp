@@ -2,12 +2,12 @@
 #include "common/daemon/node_metrics.h"
 
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/base/memory_reading.h"
 
 namespace updraft {
 namespace {
@@ -42,15 +42,9 @@ Machine read_machine() {
   const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
   if (getloadavg(load, 1) == 1)
     machine.cpu_load = static_cast<float>(std::min(1.0, load[0] / cores));
-  std::ifstream in("/proc/meminfo");
-  std::string name;
-  std::string unit;
-  int64_t kib = 0;
-  while (in >> name >> kib) {
-    std::getline(in, unit);
-    if (name == "MemTotal:") machine.memory_total_bytes = kib * 1024;
-    if (name == "MemAvailable:") machine.memory_free_bytes = kib * 1024;
-  }
+  const MemoryUse memory = read_machine_memory();
+  machine.memory_free_bytes = static_cast<int64_t>(memory.left_bytes());
+  machine.memory_total_bytes = static_cast<int64_t>(memory.limit_bytes);
   return machine;
 }
 

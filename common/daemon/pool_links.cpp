@@ -51,7 +51,7 @@ PoolLinks::~PoolLinks() = default;
 InferenceService& PoolLinks::upward() { return *upward_; }
 
 Result<std::unique_ptr<PoolLinks>> PoolLinks::start(
-    const PoolSection& pool, const NodeHello& hello, InferenceService& local,
+    const PoolSection& pool, const NodeHello& hello, InferenceService& local, MemoryWatch& memory,
     const std::function<std::function<void(NodeBeat&)>()>& make_filler) {
   std::unique_ptr<PoolLinks> out(new PoolLinks());
   if (pool.router_endpoints.empty()) return out;
@@ -70,7 +70,12 @@ Result<std::unique_ptr<PoolLinks>> PoolLinks::start(
     config.keys = *keys;
     config.beat_interval_ms = pool.beat_interval_ms;
     config.lease_ttl_ms = pool.lease_ttl_ms;
-    auto link = PoolLink::start(config, priced, local, make_filler());
+    // Each beat brings the level of now.
+    auto fill_beat = [grants, &memory, fill = make_filler()](NodeBeat& beat) {
+      grants->set_memory(memory.level());
+      fill(beat);
+    };
+    auto link = PoolLink::start(config, priced, local, std::move(fill_beat));
     if (!link) return link.error();
     out->links_.push_back(std::move(*link));
   }

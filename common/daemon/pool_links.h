@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/memory_watch.h"
 #include "common/daemon/node_config.h"
 #include "common/pool/pool_link.h"
 
@@ -17,9 +18,10 @@ namespace updraft {
 class PoolLinks {
  public:
   // No routers: an object without links, whose service refuses. `make_filler` gives each link a
-  // load reporter of its own. Errors name the key file or the endpoint.
+  // load reporter of its own. While `memory` (outlives the links) is short, nothing is granted, see
+  // GrantLedger::set_memory(). Errors name the key file or the endpoint.
   static Result<std::unique_ptr<PoolLinks>> start(
-      const PoolSection& pool, const NodeHello& hello, InferenceService& local,
+      const PoolSection& pool, const NodeHello& hello, InferenceService& local, MemoryWatch& memory,
       const std::function<std::function<void(NodeBeat&)>()>& make_filler);
   ~PoolLinks();
 

@@ -63,6 +63,12 @@ void Connection::start() {
   arm_read();
 }
 
+void Connection::start_last() {
+  refused_ = true;
+  close_after_ = true;
+  start();
+}
+
 void Connection::start_refusing() {
   refused_ = true;
   begin_exchange();

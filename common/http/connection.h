@@ -31,6 +31,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Waits for the first request.
   void start();
+  // The same while memory is almost full: one request is answered, then the connection closes.
+  void start_last();
   // Answers 503 at once and closes: there are too many connections.
   void start_refusing();
   // The server is going down: an idle connection closes, a busy one ends after its answer.
@@ -104,7 +106,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::steady_timer timer_;
   std::string remote_;
   State state_ = State::kIdle;
-  bool refused_ = false;
+  bool refused_ = false;  // counts among the server's refused connections
   bool read_pending_ = false;
   bool write_pending_ = false;
   bool peer_ended_ = false;          // no more bytes will come

@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/http/connection_answer.h"
 #include "common/http/trace_context.h"
+#include "common/metrics/memory_metrics.h"
 
 namespace updraft {
 
@@ -207,6 +208,15 @@ void Connection::on_head() {
   if (server_.draining && std::holds_alternative<Request::Kind>(route_->route->answer)) {
     respond_error(503, "the server is going down", "server_error", "overloaded", retry_after(1000));
     return;
+  }
+  if (std::holds_alternative<Request::Kind>(route_->route->answer)) {
+    if (const auto refusal = server_.service->short_of_memory()) {
+      // Its body is not read, and the client may find another router by a new connection.
+      close_after_ = true;
+      memory_refused(server_.metrics, "refuse").add();
+      respond_error(*refusal);
+      return;
+    }
   }
   close_after_ = !keep_alive;
   if (head.expects_continue && head.has_body && in_.empty()) {

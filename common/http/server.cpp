@@ -13,6 +13,7 @@
 #include "common/http/connection.h"
 #include "common/http/openai_routes.h"
 #include "common/http/server_state.h"
+#include "common/metrics/memory_metrics.h"
 
 namespace updraft {
 namespace {
@@ -21,7 +22,7 @@ namespace asio = boost::asio;
 using boost::system::error_code;
 
 constexpr size_t kRefusedConnectionsMax =
-    64;  // that get a 503 at the same time; beyond that, closed without a word
+    64;  // that get a 503, or one answer, at the same time; beyond that, closed without a word
 constexpr int kSendBufferBytes =
     256 * 1024;  // of the kernel, per connection: it must not hide a slow reader
 constexpr int kAcceptPauseMs = 100;  // out of descriptors
@@ -166,12 +167,17 @@ class AsioHttpServer final : public HttpServer {
   void take(asio::ip::tcp::socket socket) {
     const size_t served = state_.connections.size() - state_.refused_connections;
     const bool full = served >= static_cast<size_t>(state_.config.limits.connections_max);
+    // Health and metrics are still asked for, by connections of one request each.
+    const bool last = !full && state_.service != nullptr && state_.service->short_of_memory();
+    const bool crowded = state_.refused_connections >= kRefusedConnectionsMax;
+    if (last && crowded) memory_refused(state_.metrics, "connection").add();
     // Who speaks TLS cannot be told why before the handshake, which is work.
-    if (full && (state_.tls != nullptr || state_.refused_connections >= kRefusedConnectionsMax))
-      return;
+    if ((full && state_.tls != nullptr) || ((full || last) && crowded)) return;
     auto connection = std::make_shared<Connection>(state_, std::move(socket));
-    state_.add(connection, full);
-    if (full) {
+    state_.add(connection, full || last);
+    if (last) {
+      connection->start_last();
+    } else if (full) {
       connection->start_refusing();
     } else {
       connection->start();

@@ -36,7 +36,8 @@ struct ServerState {
 
   boost::asio::io_context& io;
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections;
-  size_t refused_connections = 0;  // of these, the ones that only get a 503
+  size_t refused_connections = 0;  // of these, the ones that only get a 503, or one answer because
+                                   // they came while memory was almost full
   bool draining = false;
   size_t body_bytes = 0;  // received and not yet parsed, over all connections
   int64_t open_streams = 0;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,11 @@ class InferenceService {
   // for an id that is unknown or ended.
   virtual void pause(const RequestId& id) { (void)id; }
   virtual void resume(const RequestId& id) { (void)id; }
+
+  // Any thread, and cheap. While memory is so full that no new request is taken, whatever it asks
+  // for: what each is answered, so that it can be said before a request is read. Else nothing, and
+  // submit() decides.
+  virtual std::optional<RequestError> short_of_memory() const { return std::nullopt; }
 
   // Any thread. Models that can be asked for now.
   virtual std::vector<ModelInfo> models() const = 0;

@@ -43,6 +43,16 @@ void GrantLedger::set_taking(bool taking) {
   taking_ = taking;
 }
 
+void GrantLedger::set_memory(MemoryLevel level) {
+  const std::lock_guard lock(mutex_);
+  memory_ = level;
+}
+
+MemoryLevel GrantLedger::memory() const {
+  const std::lock_guard lock(mutex_);
+  return memory_;
+}
+
 int32_t GrantLedger::held() const {
   int32_t slots = 0;
   for (const auto& [id, link] : links_) slots += link.held;
@@ -81,7 +91,7 @@ bool GrantLedger::take(LinkId id, int32_t slots, int64_t now_ns) {
   if (at == links_.end()) return false;
   Link& link = at->second;
   bool taken = outstanding(link, now_ns) >= slots;
-  if (!taken && taking_) {
+  if (!taken && grants_more()) {
     int32_t promised = 0;
     for (const auto& [other, entry] : links_) promised += outstanding(entry, now_ns);
     taken = pool_slots() - held() - promised >= slots;
@@ -214,7 +224,7 @@ Credit GrantLedger::grant(LinkId id, int64_t now_ns) {
     promised_others += other == id ? 0 : outstanding(entry, now_ns);
   const int32_t free = pool_slots() - held() - promised_others;
   const int32_t mine = share(id, now_ns) - link.held;
-  credit.count = taking_ ? std::clamp(std::min(free, mine), 0, std::max(0, slots_total_)) : 0;
+  credit.count = grants_more() ? std::clamp(std::min(free, mine), 0, std::max(0, slots_total_)) : 0;
   credit.kv_tokens = granted_kv(id, credit.count, now_ns);
   std::erase_if(link.promises, [&](const Promise& p) { return p.expires_ns <= now_ns; });
   const int64_t limit = link.arrived + credit.count;

@@ -24,6 +24,7 @@
 #include <mutex>
 
 #include "common/base/clock.h"
+#include "common/base/memory_level.h"
 #include "common/message/node_status.h"
 
 namespace updraft {
@@ -48,6 +49,11 @@ class GrantLedger {
   void report(int32_t slots_total, int32_t sequences, int64_t kv_tokens_free);
   // Loading or draining: grants are empty.
   void set_taking(bool taking);
+  // Memory is short: grants are empty, because a grant does not say for whom it is and a router
+  // that has none elsewhere keeps its classes in order while they wait. What was granted before is
+  // still taken; at kRefuse the link bounces it.
+  void set_memory(MemoryLevel level);
+  MemoryLevel memory() const;
 
   // A Submit for `slots` has arrived. True: it is within a grant, or there is room that no router
   // was promised; its slots are held until give(). False: it must be bounced.
@@ -97,6 +103,7 @@ class GrantLedger {
   int64_t promise_ns() const { return (int64_t{ttl_ms_} + kSlackMs) * kNsPerMs; }
   double weight(const Link& link, int64_t now_ns) const;
   bool in_turn(LinkId link, int64_t now_ns) const;
+  bool grants_more() const { return taking_ && memory_ == MemoryLevel::kNormal; }
 
   const int32_t ttl_ms_;
   mutable std::mutex mutex_;  // guards what follows
@@ -104,6 +111,7 @@ class GrantLedger {
   LinkId last_id_ = 0;
   uint64_t last_epoch_ = 0;
   bool taking_ = false;
+  MemoryLevel memory_ = MemoryLevel::kNormal;
   int32_t slots_total_ = 0;
   int32_t sequences_ = 0;
   int64_t kv_tokens_free_ = 0;

@@ -248,6 +248,13 @@ void LinkCore::begin_work(Submit&& submit, int64_t now_ns) {
         id, submit.epoch,
         error_of(ErrorCode::kOverloaded, "node " + config_.hello.node_id + why, kRetryAfterMs));
   }
+  if (grants_->memory() == MemoryLevel::kRefuse && !UPDRAFT_PLANT(kMemoryIgnored)) {
+    grants_->give(grant_link_, slots_of(submit));
+    beat_soon(now_ns);
+    return reject(id, submit.epoch,
+                  error_of(ErrorCode::kRejectedBusy,
+                           "node " + config_.hello.node_id + " is short of memory"));
+  }
   Work work;
   work.serial = next_serial_++;
   work.connection = connection_;
@@ -479,8 +486,10 @@ void LinkCore::end_upward(const RequestId& id, Event end) {
 void LinkCore::on_accepted(Accepted&& message, int64_t now_ns) {
   Upward* upward = upward_of(message.id, message.epoch);
   if (upward == nullptr) return;
-  upward->started = true;
   upward->answer_due_ns = now_ns + config_.silence_timeout_ms * kNsPerMs;
+  // A request moves before its first token alone: this is an earlier node's, repeated on its way.
+  if (!upward->choices.empty()) return;
+  upward->started = true;
   if (message.started.prompt_tokens == 0) message.started.prompt_tokens = message.prompt_tokens;
   deliver(*upward, std::move(message.started));
 }
@@ -608,6 +617,8 @@ void LinkCore::send_beat(NodeBeat load, int64_t now_ns) {
                   std::max(load.running + load.waiting, load.slots_total - load.slots_free),
                   load.kv_tokens_free);
   load.credit = fresh_credit();
+  // To a router without grants these are what it may use.
+  if (grant_link_ == 0 && grants_->memory() != MemoryLevel::kNormal) load.slots_free = 0;
   load.prefixes = prefix_delta(load, now_ns);
   outgoing_.set_beat(load);
   beat_due_ns_ = now_ns + config_.beat_interval_ms * kNsPerMs;

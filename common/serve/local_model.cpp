@@ -19,12 +19,12 @@
 #include "common/base/check.h"
 #include "common/base/clock.h"
 #include "common/base/mailbox.h"
+#include "common/base/memory_reading.h"
 #include "common/engine/engine.h"
 #include "common/engine/random.h"
 #include "common/model/model.h"
 #include "common/serve/answer.h"
 #include "common/serve/devices.h"
-#include "common/serve/memory_left.h"
 #include "common/serve/prepare.h"
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
@@ -533,9 +533,9 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.offload = config.offload && backend->keeps_weights_outside();
-  engine.available_memory_bytes =
-      backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
-                                : memory_left_bytes();
+  engine.available_memory_bytes = backend->has_own_memory()
+                                      ? backend->memory_total_bytes() - backend->memory_used_bytes()
+                                      : read_memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 

@@ -10,6 +10,7 @@
 #include "common/base/clock.h"
 #include "common/http/client.h"
 #include "edge/client/local_client.h"
+#include "tests/support/fake_memory.h"
 #include "tests/support/scripted_model.h"
 #include "tests/support/scripted_router.h"
 #include "tests/support/shared_data.h"
@@ -21,12 +22,14 @@ namespace {
 
 struct Setup {
   TempDir dir;
+  FakeMemory memory;
   ScriptedRouter router;
   ScriptedModel* model = nullptr;  // owned by the daemon
   std::unique_ptr<EdgeDaemon> daemon;
 
   explicit Setup(bool with_pool = true, EdgeConfig config = {}) {
     config.node_id = "edge-1";
+    config.memory_root = memory.root();
     config.http.port = 0;
     config.socket_path = dir.file("edge.sock");
     config.pool.beat_interval_ms = 20;
@@ -275,4 +278,37 @@ TEST_CASE("a daemon that cannot start says why in one line") {
   config.model.model_path = "/nowhere/m.gguf";
   CHECK(EdgeDaemon::start(config, Progress()).message().find("/nowhere/m.gguf") !=
         std::string::npos);
+}
+
+TEST_CASE("a gateway of its own whose memory is almost full answers 503 and finishes what it has") {
+  Setup s(false);
+  Setup::Asked asked;
+  s.ask(asked, body_of("hello"));
+  const std::string id = only_id(*s.model);
+  REQUIRE_FALSE(id.empty());
+  s.memory.set(99.0);
+  const auto level_is = [&](const char* level) {
+    return s.client().get("/metrics")->body.find(std::string("\nupdraft_memory_level ") + level) !=
+           std::string::npos;
+  };
+  const int64_t until_ns = monotonic_ns() + 10 * kNsPerSecond;
+  while (!level_is("2") && monotonic_ns() < until_ns) {
+  }
+  const HttpClient hasty(
+      *HttpUrl::parse("http://127.0.0.1:" + std::to_string(s.daemon->http_port())), {},
+      {2000, 10'000});
+  const auto refused = hasty.post_json("/v1/chat/completions", body_of("more"));
+  // No REQUIRE before the first request has ended: its thread waits for that.
+  CHECK_MESSAGE(refused.ok(), refused.message());
+  CHECK((refused.ok() && refused->status == 503));
+  CHECK((refused.ok() && refused->field("retry-after") == "5"));
+  CHECK(s.client().get("/livez")->status == 200);
+  CHECK(s.client().get("/readyz")->status == 503);
+  CHECK(s.model->emit(id, Started{"edge-1", Tier::kEdge, "tiny", "", 3}));
+  CHECK(s.model->emit(id, last_chunk("hi there")));
+  CHECK(s.model->emit(id, Finished{{3, 1, 0}, {}}));
+  asked.thread.join();
+  CHECK(asked.response.status == 200);
+  CHECK(asked.response.body.find("hi there") != std::string::npos);
+  CHECK(s.model->submitted_count() == 1);
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
+#include "tests/support/fake_memory.h"
 #include "tests/support/scripted_model.h"
 
 using namespace updraft;
@@ -35,6 +36,8 @@ std::string words(int count) {
 }
 
 struct Setup {
+  FakeMemory fake_memory;
+  MemoryWatch memory{{95, 98}, fake_memory.root()};
   ScriptedModel model{1000};
   ScriptedService pool;
   std::unique_ptr<Metrics> metrics = Metrics::create();
@@ -52,6 +55,7 @@ struct Setup {
     EdgeServiceConfig config;
     config.aliases = {"phone"};
     config.pool_configured = pool_configured;
+    config.memory = &memory;
     service = std::make_unique<EdgeService>(config, model, pool, *metrics);
   }
   void submit(Request request) { service->submit(std::move(request), answer.sink()); }
@@ -423,4 +427,43 @@ TEST_CASE("who leaves is let go although the model is busy, also while others ar
   CHECK(counted.end_count() == 1);
   CHECK(waits.end_count() == 1);
   CHECK_FALSE(s.pool.has("next"));
+}
+
+TEST_CASE("a gateway short of memory sends its clients' requests up, and none comes back down") {
+  Setup s;
+  s.submit(chat_request("before", "hello", "tiny"));
+  REQUIRE(s.model.has("before"));
+  s.fake_memory.set(99.0);
+  REQUIRE(eventually([&] { return s.memory.level() == MemoryLevel::kRefuse; }));
+  CHECK_FALSE(s.service->short_of_memory());  // the pool takes them
+  CHECK(s.service->ready(nullptr));
+  Answer up;
+  s.service->submit(chat_request("a", "hello", "tiny"), up.sink());
+  REQUIRE(s.pool.has("a"));
+  // A refusal above would otherwise bring it to the local model.
+  CHECK(s.pool.emit("a", error_of(ErrorCode::kOverloaded, "no room", 1000)));
+  CHECK(up.end_count() == 1);
+  CHECK(up.error().code == ErrorCode::kOverloaded);
+  CHECK(s.model.submitted_count() == 1);
+  // What runs goes on.
+  CHECK(s.model.emit("before", chunk("still here")));
+  CHECK(s.model.emit("before", Finished{}));
+  CHECK(s.answer.text() == "still here");
+
+  s.pool.set_ready(false);
+  REQUIRE(s.service->short_of_memory());
+  CHECK(s.service->short_of_memory()->code == ErrorCode::kOverloaded);
+  std::string why;
+  CHECK_FALSE(s.service->ready(&why));
+  CHECK(why.find("memory") != std::string::npos);
+  Answer refused;
+  s.service->submit(chat_request("b", "hello", "tiny"), refused.sink());
+  CHECK(refused.error().code == ErrorCode::kOverloaded);
+  CHECK(refused.error().retry_after_ms > 0);
+  CHECK(s.metrics->text().find("updraft_memory_refused_total{reason=\"refuse\"} 1") !=
+        std::string::npos);
+  s.fake_memory.set(20.0);
+  REQUIRE(eventually([&] { return s.memory.level() == MemoryLevel::kNormal; }));
+  s.service->submit(chat_request("c", "hello", "tiny"), s.answer.sink());
+  CHECK(s.model.has("c"));
 }

@@ -248,3 +248,41 @@ TEST_CASE("sessions are remembered, forgotten after ten idle minutes, and bounde
   CHECK(sessions.past("s" + std::to_string(2 * EdgeSessions::kSessionsMax - 1), 4) ==
         SessionPast::kStayed);
 }
+
+TEST_CASE("a gateway that is short of memory sends up what may rise and refuses the rest") {
+  const auto of = [](MemoryLevel level, EdgeState state) {
+    state.memory = level;
+    return state;
+  };
+  Hints urgent;
+  urgent.priority = Priority::kInteractive;
+  const EdgeDecision shed = decide(need(100, 100), of(MemoryLevel::kShed, connected()));
+  CHECK(shed.place == Place::kRise);
+  CHECK(std::string(shed.reason) == "the edge is short of memory");
+  CHECK(decide(need(100, 100), of(MemoryLevel::kShed, connected()), urgent).place == Place::kLocal);
+  CHECK(decide(need(100, 100), of(MemoryLevel::kRefuse, connected()), urgent).place ==
+        Place::kRise);
+  for (const EdgeState& cut_off : {away(), alone()}) {
+    CHECK(decide(need(100, 100), of(MemoryLevel::kShed, cut_off), urgent).place == Place::kLocal);
+    const EdgeDecision refused = decide(need(100, 100), of(MemoryLevel::kRefuse, cut_off), urgent);
+    CHECK(refused.place == Place::kRefuse);
+    CHECK(refused.for_memory);
+    CHECK(refused.error.code == ErrorCode::kOverloaded);
+    CHECK(refused.error.retry_after_ms > 0);
+    CHECK(decide(need(100, 100), of(MemoryLevel::kShed, cut_off)).place == Place::kRefuse);
+    EdgeNeed strange = need(100, 100);
+    strange.countable = false;
+    CHECK(decide(strange, of(MemoryLevel::kRefuse, cut_off)).for_memory);
+  }
+  // Who may not leave, or wants to stay, is refused with the pool in reach, too.
+  EdgeNeed rows = need(100, 100);
+  rows.has_embeddings = true;
+  CHECK(decide(rows, of(MemoryLevel::kRefuse, connected())).for_memory);
+  CHECK(decide(need(100, 100), of(MemoryLevel::kRefuse, connected()), local_only()).for_memory);
+  CHECK(
+      decide(need(100, 100), of(MemoryLevel::kRefuse, connected()), tier(Tier::kEdge)).for_memory);
+  // What is not for this gateway's memory goes its way.
+  CHECK(decide(need(5000, 100), of(MemoryLevel::kRefuse, connected())).place == Place::kRise);
+  CHECK(decide(need(100, 100), of(MemoryLevel::kRefuse, connected()), tier(Tier::kCloud)).place ==
+        Place::kRise);
+}

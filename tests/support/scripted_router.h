@@ -25,6 +25,7 @@ struct ScriptedRouter {
   uint64_t epoch = 1;
   int32_t echo_ms = 0;  // what it promises
   bool echoes = false;  // and whether it keeps to it
+  bool grants = false;  // it asks for grants
   std::string peer;
   std::map<std::string, MessageReader> readers;
   std::vector<NodeHello> hellos;
@@ -47,7 +48,7 @@ struct ScriptedRouter {
         peer = in.peer;
         out.clear();
         out.push_urgent(
-            Welcome{"router", epoch, {{"big", "", "", 32768, 0, false}}, false, echo_ms});
+            Welcome{"router", epoch, {{"big", "", "", 32768, 0, false}}, grants, echo_ms});
       } else if (auto* beat = std::get_if<NodeBeat>(&**message)) {
         beats.push_back(*beat);
         if (echoes) out.push_urgent(Echo{beat->seq});

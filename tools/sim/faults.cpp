@@ -17,7 +17,7 @@ constexpr int64_t kClogNsMax = 5 * kNsPerSecond;
 
 double sum(const FaultRates& f) {
   return f.clog + f.cut + f.one_way_cut + f.reset + f.node_crash + f.node_pause + f.router_crash +
-         f.router_pause + f.operator_drain + f.node_drain + f.slowness;
+         f.router_pause + f.operator_drain + f.node_drain + f.slowness + f.memory;
 }
 
 }  // namespace
@@ -110,7 +110,7 @@ void Faults::strike() {
       if (!healed_) undo();
     };
   };
-  const std::array<std::pair<double, std::function<void()>>, 11> kinds = {{
+  const std::array<std::pair<double, std::function<void()>>, 12> kinds = {{
       {f.clog,
        [&] {
          const int64_t for_ns = random.between(1, kClogNsMax);
@@ -176,6 +176,11 @@ void Faults::strike() {
          world_.note("fault: slow", id);
          nodes_[node]->set_slowness(random.uniform(2.0, 20.0));
          world_.after(down, [this, node] { nodes_[node]->set_slowness(1.0); });
+       }},
+      {f.memory,
+       [&] {
+         nodes_[node]->set_memory(random.chance(0.5) ? MemoryLevel::kShed : MemoryLevel::kRefuse);
+         world_.after(down, [this, node] { nodes_[node]->set_memory(MemoryLevel::kNormal); });
        }},
   }};
   double at = random.uniform() * rate_;

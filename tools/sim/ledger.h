@@ -35,6 +35,7 @@ inline constexpr const char* kDeadline = "deadline";       // no late dispatch, 
 inline constexpr const char* kModel = "model";             // nor for who does not serve the model
 inline constexpr const char* kDraining = "draining";       // nor for who drains
 inline constexpr const char* kGrant = "grant";             // nor beyond what was granted
+inline constexpr const char* kMemory = "memory";           // who has none takes nothing new
 inline constexpr const char* kExcluded = "excluded";       // nor where the request failed before
 inline constexpr const char* kHints = "hints";             // tier and residency are kept
 inline constexpr const char* kCancel = "cancel";           // who leaves is answered at once
@@ -73,6 +74,7 @@ class Ledger {
   struct NodeFacts {
     Tier tier = Tier::kAny;
     int32_t context_tokens = 0;
+    MemoryLevel memory = MemoryLevel::kNormal;
   };
 
   explicit Ledger(World& world) : world_(world) {}
@@ -114,6 +116,11 @@ class Ledger {
   void on_router_drain(int router, const std::string& node_id);
   // A node's link hands work of this router to its engine.
   void on_node_work(int router, const std::string& node_id, const RequestId& id);
+  // A node hands a request of its own clients to its engine.
+  void on_node_local(const std::string& node_id, const Request& request);
+  void on_node_memory(const std::string& node_id, MemoryLevel level) {
+    nodes_[node_id].memory = level;
+  }
   void on_router_idle(int router, const RouterCore& core);  // between two inputs
 
  private:

@@ -271,12 +271,23 @@ void Ledger::on_router_drain(int router, const std::string& node_id) {
 }
 
 void Ledger::on_node_work(int router, const std::string& node_id, const RequestId& id) {
+  if (nodes_[node_id].memory == MemoryLevel::kRefuse)
+    world_.violate(invariant::kMemory, node_id + " begins request " + id + " of router " +
+                                           number(router) + ", its memory is almost full");
   Runs& entry = runs(router, node_id, id);
   if (++entry.begun <= entry.sent) return;
   world_.violate(invariant::kTwice, node_id + " begins request " + id + " of router " +
                                         number(router) + " for the " + number(entry.begun) +
                                         ". time, it was sent there " + number(entry.sent) +
                                         " times");
+}
+
+void Ledger::on_node_local(const std::string& node_id, const Request& request) {
+  const MemoryLevel level = nodes_[node_id].memory;
+  const bool urgent = request.hints.priority <= Priority::kInteractive;
+  if (level == MemoryLevel::kNormal || (level == MemoryLevel::kShed && urgent)) return;
+  world_.violate(invariant::kMemory, node_id + " begins its own request " + request.id +
+                                         " at memory level " + memory_level_name(level));
 }
 
 void Ledger::on_router_idle(int number_of_router, const RouterCore& core) {

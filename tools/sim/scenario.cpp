@@ -187,6 +187,7 @@ class Draw {
     f.node_drain = maybe(0.2, 0.05, 0.3);
     f.slowness = maybe(0.3, 0.1, 0.5);
     f.clock_step_share = maybe(0.3, 0.2, 0.8);
+    f.memory = maybe(0.25, 0.1, 0.6);
   }
 
   Random random_;

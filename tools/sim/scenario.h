@@ -54,6 +54,7 @@ struct FaultRates {
   double operator_drain = 0.0;
   double node_drain = 0.0;  // SIGTERM, then a new life
   double slowness = 0.0;
+  double memory = 0.0;         // a node's is short, or almost full
   int64_t down_ms_max = 5000;  // of crashes, pauses, cuts
   int32_t drain_grace_ms = 3000;
   double clock_step_share = 0.0;  // of new lives, with the time of day set back

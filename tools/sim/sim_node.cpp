@@ -7,6 +7,7 @@
 
 #include "common/base/check.h"
 #include "common/base/clock.h"
+#include "common/message/memory_refusal.h"
 
 namespace updraft::sim {
 namespace {
@@ -50,12 +51,11 @@ void SimNode::start(ProcessClock clock, int64_t wall_ms) {
   info.context_tokens = spec_.engine.context_tokens;
   hello.models = {info};
   links_.clear();
-  // One ledger for all routers, as PoolLinks makes it.
-  const auto grants = std::make_shared<GrantLedger>(kGrantBeats * spec_.beat_interval_ms);
+  grants_ = std::make_shared<GrantLedger>(kGrantBeats * spec_.beat_interval_ms);
   for (int router = 0; router < router_count_; ++router) {
     auto link = std::make_unique<Link>();
     LinkCoreConfig config;
-    config.grants = grants;
+    config.grants = grants_;
     config.hello = hello;
     config.beat_interval_ms = spec_.beat_interval_ms;
     config.lease_ttl_ms = spec_.lease_ttl_ms;
@@ -82,6 +82,7 @@ void SimNode::start(ProcessClock clock, int64_t wall_ms) {
 void SimNode::crash(Farewell farewell) {
   if (!running()) return;
   world_.note("node ends", spec_.id, static_cast<uint64_t>(farewell));
+  set_memory(MemoryLevel::kNormal);
   ++life_;
   engine_.reset();
   links_.clear();
@@ -154,7 +155,16 @@ bool SimNode::draining() const {
          });
 }
 
+void SimNode::set_memory(MemoryLevel level) {
+  if (!running() || level == memory_) return;
+  world_.note("node's memory", spec_.id, static_cast<uint64_t>(level));
+  memory_ = level;
+  grants_->set_memory(level);
+  ledger_.on_node_memory(spec_.id, level);
+}
+
 void SimNode::heal() {
+  set_memory(MemoryLevel::kNormal);
   if (engine_) engine_->heal();
 }
 
@@ -304,6 +314,7 @@ EdgeState SimNode::edge_state(const Request& request) const {
   EdgeState state;
   state.model_here = request.model == engine_->model().id;
   state.draining = draining_;
+  state.memory = memory_;
   state.context_tokens = spec_.engine.context_tokens;
   state.slots_total = spec_.engine.slots;
   state.slots_free = engine_->slots_free();
@@ -346,6 +357,7 @@ void SimNode::place(const FlightPtr& flight) {
 
 void SimNode::go_local(const FlightPtr& flight) {
   flight->tried_local = true;
+  ledger_.on_node_local(spec_.id, flight->request);
   engine_->submit(flight->for_side(world_.now_ns()), [this, life = life_, flight](Event event) {
     if (life == life_) on_flight_event(flight, false, std::move(event));
   });
@@ -386,6 +398,7 @@ bool SimNode::try_other_side(const FlightPtr& flight, bool from_pool, const Requ
         error.code == ErrorCode::kOverloaded || error.code == ErrorCode::kModelNotFound ||
         error.code == ErrorCode::kNodeLost || error.code == ErrorCode::kRateLimited;
     if (!elsewhere || flight->tried_local || !flight->fits_here) return false;
+    if (memory_refusal(memory_, flight->request.hints.priority)) return false;
     go_local(flight);
     return true;
   }

@@ -50,6 +50,8 @@ class SimNode final : public NodeEnd {
   void set_slowness(double factor) {
     if (engine_) engine_->set_slowness(factor);
   }
+  // How full its memory is, until told otherwise or until its life ends.
+  void set_memory(MemoryLevel level);
 
   // --- a client on this gateway (edges) ---
   void submit(Request request, ClientId client);
@@ -133,6 +135,8 @@ class SimNode final : public NodeEnd {
   Deferred deferred_;
   bool draining_ = false;
   std::shared_ptr<SimEngine> engine_;
+  MemoryLevel memory_ = MemoryLevel::kNormal;
+  std::shared_ptr<GrantLedger> grants_;       // one for all routers, as PoolLinks makes it
   std::vector<std::unique_ptr<Link>> links_;  // [router]
   std::unordered_map<RequestId, FlightPtr> flights_;
   EdgeSessions sessions_;

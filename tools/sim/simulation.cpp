@@ -158,8 +158,9 @@ class Simulation {
       const auto outcome = std::find_if(ledger_.outcomes().rbegin(), ledger_.outcomes().rend(),
                                         [&](const Outcome& o) { return o.client == wide; });
       if (outcome->finished) break;
-      const bool mistaken = outcome->error == ErrorCode::kInvalidRequest;
-      if (mistaken || world_.now_ns() > until_ns) {
+      const bool for_room =
+          outcome->error == ErrorCode::kOverloaded || outcome->error == ErrorCode::kRateLimited;
+      if (!for_room || world_.now_ns() > until_ns) {
         world_.violate(invariant::kWide, "a request for " + std::to_string(slots) +
                                              " answers of model " + std::to_string(model) +
                                              " at router " + std::to_string(router) +

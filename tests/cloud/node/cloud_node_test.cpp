@@ -10,6 +10,7 @@
 
 #include "common/http/client.h"
 #include "common/log/log.h"
+#include "tests/support/fake_memory.h"
 #include "tests/support/scripted_model.h"
 #include "tests/support/scripted_router.h"
 #include "tests/support/shared_data.h"
@@ -21,15 +22,18 @@ namespace {
 
 struct Setup {
   TempDir dir;
+  FakeMemory memory;
   ScriptedRouter router;
   ScriptedModel* model = nullptr;  // owned by the node
   std::unique_ptr<CloudNode> node;
 
-  Setup() {
+  explicit Setup(bool grants = false) {
+    router.grants = grants;
     router.bind();
     REQUIRE(save_curve_keys(router.node_keys, dir.file("node")).ok());
     REQUIRE(save_curve_keys(router.keys, dir.file("router")).ok());
     CloudConfig config;
+    config.memory_root = memory.root();
     config.node_id = "cloud-1";
     config.pool.router_endpoints = {router.listener->endpoint()};
     config.pool.router_key_file = dir.file("router.pub");
@@ -146,4 +150,37 @@ TEST_CASE("the configuration that ships is valid, and a node without routers is 
              "[\"tcp://h:1\"]\nrouter_key = \"r\"\nkey = \"k\"\n")
             .message()
             .find("socket") != std::string::npos);
+}
+
+TEST_CASE(
+    "a node whose memory fills grants nothing, then takes nothing, and finishes what it has") {
+  Setup s(true);
+  const auto granted = [&] {
+    return s.router.beats.back().credit ? s.router.beats.back().credit->count : -1;
+  };
+  REQUIRE(s.router.run_until([&] { return granted() == 2; }));
+  s.router.send("a", Submit{chat_request("a"), 1, 1});
+  REQUIRE(s.router.run_until([&] { return s.model->has("a"); }));
+  s.memory.set(96.0);
+  REQUIRE(s.router.run_until([&] { return granted() == 0; }));
+  CHECK(s.client().get("/readyz")->status == 200);
+  s.memory.set(99.0);
+  REQUIRE(s.router.run_until([&] {
+    return s.client().get("/metrics")->body.find("updraft_memory_level 2") != std::string::npos;
+  }));
+  const auto ready = s.client().get("/readyz");
+  CHECK(ready->status == 503);
+  CHECK(ready->body.find("memory") != std::string::npos);
+  // The links learn of it with their next beat.
+  const size_t beats = s.router.beats.size();
+  REQUIRE(s.router.run_until([&] { return s.router.beats.size() > beats + 1; }));
+  s.router.send("b", Submit{chat_request("b"), 1, 2});
+  REQUIRE(s.router.run_until([&] { return s.router.find<Rejected>("b") != nullptr; }));
+  CHECK(s.router.find<Rejected>("b")->error.code == ErrorCode::kRejectedBusy);
+  CHECK_FALSE(s.model->has("b"));
+  CHECK(s.model->emit("a", Started{"cloud-1", Tier::kCloud, "tiny", "", 4}));
+  CHECK(s.model->emit("a", Finished{{4, 1, 0}, {}}));
+  REQUIRE(s.router.run_until([&] { return s.router.find<Done>("a") != nullptr; }));
+  s.memory.set(40.0);
+  REQUIRE(s.router.run_until([&] { return granted() == 2; }));
 }

@@ -14,6 +14,7 @@
 #include "common/daemon/node_metrics.h"
 #include "common/daemon/pool_links.h"
 #include "common/http/client.h"
+#include "tests/support/fake_memory.h"
 #include "tests/support/scripted_model.h"
 #include "tests/support/shared_data.h"
 
@@ -62,6 +63,7 @@ class AnsweringModel : public ScriptedModel {
 
 struct Pool {
   TempDir dir;
+  FakeMemory memory;
   RouterConfig router_config;
   std::unique_ptr<Router> router;
 
@@ -73,6 +75,7 @@ struct Pool {
       std::filesystem::copy_file(dir.file(node) + ".pub", dir.file("nodes") + "/" + node + ".pub");
     }
     router_config.http.port = 0;
+    router_config.memory_root = memory.root();
     router_config.pool_endpoint = "tcp://127.0.0.1:0";
     router_config.key_file = dir.file("router-key");
     router_config.allowed_keys_folder = dir.file("nodes");
@@ -87,6 +90,7 @@ struct Pool {
   }
   std::unique_ptr<CloudNode> add_cloud(const std::string& id, AnsweringModel*& model) {
     CloudConfig config;
+    config.memory_root = memory.root();
     config.node_id = id;
     config.pool.router_endpoints = {router->pool_endpoint()};
     config.pool.router_key_file = dir.file("router-key.pub");
@@ -148,8 +152,9 @@ TEST_CASE("a request that rises from an edge is answered by the cloud node") {
   section.router_endpoints = {pool.router->pool_endpoint()};
   section.router_key_file = pool.dir.file("router-key.pub");
   section.key_file = pool.dir.file("edge-1");
+  MemoryWatch memory({100, 100});
   auto links = PoolLinks::start(section, make_hello("edge-1", Tier::kEdge, edge_model, {}),
-                                edge_model, [&] { return BeatFiller(edge_model); });
+                                edge_model, memory, [&] { return BeatFiller(edge_model); });
   REQUIRE(links.ok());
   (*links)->set_state(NodeState::kReady);
   REQUIRE(eventually([&] { return pool.knows("cloud-1") && pool.knows("edge-1"); }));

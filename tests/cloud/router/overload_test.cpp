@@ -101,3 +101,44 @@ TEST_CASE("a key at twice what the pool serves leaves another key's p95 within a
   const int64_t alone_wide_ms = quiet_p95_ms(16, 200, false, {});
   CHECK(quiet_p95_ms(16, 200, true, {}) <= alone_wide_ms * 12 / 10);
 }
+
+TEST_CASE(
+    "a router short of memory takes interactive requests alone, then none, and keeps what it has") {
+  PoolFixture pool;
+  FakeNode& node = pool.join("cloud-1", Tier::kCloud, 4096, 4);
+  pool.settle();
+  const auto ask = [&](const std::string& id, Priority priority) {
+    Request request = PoolFixture::chat(id, 30);
+    request.hints.priority = priority;
+    return pool.submit(std::move(request));
+  };
+  const auto refusal = [&](ClientId client) -> const RequestError* {
+    const auto& events = pool.events[client];
+    return events.empty() ? nullptr : std::get_if<RequestError>(&events.back());
+  };
+  const ClientId before = ask("before", Priority::kBulk);
+  REQUIRE(node.work.size() == 1);
+  pool.core.set_memory(MemoryLevel::kShed);
+  CHECK(refusal(ask("s1", Priority::kSystem)) == nullptr);
+  CHECK(refusal(ask("s2", Priority::kInteractive)) == nullptr);
+  CHECK(node.work.size() == 3);
+  for (const Priority low : {Priority::kDefault, Priority::kBulk}) {
+    const RequestError* error = refusal(ask(low == Priority::kBulk ? "s4" : "s3", low));
+    REQUIRE(error != nullptr);
+    CHECK(error->code == ErrorCode::kOverloaded);
+    CHECK(error->retry_after_ms > 0);
+    CHECK(error->message.find("memory") != std::string::npos);
+  }
+  pool.core.set_memory(MemoryLevel::kRefuse);
+  CHECK(refusal(ask("r1", Priority::kSystem)) != nullptr);
+  CHECK(refusal(ask("r2", Priority::kInteractive)) != nullptr);
+  CHECK(node.work.size() == 3);
+  CHECK(pool.core.stats().memory_refused[static_cast<size_t>(MemoryLevel::kShed)] == 2);
+  CHECK(pool.core.stats().memory_refused[static_cast<size_t>(MemoryLevel::kRefuse)] == 2);
+  for (const Submit& work : std::exchange(node.work, {})) pool.serve(node, work);
+  CHECK(pool.ends(before) == 1);
+  CHECK(refusal(before) == nullptr);
+  pool.core.set_memory(MemoryLevel::kNormal);
+  CHECK(refusal(ask("after", Priority::kBulk)) == nullptr);
+  CHECK(node.work.size() == 1);
+}

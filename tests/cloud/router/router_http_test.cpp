@@ -2,10 +2,13 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "common/log/log.h"
 #include "tests/common/http/http_fixture.h"
 #include "wire_node.h"
 
@@ -163,4 +166,75 @@ TEST_CASE("a router that cannot start says why") {
   TestRouter third;
   third.config().pool_endpoint = "udp://nowhere";
   CHECK(!Router::start(third.config()).ok());
+}
+
+TEST_CASE("a router whose memory fills sheds at 95 and refuses at 98 percent, and says so") {
+  const testing::TempDir dir;
+  LogConfig log;
+  log.file = dir.file("router.log");
+  REQUIRE(configure_log(log).ok());
+  {
+    CloudPool pool;
+    const auto ask = [&](const char* priority) {
+      const auto answer =
+          pool.router.client({{"x-updraft-priority", priority}}).post_json(kChat, chat_body(60));
+      REQUIRE_MESSAGE(answer.ok(), answer.message());
+      return *answer;
+    };
+    const auto level = [&] {
+      const auto metrics = pool.router.client().get("/metrics");
+      REQUIRE_MESSAGE(metrics.ok(), metrics.message());
+      const size_t at = metrics->body.find("\nupdraft_memory_level ");
+      return at == std::string::npos ? '?' : metrics->body[at + 22];
+    };
+    CHECK(ask("bulk").status == 200);
+    CHECK(level() == '0');
+    pool.router.memory().set(96.0);
+    REQUIRE(eventually([&] { return level() == '1'; }));
+    for (const char* low : {"bulk", "default"}) {
+      const HttpResponse shed = ask(low);
+      CHECK(shed.status == 503);
+      CHECK(shed.field("retry-after") == "2");
+      CHECK(shed.body.find("\"code\":\"overloaded\"") != std::string::npos);
+      CHECK(shed.body.find("only interactive requests") != std::string::npos);
+    }
+    CHECK(ask("interactive").status == 200);
+    CHECK(pool.router.client().get("/readyz")->status == 200);
+
+    pool.router.memory().set(98.5);
+    REQUIRE(eventually([&] { return level() == '2'; }));
+    const HttpResponse refused = ask("interactive");
+    CHECK(refused.status == 503);
+    CHECK(refused.field("retry-after") == "5");
+    CHECK(refused.body.find("no new request is taken") != std::string::npos);
+    CHECK(pool.router.client().get("/livez")->status == 200);
+    CHECK(pool.router.client().get("/v1/models")->status == 200);
+    const auto ready = pool.router.client().get("/readyz");
+    CHECK(ready->status == 503);
+    CHECK(ready->body.find("memory") != std::string::npos);
+    CHECK(eventually([&] {
+      const std::string metrics = pool.router.client().get("/metrics")->body;
+      return metrics.find("updraft_memory_refused_total{reason=\"shed\"} 2") != std::string::npos &&
+             metrics.find("updraft_memory_refused_total{reason=\"refuse\"} 1") !=
+                 std::string::npos &&
+             metrics.find("updraft_memory_used_ratio 0.985") != std::string::npos;
+    }));
+    pool.router.memory().set(50.0);
+    REQUIRE(eventually([&] { return level() == '0'; }));
+    CHECK(ask("bulk").status == 200);
+    CHECK(pool.cloud.works() == 3);
+  }
+  REQUIRE(configure_log({}).ok());
+  std::ifstream in(log.file);
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const auto lines_with = [&](const std::string& what) {
+    size_t count = 0;
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1))
+      ++count;
+    return count;
+  };
+  CHECK(lines_with("memory level") == 3);
+  CHECK(lines_with("memory level from=normal to=shed used_percent=96") == 1);
+  CHECK(lines_with("memory level from=shed to=refuse used_percent=98.5") == 1);
+  CHECK(lines_with("memory level from=refuse to=normal used_percent=50") == 1);
 }

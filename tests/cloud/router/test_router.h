@@ -16,6 +16,7 @@
 #include "common/base/clock.h"
 #include "common/http/client.h"
 #include "common/net/pool_socket.h"
+#include "tests/support/fake_memory.h"
 
 namespace updraft::test {
 
@@ -43,6 +44,7 @@ class TestRouter {
     router_keys_ = new_curve_keys();
     REQUIRE(save_curve_keys(router_keys_, folder_ + "/router").ok());
     config_.http.port = 0;
+    config_.memory_root = memory_.root();
     config_.pool_endpoint = "tcp://127.0.0.1:0";
     config_.key_file = folder_ + "/router";
     config_.allowed_keys_folder = folder_ + "/nodes";
@@ -67,6 +69,7 @@ class TestRouter {
   }
   Router& router() { return *router_; }
   RouterConfig& config() { return config_; }
+  testing::FakeMemory& memory() { return memory_; }
   const std::string& public_key() const { return router_keys_.public_key; }
   HttpClient client(HttpFields fields = {}) {
     HttpUrl url;
@@ -93,6 +96,7 @@ class TestRouter {
     return keys;
   }
 
+  testing::FakeMemory memory_;
   std::string folder_;
   CurveKeys router_keys_;
   std::map<std::string, CurveKeys> known_;

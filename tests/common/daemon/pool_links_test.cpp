@@ -34,6 +34,8 @@ struct Files {
   }
 };
 
+MemoryWatch memory({100, 100});  // never short
+
 }  // namespace
 
 TEST_CASE("a node with two routers works for both and rises to one that is there") {
@@ -45,7 +47,8 @@ TEST_CASE("a node with two routers works for both and rises to one that is there
   REQUIRE(hello.models.size() == 2);
   CHECK(hello.models[1].id == "phone");
   CHECK(hello.boot_epoch > 1'700'000'000'000);
-  auto links = PoolLinks::start(files.pool, hello, model, [&] { return BeatFiller(model); });
+  auto links =
+      PoolLinks::start(files.pool, hello, model, memory, [&] { return BeatFiller(model); });
   REQUIRE_MESSAGE(links.ok(), links.message());
   (*links)->set_state(NodeState::kReady);
   REQUIRE(first.run_until([&] {
@@ -73,7 +76,7 @@ TEST_CASE("a node with two routers works for both and rises to one that is there
 TEST_CASE("a gateway of its own has no links, and says so") {
   ScriptedModel model;
   auto links = PoolLinks::start(PoolSection{}, make_hello("edge-1", Tier::kEdge, model, {}), model,
-                                [&] { return BeatFiller(model); });
+                                memory, [&] { return BeatFiller(model); });
   REQUIRE(links.ok());
   CHECK_FALSE((*links)->configured());
   std::string why;
@@ -91,7 +94,7 @@ TEST_CASE("key files that cannot be used stop the start, by name") {
   Files files(first, second);
   ScriptedModel model;
   const auto start = [&] {
-    return PoolLinks::start(files.pool, make_hello("edge-1", Tier::kEdge, model, {}), model,
+    return PoolLinks::start(files.pool, make_hello("edge-1", Tier::kEdge, model, {}), model, memory,
                             [&] { return BeatFiller(model); })
         .message();
   };

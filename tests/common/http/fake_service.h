@@ -2,6 +2,7 @@
 // two chunks; a test can instead hold requests and feed events by hand.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -102,6 +103,12 @@ class FakeService : public InferenceService {
     const std::lock_guard lock(mutex_);
     is_ready_ = is_ready;
   }
+
+  std::optional<RequestError> short_of_memory() const override {
+    if (!memory_full.load()) return std::nullopt;
+    return error_of(ErrorCode::kOverloaded, "memory is almost full", 5000);
+  }
+  std::atomic<bool> memory_full{false};
 
   // Keeps requests unanswered; the test feeds events through send().
   void hold() {

@@ -6,7 +6,9 @@
 #include <boost/json/parse.hpp>
 #include <boost/json/value.hpp>
 #include <cstdio>
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "common/http/client.h"
 #include "common/http/server.h"
@@ -520,5 +522,79 @@ TEST_CASE("idle connections cost little memory") {
   const double per_connection_kib = static_cast<double>(resident_bytes() - before) / 1024 / count;
   std::printf("%d idle connections: %.2f KiB each, both ends\n", count, per_connection_kib);
   if (kMemoryIsMeant) CHECK(per_connection_kib < 16.0);
+  CHECK(f.alive());
+}
+
+TEST_CASE("while memory is almost full no body is read; streams, health and metrics go on") {
+  Fixture f;
+  f.service.hold();
+  f.start();
+  RawSocket streaming(f.port());
+  streaming.send_all(chat(kStreamBody));
+  const auto under_way = f.service.wait_request();
+  REQUIRE(under_way);
+  f.service.send(under_way->id, started_event());
+  f.service.send(under_way->id, text_chunk("Hello"));
+  CHECK(streaming.read_until("Hello").find("Hello") != std::string::npos);
+  RawSocket old(f.port());
+  old.send_all(get("/livez"));
+  CHECK(status_of(old.read_until("ok\n")) == 200);
+
+  f.service.memory_full.store(true);
+  old.forget();
+  old.send_all(chat(std::string(5000, ' ')).substr(0, 200));  // the rest never comes
+  CHECK(status_of(old.read_until("}")) == 503);
+  CHECK(old.received().find("Retry-After: 5\r\n") != std::string::npos);
+  CHECK(old.received().find("Connection: close\r\n") != std::string::npos);
+  CHECK(old.received().find("\"code\":\"overloaded\"") != std::string::npos);
+  RawSocket fresh(f.port());
+  fresh.send_all(get("/livez"));
+  CHECK(fresh.read_to_end());  // one request a connection
+  CHECK(status_of(fresh.received()) == 200);
+  RawSocket scrape(f.port());
+  scrape.send_all(get("/metrics"));
+  CHECK(scrape.read_to_end());
+  CHECK(status_of(scrape.received()) == 200);
+  CHECK(scrape.received().find("updraft_memory_refused_total{reason=\"refuse\"} 1") !=
+        std::string::npos);
+  f.service.send(under_way->id, text_chunk(" world", 1));
+  f.service.send(under_way->id, last_chunk());
+  f.service.send(under_way->id, finished_event());
+  CHECK(streaming.read_until("[DONE]").find("[DONE]") != std::string::npos);
+  CHECK(f.service.request_count() == 1);
+
+  f.service.memory_full.store(false);
+  RawSocket later(f.port());
+  for (int i = 0; i < 2; ++i) {
+    later.forget();
+    later.send_all(get("/livez"));
+    CHECK(status_of(later.read_until("ok\n")) == 200);
+  }
+}
+
+TEST_CASE("while memory is almost full few new connections are held, the others are turned away") {
+  Fixture f;
+  f.start();
+  RawSocket old(f.port());
+  old.send_all(get("/livez"));
+  CHECK(status_of(old.read_until("ok\n")) == 200);
+  f.service.memory_full.store(true);
+  std::vector<std::unique_ptr<RawSocket>> idle;
+  for (int i = 0; i < 64; ++i) idle.push_back(std::make_unique<RawSocket>(f.port()));
+  RawSocket one_more(f.port());
+  CHECK(one_more.read_to_end());
+  CHECK(one_more.received().empty());
+  old.forget();
+  old.send_all(get("/livez"));
+  CHECK(status_of(old.read_until("ok\n")) == 200);
+  CHECK(f.metrics->text().find("updraft_memory_refused_total{reason=\"connection\"} 1") !=
+        std::string::npos);
+  idle[0]->send_all(get("/livez"));
+  CHECK(idle[0]->read_to_end());
+  CHECK(status_of(idle[0]->received()) == 200);
+  idle.clear();
+  const int64_t until_ns = monotonic_ns() + 10 * kNsPerSecond;
+  while (!f.alive() && monotonic_ns() < until_ns) {
+  }
   CHECK(f.alive());
 }

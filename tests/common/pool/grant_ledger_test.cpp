@@ -282,3 +282,19 @@ TEST_CASE("no slot is ever inside two routers' grants, whatever they send and wh
     }
   }
 }
+
+TEST_CASE("a node that is short of memory grants nothing more, and keeps what it has granted") {
+  Node node(4);
+  const auto a = node.ledger.join(node.now_ns);
+  REQUIRE(node.grant(a).count == 4);
+  REQUIRE(node.ledger.take(a, 1, node.now_ns));
+  node.ledger.set_memory(MemoryLevel::kShed);
+  CHECK(node.grant(a).count == 0);
+  CHECK(node.ledger.outstanding(a, node.now_ns) == 3);
+  CHECK(node.ledger.take(a, 3, node.now_ns));
+  node.ledger.give(a, 4);
+  CHECK_FALSE(node.ledger.take(a, 1, node.now_ns));  // free, but nobody's
+  node.ledger.set_memory(MemoryLevel::kNormal);
+  CHECK(node.grant(a).count == 4);
+  CHECK(node.ledger.take(a, 1, node.now_ns));
+}

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -473,6 +474,27 @@ TEST_CASE("a risen answer whose last tokens were lost is not taken for whole") {
   CHECK(up.error_code() == ErrorCode::kNodeLost);
 }
 
+TEST_CASE("a start that is repeated after the first tokens does not move the stream back") {
+  Harness h;
+  h.join();
+  Events events;
+  h.core.on_upward(chat("u"), events.sink(), h.now_ns);
+  h.settle();
+  Started first;
+  first.node_id = "cloud-1";
+  Started second;
+  second.node_id = "cloud-2";
+  h.hear(Accepted{"u", 1, 3, first});
+  h.hear(Accepted{"u", 1, 3, second});
+  h.hear(Tokens{"u", 1, {chunk(0, {1}, "a")}});
+  h.hear(Accepted{"u", 1, 3, first});
+  std::vector<std::string> nodes;
+  for (const Event& event : events.list) {
+    if (const auto* started = std::get_if<Started>(&event)) nodes.push_back(started->node_id);
+  }
+  CHECK(nodes == std::vector<std::string>{"cloud-1", "cloud-2"});
+}
+
 TEST_CASE("a gap in a risen stream ends it and cancels above") {
   Harness h;
   h.join();
@@ -918,4 +940,58 @@ TEST_CASE("a connection that leads to no session within ten seconds is given up"
   h.core.on_connected(h.now_ns);
   CHECK_FALSE(h.core.router_silent(h.now_ns + 10 * kNsPerSecond - 1));
   CHECK(h.core.router_silent(h.now_ns + 10 * kNsPerSecond));
+}
+
+TEST_CASE(
+    "a node whose memory is almost full bounces what it granted before, and runs what it has") {
+  const auto grants = std::make_shared<GrantLedger>(600);
+  LinkCoreConfig config = Harness::default_config();
+  config.grants = grants;
+  Harness h(config);
+  h.join_granting(4);
+  h.hear(Submit{chat("a"), 1, 1});
+  REQUIRE(h.submitted.size() == 1);
+  grants->set_memory(MemoryLevel::kShed);
+  CHECK(h.beat(4, 3).count == 0);
+  h.hear(Submit{chat("b"), 1, 2});  // within what was granted before
+  REQUIRE(h.submitted.size() == 2);
+  grants->set_memory(MemoryLevel::kRefuse);
+  h.hear(Submit{chat("c"), 1, 3});
+  CHECK(h.submitted.size() == 2);
+  REQUIRE(h.all<Rejected>().size() == 1);
+  CHECK(h.all<Rejected>()[0].error.code == ErrorCode::kRejectedBusy);
+  CHECK(h.all<Rejected>()[0].error.message == "node edge-1 is short of memory");
+  REQUIRE(h.all<Rejected>()[0].credit);
+  CHECK(h.all<Rejected>()[0].credit->count == 0);
+  h.local(h.submitted[0], Finished{});
+  h.local(h.submitted[1], Finished{});
+  CHECK(h.all<Done>().size() == 2);
+  CHECK(h.cancelled.empty());
+  grants->set_memory(MemoryLevel::kNormal);
+  CHECK(h.beat(4, 4).count == 4);
+}
+
+TEST_CASE("to a router without grants a node that is short of memory has no free slots") {
+  const auto grants = std::make_shared<GrantLedger>(600);
+  LinkCoreConfig config = Harness::default_config();
+  config.grants = grants;
+  Harness h(config);
+  h.join();
+  const auto slots_free = [&] {
+    h.sent.clear();
+    NodeBeat load;
+    load.slots_total = load.slots_free = 3;
+    h.core.send_beat(load, h.now_ns);
+    h.settle();
+    REQUIRE(h.all<NodeBeat>().size() == 1);
+    return h.all<NodeBeat>()[0].slots_free;
+  };
+  CHECK(slots_free() == 3);
+  grants->set_memory(MemoryLevel::kShed);
+  CHECK(slots_free() == 0);
+  grants->set_memory(MemoryLevel::kRefuse);
+  h.hear(Submit{chat("a"), 1, 1});
+  CHECK(h.submitted.empty());
+  REQUIRE(h.all<Rejected>().size() == 1);
+  CHECK(h.all<Rejected>()[0].error.code == ErrorCode::kRejectedBusy);
 }

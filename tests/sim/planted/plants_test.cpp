@@ -52,6 +52,7 @@ const std::array<Expectation, static_cast<size_t>(Plant::kCount) - 1> kPlants = 
     {Plant::kRunsTwice, "runs twice", {invariant::kTwice}},
     {Plant::kRisesTwice, "rises twice", {invariant::kOracle}, 8'100},
     {Plant::kLeavesEarly, "leaves early", {invariant::kCalm}, 28'400},
+    {Plant::kMemoryIgnored, "memory ignored", {invariant::kMemory}},
     {Plant::kNeverLends, "never lends", {invariant::kWide}},
     {Plant::kReservePerRouter, "reserve per router", {invariant::kHeal, invariant::kWide}},
 }};
