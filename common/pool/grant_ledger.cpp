@@ -194,10 +194,7 @@ int32_t GrantLedger::part(LinkId id, int32_t slots, LinkId but, int64_t now_ns) 
 // The memory that goes with so many slots.
 int64_t GrantLedger::granted_kv(LinkId id, int32_t count, int64_t now_ns) const {
   const int32_t slots_free = std::max(1, pool_slots() - held());
-  const bool idle = held() == 0 && sequences_ == 0;
-  // An idle node can hold one request as large as its whole memory, whoever sends it.
-  const bool whole = count == slots_free || (idle && in_turn(id, now_ns));
-  if (whole && borrower_ == 0) return kv_tokens_free_;
+  if (count == slots_free && borrower_ == 0) return kv_tokens_free_;
   int64_t promised_others = 0;
   for (const auto& [other, link] : links_)
     promised_others += other == id ? 0 : outstanding_kv(link, now_ns);
