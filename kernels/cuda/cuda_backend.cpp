@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <utility>
@@ -26,8 +25,7 @@
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
-#include "kernels/cuda/upload.h"
-#include "kernels/cuda/weight_stream.h"
+#include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
 
 namespace updraft::cuda {
@@ -35,7 +33,6 @@ namespace {
 
 constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and captured
 constexpr int64_t kCountLimit = int64_t{1} << 30;
-constexpr int64_t kProductCols = 32;  // that a product reads at once
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 // What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
@@ -51,23 +48,6 @@ T must(Result<T> result) {
   return std::move(*result);
 }
 
-struct MatrixPart {
-  PackedLayout layout;
-  int64_t row_first = 0;
-  DeviceMemory memory;
-  int32_t streamed = -1;  // its index in the weight stream, where it lies in host memory
-};
-struct Matrix {
-  int64_t rows = 0;
-  int64_t cols = 0;
-  std::vector<int64_t> part_rows;  // as they were given
-  std::vector<MatrixPart> parts;   // as they are kept
-  bool gated = false;              // one part, gate and up alternating
-};
-struct Vector {
-  int64_t count = 0;
-  DeviceMemory memory;
-};
 struct Activation {
   int64_t rows_max = 0;
   int64_t cols = 0;
@@ -84,12 +64,12 @@ class CudaBackend final : public Backend {
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
-        uploader_(std::move(uploader)),
+        weights_(std::move(uploader), config.fp8_weights),
         gemm_device_(std::move(gemm_device)) {}
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
     (void)use_device(config_.device);
-    (void)uploader_.wait();
+    (void)weights_.wait();
     (void)wait(stream());
   }
 
@@ -99,7 +79,7 @@ class CudaBackend final : public Backend {
   bool has_own_memory() const override { return true; }
   uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
-  void set_weight_room(uint64_t bytes) override { weight_room_ = bytes; }
+  void set_weight_room(uint64_t bytes) override { weights_.set_room(bytes); }
   bool keeps_weights_outside() const override { return true; }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
   Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
@@ -157,16 +137,12 @@ class CudaBackend final : public Backend {
   // The calling thread's device is this one: the engine's thread is not the one that loaded.
   void enter() const { must(use_device(config_.device)); }
 
-  const Matrix& matrix(Mat mat) const {
-    UPDRAFT_CHECK(static_cast<size_t>(mat) < matrices_.size(), "a matrix of this backend");
-    return matrices_[static_cast<size_t>(mat)];
-  }
   // The values, checked to be `count`; null for kNoVec.
   const float* values(Vec vec, int64_t count) const {
     if (vec == kNoVec) return nullptr;
-    UPDRAFT_CHECK(static_cast<size_t>(vec) < vectors_.size(), "a vector of this backend");
-    UPDRAFT_CHECK(vectors_[static_cast<size_t>(vec)].count == count, "a vector of this length");
-    return vectors_[static_cast<size_t>(vec)].memory.as<float>();
+    const Vector& vector = weights_.vector(vec);
+    UPDRAFT_CHECK(vector.count == count, "a vector of this length");
+    return vector.memory.as<float>();
   }
   const Activation& activation(Act act) const {
     UPDRAFT_CHECK(static_cast<size_t>(act) < activations_.size(), "an activation of this backend");
@@ -190,10 +166,6 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
-  DType kept_format(DType file_format, bool of_layer) const;
-  Result<Mat> add_parts(std::span<const WeightView> parts, bool of_layer);
-  Result<void> place(const PackedParts& group, bool of_layer, MatrixPart& part);
-  Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
   size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
                          int32_t length_max) const;
@@ -207,18 +179,11 @@ class CudaBackend final : public Backend {
   const DeviceProperties properties_;
   DeviceBudget budget_;
   OwnedStream stream_;
-  Uploader uploader_;
+  WeightStore weights_;
   std::unique_ptr<GemmDevice> gemm_device_;
-  uint64_t weight_room_ = 0;  // 0: whatever is there
-  uint64_t weight_bytes_ = 0;
-  uint64_t largest_part_bytes_ = 0;
-  WeightStream streamed_;
-  std::vector<Matrix> matrices_;
-  std::vector<Vector> vectors_;
   std::vector<Activation> activations_;
   int64_t rows_max_ = 0;
   int64_t cols_max_ = 0;
-  int64_t gated_cols_max_ = 0;  // gate and up side by side
   int64_t logit_rows_max_ = 0;
   int64_t vocab_count_ = 0;
 
@@ -231,7 +196,7 @@ class CudaBackend final : public Backend {
   std::optional<StepRing> ring_;
   DeviceMemory metadata_;   // of the step that runs
   DeviceMemory rotations_;  // [rows, head_dim / 2] Float2
-  DeviceMemory gated_;      // [rows, gated_cols_max]
+  DeviceMemory gated_;      // [rows, ungated_cols_max]
   DeviceMemory gathered_;   // [logit rows, cols_max]
   DeviceMemory logits_;     // [logit rows, vocab]
   DeviceMemory banned_;     // ids that are never chosen
@@ -266,115 +231,25 @@ std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
          "." + std::to_string(properties_.compute_minor) + ", " +
          std::to_string(properties_.multiprocessor_count) + " multiprocessors" +
-         (streamed_.matrix_count() == 0
+         (weights_.streamed_count() == 0
               ? ""
-              : ", " + std::to_string(streamed_.matrix_count()) +
+              : ", " + std::to_string(weights_.streamed_count()) +
                     " weight matrices in host memory (" +
-                    std::to_string(streamed_.host_bytes() >> 20) + " MiB)");
-}
-
-// Of a layer's float weights, where the configuration wants them in fewer bits.
-DType CudaBackend::kept_format(DType file_format, bool of_layer) const {
-  const bool is_float =
-      file_format == DType::kF32 || file_format == DType::kF16 || file_format == DType::kBF16;
-  if (of_layer && is_float && config_.fp8_weights) return DType::kF8_E4M3;
-  return packed_type(file_format);
+                    std::to_string(weights_.streamed_bytes() >> 20) + " MiB)");
 }
 
 Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
-  return add_parts(parts, false);
+  enter();
+  return weights_.add_matrix(parts, false, budget_);
 }
 Result<Mat> CudaBackend::add_split_matrix(std::span<const WeightView> parts,
                                           const Split& /*split*/) {
-  return add_parts(parts, true);
-}
-
-// Neighbours that are kept in one format lie in one packed matrix, as long as bands of rows do not
-// cross them; gate and up alternate in it.
-Result<Mat> CudaBackend::add_parts(std::span<const WeightView> parts, bool of_layer) {
   enter();
-  if (parts.empty()) return fail("matrix: no parts given");
-  Matrix out;
-  out.cols = parts[0].cols;
-  if (out.cols % kProductCols != 0) {
-    return fail("matrix of " + std::to_string(out.cols) +
-                " columns: the GPU's products take them in " + std::to_string(kProductCols) +
-                "s (run this model on the CPU)");
-  }
-  std::vector<PackedParts> groups;
-  for (const WeightView& part : parts) {
-    if (part.cols != out.cols || part.rows <= 0) {
-      return fail("matrix: a part of " + std::to_string(part.rows) + " x " +
-                  std::to_string(part.cols) + " beside " + std::to_string(out.cols) + " columns");
-    }
-    const DType kept = kept_format(part.type, of_layer);
-    const bool joins = !groups.empty() && groups.back().layout.type == kept &&
-                       groups.back().layout.rows % kTileRows == 0;
-    if (!joins) groups.push_back({{.type = kept}, {}});
-    groups.back().parts.push_back(part);
-    groups.back().layout.rows += part.rows;
-    out.part_rows.push_back(part.rows);
-    out.rows += part.rows;
-  }
-  const bool two_alike = parts.size() == 2 && parts[0].rows == parts[1].rows;
-  out.gated = two_alike && groups.size() == 1 && parts[0].type == parts[1].type &&
-              parts[0].rows % kTileRows == 0;
-  if (two_alike && !out.gated) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
-  int64_t row_first = 0;
-  for (PackedParts& group : groups) {
-    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols, out.gated);
-    if (!layout) return layout.error();
-    group.layout = *layout;
-    out.parts.push_back({*layout, row_first, {}, -1});
-    if (auto placed = place(group, of_layer, out.parts.back()); !placed) {
-      (void)uploader_.wait();  // what was placed before is given back
-      return placed.error();
-    }
-    row_first += layout->rows;
-  }
-  matrices_.push_back(std::move(out));
-  return static_cast<Mat>(matrices_.size() - 1);
+  return weights_.add_matrix(parts, true, budget_);
 }
-
-// On the device, or in host memory where the room for weights ends.
-Result<void> CudaBackend::place(const PackedParts& group, bool of_layer, MatrixPart& part) {
-  const auto bytes = static_cast<uint64_t>(group.layout.bytes);
-  largest_part_bytes_ = std::max(largest_part_bytes_, bytes);
-  const uint64_t slots = WeightStream::kSlots * largest_part_bytes_;
-  const bool fits = weight_room_ == 0 || weight_bytes_ + bytes + slots <= weight_room_;
-  if (of_layer && !fits) {
-    auto memory = PinnedMemory::allocate(bytes, "weights in host memory");
-    if (!memory) return memory.error();
-    if (auto packed = uploader_.to_host(group, {memory->data(), bytes}); !packed) return packed;
-    part.streamed = streamed_.add(std::move(*memory));
-    return {};
-  }
-  auto memory = budget_.take(bytes, "weights");
-  if (!memory) return memory.error();
-  weight_bytes_ += bytes;
-  part.memory = std::move(*memory);
-  return uploader_.to_device(group, part.memory.data());
-}
-
-// A small thing, once: waits for the copy.
-Result<void> CudaBackend::send(DeviceMemory& to, const void* from, size_t bytes, const char* what) {
-  if (auto grown = budget_.grow(to, bytes, what); !grown) return grown;
-  auto staging = PinnedMemory::allocate(bytes, what);
-  if (!staging) return staging.error();
-  std::memcpy(staging->data(), from, bytes);
-  if (auto sent = copy_to_device(to.data(), staging->data(), bytes, stream()); !sent) return sent;
-  return wait(stream());
-}
-
 Result<Vec> CudaBackend::add_vector(std::span<const float> values) {
   enter();
-  if (values.empty()) return fail("vector: no values given");
-  Vector out{static_cast<int64_t>(values.size()), {}};
-  if (auto sent = send(out.memory, values.data(), values.size_bytes(), "vector"); !sent) {
-    return sent.error();
-  }
-  vectors_.push_back(std::move(out));
-  return static_cast<Vec>(vectors_.size() - 1);
+  return weights_.add_vector(values, budget_, stream());
 }
 
 bool CudaBackend::never_sample(std::span<const int32_t> ids) {
@@ -386,7 +261,9 @@ bool CudaBackend::never_sample(std::span<const int32_t> ids) {
   graphs_.clear();
   banned_count_ = static_cast<int32_t>(known.size());
   if (known.empty()) return true;
-  return send(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens").ok();
+  return send_to_device(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens",
+                        budget_, stream())
+      .ok();
 }
 
 Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) {
@@ -468,9 +345,8 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   if (auto grown = budget_.grow(pool_, bytes, "KV pool"); !grown) return grown;
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
-  if (auto taken = streamed_.take_slots(budget_); !taken) return taken;
   graphs_.clear();
-  return uploader_.wait();
+  return weights_.finish(budget_);
 }
 
 // Everything that the largest step needs.
@@ -502,8 +378,9 @@ Result<void> CudaBackend::take_scratch() {
   const auto half_head = static_cast<uint64_t>(kv_.head_dim) / 2;
   if (auto r = budget_.grow(rotations_, rows * half_head * sizeof(Float2), "rotations"); !r)
     return r;
-  if (auto r = budget_.grow(gated_, rows * static_cast<uint64_t>(gated_cols_max_) * sizeof(Bf16),
-                            "gate and up");
+  if (auto r = budget_.grow(
+          gated_, rows * static_cast<uint64_t>(weights_.ungated_cols_max()) * sizeof(Bf16),
+          "gate and up");
       !r) {
     return r;
   }
@@ -522,7 +399,7 @@ Result<void> CudaBackend::take_scratch() {
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
   size_t scratch_bytes = 0;
-  for (const Matrix& m : matrices_) {
+  for (const Matrix& m : weights_.matrices()) {
     for (const MatrixPart& part : m.parts) {
       scratch_bytes = std::max(scratch_bytes, gemm_scratch_bytes(*gemm_device_, part.layout,
                                                                  static_cast<int32_t>(rows_max_)));
@@ -591,7 +468,7 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  padded_ = config_.graphs && streamed_.matrix_count() == 0 && shape_.prefill_slices == 0 &&
+  padded_ = config_.graphs && weights_.streamed_count() == 0 && shape_.prefill_slices == 0 &&
             shape_.given_rows == 0 && shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
   if (padded_) {
@@ -641,7 +518,7 @@ int64_t number(float value) { return std::bit_cast<int32_t>(value); }
 
 void CudaBackend::embed(Mat table, Act out) {
   if (!names(Op::kEmbed, {number(table), number(out)})) return;
-  const Matrix& m = matrix(table);
+  const Matrix& m = weights_.matrix(table);
   UPDRAFT_CHECK(m.parts.size() == 1, "an embedding table of one part");
   float* hidden = residual_of(out, m.cols);
   // A captured step takes tokens whether this one does or not: its sources are -1 then.
@@ -689,8 +566,7 @@ void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const f
     Gemm run;
     run.device = gemm_device_.get();
     run.layout = part.layout;
-    run.weight =
-        part.streamed < 0 ? part.memory.data() : must(streamed_.use(part.streamed, stream()));
+    run.weight = must(weights_.use(part, stream()));
     run.x = x;
     run.x_stride = m.cols;
     run.tokens = rows;
@@ -700,13 +576,13 @@ void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const f
     run.y_stride = y_cols;
     run.scratch = {scratch_.data(), scratch_.bytes()};
     must(run_gemm(run, stream()));
-    if (part.streamed >= 0) must(streamed_.release(part.streamed, stream()));
+    must(weights_.release(part, stream()));
   }
 }
 
 void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
-  const Matrix& m = matrix(weight);
+  const Matrix& m = weights_.matrix(weight);
   UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
   multiply(m, rows_of(in, m.cols), shape_.rows_padded, values(bias, m.rows), rows_of(out, m.rows),
            nullptr);
@@ -819,7 +695,7 @@ void CudaBackend::attention(const Attention& op) {
 
 void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
-  const Matrix& m = matrix(gate_up);
+  const Matrix& m = weights_.matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
   if (m.gated) {
     multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, rows_of(out, m.part_rows[0]),
@@ -834,7 +710,7 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
 
 void CudaBackend::logits(Mat head, Act in) {
   if (!names(Op::kLogits, {number(head), number(in)})) return;
-  const Matrix& m = matrix(head);
+  const Matrix& m = weights_.matrix(head);
   UPDRAFT_CHECK(m.rows == vocab_count_, "a head of the reserved vocabulary");
   UPDRAFT_CHECK(shape_.logit_rows > 0, "rows whose logits are wanted");
   must(run_gather_rows({shape_.logit_rows_padded, static_cast<int32_t>(m.cols), rows_of(in, m.cols),
