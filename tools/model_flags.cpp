@@ -24,6 +24,10 @@ void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
       ->check(CLI::IsMember({"as is", "fp8"}));
   command.add_flag("--offload", model.offload,
                    "weights that the GPU has no room for stay in host memory");
+  command.add_flag("--tune,!--no-tune", model.tune,
+                   "GPU: time the ways of each product at start-up (default)");
+  command.add_option("--tune-cache", model.tune_cache,
+                     "GPU: folder for what was measured (default: the user's cache folder)");
   command
       .add_option("--gpu", model.gpus,
                   "index of the GPU; several, comma-separated, share the model")

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "kernels/cuda/build_id.h"
 #include "kernels/cuda/canary.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
@@ -25,6 +26,7 @@
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
+#include "kernels/cuda/tune.h"
 #include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
 
@@ -37,6 +39,10 @@ constexpr int64_t kCountLimit = int64_t{1} << 30;
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 // What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
 constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
+
+constexpr uint8_t kTuneByte =
+    0x3C;  // of inputs while tuning: 0.011 in bfloat16, not the cheap zero
+constexpr double kTuneLeastMs = 1.0;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -167,6 +173,7 @@ class CudaBackend final : public Backend {
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
   Result<void> take_scratch();
+  Result<void> tune();
   size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
                          int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
@@ -346,7 +353,8 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
   graphs_.clear();
-  return weights_.finish(budget_);
+  if (auto finished = weights_.finish(budget_); !finished) return finished;
+  return config_.tune ? tune() : Result<void>();
 }
 
 // Everything that the largest step needs.
@@ -407,6 +415,53 @@ Result<void> CudaBackend::take_scratch() {
   }
   if (auto r = budget_.grow(scratch_, scratch_bytes, "scratch of products"); !r) return r;
   return fill(scratch_.data(), 0, scratch_.bytes(), stream());
+}
+
+// With the activations as input and output: no step has begun. What streams is bound by its copies,
+// whichever way it is multiplied. In a group each device measures for itself what it alone
+// computes; what all of them compute alike (the head) must have the same bits on each, so nothing
+// is chosen for it.
+Result<void> CudaBackend::tune() {
+  std::vector<TunedProduct> products;
+  TuneRoom room;
+  const auto widest = [](std::span<std::byte>& at, const DeviceMemory& memory) {
+    if (memory.bytes() > at.size()) at = {memory.data(), memory.bytes()};
+  };
+  for (const Activation& act : activations_) {
+    if (!act.residual) widest(room.in, act.memory);
+  }
+  room.out = room.in;
+  for (const Matrix& m : weights_.matrices()) {
+    if (!m.of_layer && config_.comm != nullptr) continue;
+    for (const MatrixPart& part : m.parts) {
+      if (part.streamed >= 0) continue;
+      const int64_t tokens = m.of_layer ? rows_max_ : logit_rows_max_;
+      products.push_back(
+          {part.layout, part.memory.data(), static_cast<int32_t>(tokens), !m.of_layer, false});
+    }
+  }
+  // The head writes f32.
+  widest(room.in, gathered_);
+  widest(room.out, logits_);
+  widest(room.out, gated_);
+  room.scratch = {scratch_.data(), scratch_.bytes()};
+  for (const std::span<std::byte> one : {room.in, room.out}) {
+    if (auto filled = fill(one.data(), kTuneByte, one.size(), stream()); !filled) return filled;
+  }
+  std::optional<TuneCache> cache;
+  if (!config_.tune_folder.empty()) {
+    cache = {config_.tune_folder,
+             {properties_.name,
+              std::to_string(properties_.compute_major) + "." +
+                  std::to_string(properties_.compute_minor),
+              properties_.driver,
+              gemm_device_->cublas() == nullptr ? "none" : gemm_device_->cublas()->version(),
+              build_id(), "bf16"}};
+  }
+  const auto tuned =
+      tune_products(*gemm_device_, products, room, cache, host_timer(stream(), kTuneLeastMs),
+                    stream(), config_.note, config_.progress);
+  return tuned ? wait(stream()) : tuned.error();
 }
 
 Result<void> CudaBackend::make_swap_space(int32_t page_count) {

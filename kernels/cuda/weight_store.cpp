@@ -40,6 +40,7 @@ Result<Mat> WeightStore::add_matrix(std::span<const WeightView> parts, bool of_l
   if (parts.empty()) return fail("matrix: no parts given");
   Matrix out;
   out.cols = parts[0].cols;
+  out.of_layer = of_layer;
   if (out.cols % kProductCols != 0) {
     return fail("matrix of " + std::to_string(out.cols) +
                 " columns: the GPU's products take them in " + std::to_string(kProductCols) +

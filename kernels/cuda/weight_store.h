@@ -32,6 +32,7 @@ struct Matrix {
   std::vector<int64_t> part_rows;  // as they were given
   std::vector<MatrixPart> parts;   // as they are kept
   bool gated = false;              // one part, gate and up alternating
+  bool of_layer = false;           // as add_matrix() was told
 };
 
 struct Vector {

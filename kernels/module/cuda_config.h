@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "common/base/progress.h"
 #include "kernels/parallel/comm.h"
 
 namespace updraft {
@@ -16,6 +18,13 @@ struct CudaConfig {
   bool fp8_weights = false;       // float weights of layers are kept in e4m3, with a scale per row
   bool graphs = true;             // decode steps are captured and replayed
   int32_t pack_threads = 0;       // that bring weights into the device's order; 0: one per core
+  // At start-up the ways of each product are timed and the fastest is kept, in a file of this
+  // folder too, so that the next start reads it; empty: measured at each start.
+  bool tune = true;
+  std::string tune_folder;
+  // One line about what is no error and yet worth knowing. From the thread that loads.
+  std::function<void(const std::string&)> note;
+  Progress progress;  // of tuning
 };
 
 }  // namespace updraft
