@@ -440,6 +440,13 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (config.weights != "as is" && config.weights != "fp8") {
       return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
     }
+    if (config.activations == "int8") {
+      cuda.activations = CudaActivations::kInt8;
+    } else if (config.activations == "fp8") {
+      cuda.activations = CudaActivations::kFp8;
+    } else if (config.activations != "bf16") {
+      return fail("activations = \"" + config.activations + "\" is not one of bf16, int8, fp8");
+    }
     cuda.fp8_weights = config.weights == "fp8";
     cuda.max_memory_bytes = config.max_memory_bytes;
     cuda.tune = config.tune;

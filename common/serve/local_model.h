@@ -47,6 +47,7 @@ struct LocalModelConfig {
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto (a GPU where there is one), cpu, cuda
   std::string weights = "as is";    // fp8: float weights take half the GPU's memory
+  std::string activations = "bf16"; // on a GPU: bf16, int8 (W8A8), fp8; float weights are kept in the same format
   bool offload = false;             // weights that the GPU has no room for stay in host memory
   bool tune = true;                 // on a GPU: at start-up the ways of each product are timed and the fastest kept
   std::string tune_cache;           // folder for what was measured; empty: default_tune_folder()

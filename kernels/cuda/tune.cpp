@@ -56,7 +56,8 @@ Gemm gemm_of(GemmDevice& device, const Case& one, const TuneRoom& room) {
   } else if (layout.type == DType::kI8) {
     op.x_int8 = {reinterpret_cast<const int8_t*>(room.in.data()), room.in_scales.data()};
   } else {
-    op.x_float8 = {reinterpret_cast<const Float8*>(room.in.data()), room.in_scales.data()};
+    op.x_float8.x = reinterpret_cast<const Float8*>(room.in.data());
+    op.x_float8.scale = room.in_scales.data();
   }
   if (product.wide_output) {
     op.y_f32 = reinterpret_cast<float*>(room.out.data());
