@@ -68,13 +68,6 @@ std::vector<std::byte> copy_cols(const WeightView& view, const Share& cols) {
   return out;
 }
 
-WeightView rows_of(const WeightView& view, const Share& rows) {
-  WeightView out = view;
-  out.data = view.data + rows.first * row_bytes(view.type, view.cols);
-  out.rows = rows.count;
-  return out;
-}
-
 class TensorParallelBackend final : public Backend {
  public:
   TensorParallelBackend(std::vector<std::unique_ptr<Backend>> ranks, std::vector<double> weights)
@@ -340,7 +333,8 @@ Result<Mat> TensorParallelBackend::add_split_matrix(std::span<const WeightView> 
     std::vector<WeightView> own(parts.begin(), parts.end());
     std::vector<std::byte> copied;
     for (size_t p = 0; p < own.size(); ++p)
-      own[p] = rows_of(parts[p], matrix.rows_of[index(rank)][p]);
+      own[p] = row_range(parts[p], matrix.rows_of[index(rank)][p].first,
+                         matrix.rows_of[index(rank)][p].count);
     if (split.by == Split::By::kCols) {
       copied = copy_cols(parts[0], cols[index(rank)]);
       own[0].data = copied.data();

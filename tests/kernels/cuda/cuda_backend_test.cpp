@@ -530,3 +530,15 @@ TEST_CASE("a matrix whose width no product takes is refused when it is loaded, w
   CHECK(backend->add_matrix({&view, 1}).message().starts_with("matrix of 48 columns"));
   CHECK(backend->add_split_matrix({&view, 1}, {}).message().starts_with("matrix of 48 columns"));
 }
+
+TEST_CASE("e4m3 weights of a file keep their bytes, and their rows' scales") {
+  const auto model = bf16_model(gpu_hyperparameters(Architecture::kQwen2), 14);
+  updraft::testing::Fp8Rows rows;
+  rows.convert(model->weights());
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner run(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto tokens = random_tokens(9, 3);
+  CHECK(worst(run.step(a, tokens), reference.step(b, tokens)) < 2e-2);
+}
