@@ -456,7 +456,7 @@ TEST_CASE("weights that find no room are streamed, and give the bits of those th
     for (const uint64_t room : {uint64_t{1}, uint64_t{400} << 10}) {
       CAPTURE(room);
       auto backend = open_emulated();
-      backend->set_weight_room(room);
+      backend->set_weight_rooms({&room, 1});
       Runner run(*model, std::move(backend));
       CHECK(run.backend->description().find("weight matrices in host memory") != std::string::npos);
       if (room == 1)
