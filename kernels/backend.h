@@ -232,6 +232,8 @@ class Backend {
   // Pages to and from the swap space, slots 0..page_count - 1 of it. The host side is done when the next read is.
   virtual void swap_out(int32_t page, int32_t slot);
   virtual void swap_in(int32_t slot, int32_t page);
+  // Time that moved pages took the device, of those that are over; a device of a group: the slowest's. Between steps.
+  virtual int64_t swap_ns() { return 0; }
   // Copies rows [0, rows) of an activation to host memory as f32; for tests and numerics.
   virtual void read_activation(Act act, int64_t rows, std::span<float> out) = 0;
 };

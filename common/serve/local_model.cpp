@@ -279,6 +279,10 @@ ServiceLoad EngineModel::load() const {
   load.prefill_tokens_per_s = engine.prefill_tokens_per_s;
   load.decode_tokens_per_s = engine.decode_tokens_per_s;
   load.preemptions = engine.preemptions;
+  load.pages_swapped_out = engine.pages_swapped_out;
+  load.pages_swapped_in = engine.pages_swapped_in;
+  load.page_bytes = engine.page_bytes;
+  load.swap_ns = engine.swap_ns;
   load.prefix_queried_tokens = engine.prefix_cache.queried_tokens;
   load.prefix_hit_tokens = engine.prefix_cache.hit_tokens;
   load.prefix_evicted_pages = engine.prefix_cache.evicted_pages;

@@ -76,6 +76,7 @@ struct ServiceLoad {
   int64_t prompt_tokens_total = 0, completion_tokens_total = 0, preemptions = 0;
   int64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0, prefix_evicted_pages = 0;
   int64_t draft_tokens_total = 0, draft_tokens_accepted_total = 0;
+  int64_t pages_swapped_out = 0, pages_swapped_in = 0, page_bytes = 0, swap_ns = 0;
 };
 
 class LocalModel : public InferenceService {

@@ -28,6 +28,7 @@
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
+#include "kernels/cuda/swap_space.h"
 #include "kernels/cuda/tune.h"
 #include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
@@ -146,6 +147,7 @@ class CudaBackend final : public Backend {
   void copy_page(int32_t from, int32_t to) override;
   void swap_out(int32_t page, int32_t slot) override;
   void swap_in(int32_t slot, int32_t page) override;
+  int64_t swap_ns() override;
   void read_activation(Act act, int64_t rows, std::span<float> out) override;
 
  private:
@@ -228,8 +230,7 @@ class CudaBackend final : public Backend {
   KvShape kv_;
   KvPages pages_;
   DeviceMemory pool_;
-  PinnedMemory swap_;
-  int32_t swap_pages_ = 0;
+  SwapSpace swap_;
 
   std::optional<StepRing> ring_;
   DeviceMemory metadata_;   // of the step that runs
@@ -535,13 +536,7 @@ Result<void> CudaBackend::take_quantized() {
 Result<void> CudaBackend::make_swap_space(int32_t page_count) {
   enter();
   UPDRAFT_CHECK(pool_.bytes() != 0, "swap space behind the KV pool");
-  auto memory = PinnedMemory::allocate(
-      static_cast<size_t>(page_count) * static_cast<size_t>(pages_.page_bytes),
-      "swap space of " + std::to_string(page_count) + " KV pages");
-  if (!memory) return memory.error();
-  swap_ = std::move(*memory);
-  swap_pages_ = page_count;
-  return {};
+  return swap_.open(page_count, pages_.page_bytes);
 }
 
 // --- one step ---
@@ -606,6 +601,7 @@ void CudaBackend::begin(const Batch& batch) {
   layout_ = StepLayout::of(shape_);
   UPDRAFT_CHECK(layout_.bytes <= metadata_.bytes(), "no more sequences than logit rows");
 
+  must(swap_.end_moves(stream()));
   must(ring_->begin());
   write_step(batch, shape_, layout_, ring_->metadata());
   must(copy_to_device(metadata_.data(), ring_->metadata().data(), layout_.bytes, stream()));
@@ -968,20 +964,22 @@ void CudaBackend::copy_page(int32_t from, int32_t to) {
 
 void CudaBackend::swap_out(int32_t page, int32_t slot) {
   enter();
-  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_pages_,
+  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_.page_count(),
                 "a page of the pool and a slot of the swap space");
-  must(copy_to_host(swap_.data() + slot * pages_.page_bytes,
-                    pool_.data() + page * pages_.page_bytes, static_cast<size_t>(pages_.page_bytes),
-                    stream()));
+  must(swap_.out(pool_.data() + page * pages_.page_bytes, slot, stream()));
 }
 
 void CudaBackend::swap_in(int32_t slot, int32_t page) {
   enter();
-  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_pages_,
+  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_.page_count(),
                 "a page of the pool and a slot of the swap space");
-  must(copy_to_device(pool_.data() + page * pages_.page_bytes,
-                      swap_.data() + slot * pages_.page_bytes,
-                      static_cast<size_t>(pages_.page_bytes), stream()));
+  must(swap_.in(slot, pool_.data() + page * pages_.page_bytes, stream()));
+}
+
+int64_t CudaBackend::swap_ns() {
+  enter();
+  must(swap_.end_moves(stream()));
+  return must(swap_.elapsed_ns());
 }
 
 void CudaBackend::read_activation(Act act, int64_t rows, std::span<float> out) {

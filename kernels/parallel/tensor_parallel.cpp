@@ -208,6 +208,11 @@ class TensorParallelBackend final : public Backend {
   void swap_in(int32_t slot, int32_t page) override {
     threads_.run([&](int32_t rank) { at(rank).swap_in(slot, page); });
   }
+  int64_t swap_ns() override {
+    int64_t most = 0;
+    for (const auto& rank : ranks_) most = std::max(most, rank->swap_ns());
+    return most;
+  }
   void read_activation(Act act, int64_t rows, std::span<float> out) override {
     const SplitActivation& activation = activations_.at(static_cast<size_t>(act));
     UPDRAFT_CHECK(!activation.split, "no device has all of it");

@@ -350,6 +350,14 @@ TEST_CASE("pages are copied, and go to the swap space and back") {
   for (int32_t i = 0; i < 2; ++i) run.backend->swap_in(i, third.pages[static_cast<size_t>(i)]);
   CHECK(run.step(other, {4})[0] == expected);
   CHECK(run.step(third, {4})[0] == expected);
+  // Both moves are over, and were timed.
+  const int64_t first_ns = run.backend->swap_ns();
+  CHECK(first_ns > 0);
+  CHECK(run.backend->swap_ns() == first_ns);
+  run.backend->swap_out(sequence.pages[0], 0);
+  (void)run.backend->swap_ns();
+  run.step(other, {5});
+  CHECK(run.backend->swap_ns() > first_ns);
 }
 
 TEST_CASE("parts of several formats are one matrix") {
