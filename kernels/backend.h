@@ -10,6 +10,7 @@
 // A fused operation becomes a method that every backend implements, never a second forward pass.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -74,6 +75,9 @@ struct Batch {
   // [rows] or empty. At least 0: the row's token is the one that this logit row of the step before gave, whether the host
   // has read it or not, and token_ids has 0 there. -1: token_ids says it.
   std::span<const int32_t> token_sources = {};
+  // [2, rows] or empty: of rows of images, whose `positions` are their times, also height and width (Rope::sections).
+  // Empty: all three are `positions`, as they are for text.
+  std::span<const int32_t> plane_positions = {};
 };
 
 // How the devices of a tensor-parallel group share a matrix (kernels/parallel). A matrix split by rows is cut into `pieces`
@@ -99,6 +103,9 @@ struct Rope {
   int32_t rope_dims = 0;              // even, <= head_dim
   Vec inverse_frequency = kNoVec;     // [rope_dims / 2]
   float magnitude = 1.0F;             // 1 except for YaRN
+  // M-RoPE (Qwen2-VL, arXiv 2409.12191; GLM-4.1V): the first sections[0] pairs turn by a row's time, the next sections[1]
+  // by its height, the rest by its width; together all pairs. Zeros: all by `positions`.
+  std::array<int32_t, 3> sections = {};
 };
 
 struct ResidualNorm {

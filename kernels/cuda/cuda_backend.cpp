@@ -769,13 +769,14 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
   if (!names(Op::kPrepare,
              {number(op.qkv), op.layer, op.head_count, number(op.q_norm), number(op.k_norm),
               number(op.eps), static_cast<int64_t>(op.rope.style), op.rope.rope_dims,
-              number(op.rope.inverse_frequency), number(op.rope.magnitude)})) {
+              number(op.rope.inverse_frequency), number(op.rope.magnitude), op.rope.sections[0],
+              op.rope.sections[1], op.rope.sections[2]})) {
     return;
   }
   const Rope& rope = op.rope;
   const bool rotated = rotated_ && rotated_->inverse_frequency == rope.inverse_frequency &&
                        rotated_->rope_dims == rope.rope_dims &&
-                       rotated_->magnitude == rope.magnitude;
+                       rotated_->magnitude == rope.magnitude && rotated_->sections == rope.sections;
   if (!rotated) {
     RopeTable table;
     table.rows = shape_.rows_padded;
@@ -784,6 +785,7 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
     table.inverse_frequency = values(rope.inverse_frequency, table.pairs);
     table.magnitude = rope.magnitude;
     table.out = rotations_.as<Float2>();
+    std::copy(rope.sections.begin(), rope.sections.end(), table.sections);
     must(run_rope_table(table, stream()));
     rotated_ = rope;
   }

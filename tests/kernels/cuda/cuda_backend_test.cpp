@@ -550,3 +550,37 @@ TEST_CASE("e4m3 weights of a file keep their bytes, and their rows' scales") {
   const auto tokens = random_tokens(9, 3);
   CHECK(worst(run.step(a, tokens), reference.step(b, tokens)) < 2e-2);
 }
+
+TEST_CASE("rows of an image keep their three positions in steps that are replayed") {
+  Hyperparameters h = gpu_hyperparameters(Architecture::kQwen2);
+  h.mrope_sections = {8, 12, 12, 0};
+  const auto model = bf16_model(h, 15);
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner run(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto step = [&](Runner& runner, Runner::Sequence& sequence, std::vector<int32_t> ids,
+                        std::vector<int32_t> time, std::vector<int32_t> planes) {
+    const auto count = static_cast<int32_t>(ids.size());
+    runner.reserve(sequence, count);
+    const SequenceSlice slice{0, count, sequence.cached, sequence.pages};
+    std::vector<int32_t> rows(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    Batch batch{ids, time, {&slice, 1}, rows};
+    batch.plane_positions = planes;
+    sequence.cached += count;
+    const auto logits = runner.forward->run(*runner.backend, batch);
+    return std::vector<std::vector<float>>{{logits.begin(), logits.end()}};
+  };
+  const auto both = [&](const std::vector<int32_t>& ids, const std::vector<int32_t>& time,
+                        const std::vector<int32_t>& planes) {
+    CHECK(worst(step(run, a, ids, time, planes), step(reference, b, ids, time, planes)) < 2e-2);
+  };
+  both({1, 2, 3, 4, 5, 6}, {0, 1, 1, 1, 1, 3}, {0, 1, 1, 2, 2, 3, 0, 1, 2, 1, 2, 3});
+  // Behind an image positions go on from the largest of it, which is not the number of rows. The
+  // second is captured, the third replayed.
+  both({7}, {4}, {});
+  both({8}, {5}, {5, 5});
+  both({9}, {6}, {9, 2});
+  CHECK(cuda_counters(*run.backend).replayed_steps > 0);
+}
