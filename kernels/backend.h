@@ -10,10 +10,12 @@
 // A fused operation becomes a method that every backend implements, never a second forward pass.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/base/result.h"
 #include "kernels/quant/dtype.h"
@@ -73,6 +75,9 @@ struct Batch {
   // [rows] or empty. At least 0: the row's token is the one that this logit row of the step before gave, whether the host
   // has read it or not, and token_ids has 0 there. -1: token_ids says it.
   std::span<const int32_t> token_sources = {};
+  // [2, rows] or empty: of rows of images, whose `positions` are their times, also height and width (Rope::sections).
+  // Empty: all three are `positions`, as they are for text.
+  std::span<const int32_t> plane_positions = {};
 };
 
 // How the devices of a tensor-parallel group share a matrix (kernels/parallel). A matrix split by rows is cut into `pieces`
@@ -98,6 +103,9 @@ struct Rope {
   int32_t rope_dims = 0;              // even, <= head_dim
   Vec inverse_frequency = kNoVec;     // [rope_dims / 2]
   float magnitude = 1.0F;             // 1 except for YaRN
+  // M-RoPE (Qwen2-VL, arXiv 2409.12191; GLM-4.1V): the first sections[0] pairs turn by a row's time, the next sections[1]
+  // by its height, the rest by its width; together all pairs. Zeros: all by `positions`.
+  std::array<int32_t, 3> sections = {};
 };
 
 struct ResidualNorm {
@@ -127,6 +135,20 @@ struct Attention {
   Act out = kNoAct;    // [rows, head_count * head_dim]
 };
 
+// What one device takes of a model, estimated before anything is loaded: for the memory plan.
+struct DeviceNeeds {
+  std::string name;            // description()
+  uint64_t free_bytes = 0;     // of its own memory; 0: it uses the machine's
+  uint64_t weight_bytes = 0;   // its share of layers, and its copy of what no device shares
+  uint64_t page_bytes = 0;     // kv_page_bytes() of its KV heads
+  uint64_t scratch_bytes = 0;  // scratch_bytes()
+};
+// As kept_bytes() says, on one device.
+struct ModelBytes {
+  uint64_t whole = 0;   // what every device of a group has all of: embedding, head, vectors
+  uint64_t layers = 0;  // what they share
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -141,10 +163,15 @@ class Backend {
   // What steps of `rows_max` rows take besides weights, activations and pages.
   virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
+  // Bytes in which a matrix is kept, in add_split_matrix() (of_layer) or add_matrix().
+  virtual uint64_t kept_bytes(const WeightView& view, bool of_layer) const;
+  // One for each device of a group, in the order of their ranks.
+  virtual std::vector<DeviceNeeds> needs(const ModelBytes& model, const KvShape& shape, int64_t rows_max) const;
+
   // --- load time ---
-  // First: how much of its memory weights may take; 0: no limit. A device that keeps_weights_outside() has those beyond it
-  // in host memory and fetches them in each step.
-  virtual void set_weight_room(uint64_t /*bytes*/) {}
+  // First: how much of its memory weights may take on each device of needs(); 0: no limit. One that
+  // keeps_weights_outside() has those beyond it in host memory and fetches them in each step.
+  virtual void set_weight_rooms(std::span<const uint64_t> /*bytes*/) {}
   virtual bool keeps_weights_outside() const { return false; }
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
   // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.
@@ -212,6 +239,8 @@ class Backend {
   // Pages to and from the swap space, slots 0..page_count - 1 of it. The host side is done when the next read is.
   virtual void swap_out(int32_t page, int32_t slot);
   virtual void swap_in(int32_t slot, int32_t page);
+  // Time that moved pages took the device, of those that are over; a device of a group: the slowest's. Between steps.
+  virtual int64_t swap_ns() { return 0; }
   // Copies rows [0, rows) of an activation to host memory as f32; for tests and numerics.
   virtual void read_activation(Act act, int64_t rows, std::span<float> out) = 0;
 };

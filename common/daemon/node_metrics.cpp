@@ -15,14 +15,16 @@ namespace {
 // A total that the model counts, as a Prometheus counter.
 class Total {
  public:
-  explicit Total(Counter& counter) : counter_(counter) {}
+  // What is counted is exported times `unit`.
+  explicit Total(Counter& counter, double unit = 1.0) : counter_(counter), unit_(unit) {}
   void follow(int64_t total) {
-    if (total > seen_) counter_.add(static_cast<double>(total - seen_));
+    if (total > seen_) counter_.add(static_cast<double>(total - seen_) * unit_);
     seen_ = std::max(seen_, total);
   }
 
  private:
   Counter& counter_;
+  double unit_;
   int64_t seen_ = 0;
 };
 
@@ -75,9 +77,15 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
   Gauge& decode_rate = metrics.gauge("updraft_decode_tokens_per_second",
                                      "Measured decode rate of one sequence.", labels);
 
+  MetricLabels out = labels;
+  out["direction"] = "out";
+  MetricLabels in = labels;
+  in["direction"] = "in";
+  const char* const swapped_pages = "KV pages moved to host memory (out) and back (in).";
+  const char* const swapped_bytes = "Bytes of KV pages moved to host memory (out) and back (in).";
   struct Totals {
     Total prompt, generated, preempted, drafted, accepted, done, failed, prefix_queries,
-        prefix_hits, evictions;
+        prefix_hits, evictions, pages_out, pages_in, bytes_out, bytes_in, swap_seconds;
   };
   const auto totals = std::make_shared<Totals>(
       Totals{Total(metrics.counter("vllm:prompt_tokens_total",
@@ -99,7 +107,14 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
              Total(metrics.counter("vllm:prefix_cache_hits_total",
                                    "Prompt tokens found in the prefix cache.", labels)),
              Total(metrics.counter("updraft_prefix_cache_evicted_pages_total",
-                                   "Cached KV pages given to other tokens.", labels))});
+                                   "Cached KV pages given to other tokens.", labels)),
+             Total(metrics.counter("updraft_kv_swapped_pages_total", swapped_pages, out)),
+             Total(metrics.counter("updraft_kv_swapped_pages_total", swapped_pages, in)),
+             Total(metrics.counter("updraft_kv_swapped_bytes_total", swapped_bytes, out)),
+             Total(metrics.counter("updraft_kv_swapped_bytes_total", swapped_bytes, in)),
+             Total(metrics.counter("updraft_kv_swap_seconds_total",
+                                   "Time in which the device moved KV pages out and in.", labels),
+                   1e-9)});
   metrics.on_scrape([&, totals] {
     const ServiceLoad load = model.load();
     running.set(load.running);
@@ -117,6 +132,11 @@ void export_model_metrics(Metrics& metrics, const LocalModel& model,
     totals->evictions.follow(load.prefix_evicted_pages);
     totals->drafted.follow(load.draft_tokens_total);
     totals->accepted.follow(load.draft_tokens_accepted_total);
+    totals->pages_out.follow(load.pages_swapped_out);
+    totals->pages_in.follow(load.pages_swapped_in);
+    totals->bytes_out.follow(load.pages_swapped_out * load.page_bytes);
+    totals->bytes_in.follow(load.pages_swapped_in * load.page_bytes);
+    totals->swap_seconds.follow(load.swap_ns);
     totals->done.follow(load.requests_done);
     totals->failed.follow(load.requests_failed);
   });

@@ -59,6 +59,7 @@ struct Wish {
 struct SwapSpace {
   int32_t page_count = 0;
   double page_ns = 0.0;
+  uint64_t page_bytes = 0;
 };
 
 class ThreadedEngine final : public Engine {
@@ -84,7 +85,8 @@ class ThreadedEngine final : public Engine {
                config.draft_tokens_max,
                config.step_clock ? config.step_clock : monotonic_ns,
                config.banned_ids,
-               swap.page_ns},
+               swap.page_ns,
+               swap.page_bytes},
               std::move(forward), std::move(backend)),
         load_(core_.load()) {
     thread_ = std::thread([this] { run(); });
@@ -366,6 +368,7 @@ Result<SwapSpace> make_swap_space(const EngineConfig& config, const KvShape& sha
   SwapSpace swap;
   if (config.kv_swap_bytes == 0) return swap;
   const uint64_t page_bytes = backend.kv_page_bytes(shape);
+  swap.page_bytes = page_bytes;
   const uint64_t pages = config.kv_swap_bytes / page_bytes;
   if (pages == 0) {
     return fail("kv_swap = " + format_bytes(config.kv_swap_bytes) + " holds no page of " +
@@ -384,6 +387,9 @@ Result<SwapSpace> make_swap_space(const EngineConfig& config, const KvShape& sha
   backend.read_activation(forward.final_hidden(), 1, row);
   swap.page_ns = static_cast<double>(std::max<int64_t>(monotonic_ns() - before_ns, 1)) /
                  (2.0 * static_cast<double>(count));
+  // The device's own clock of these moves is read, so that it is not read with later ones.
+  (void)backend.swap_ns();
+  backend.read_activation(forward.final_hidden(), 1, row);
   return swap;
 }
 
@@ -406,19 +412,22 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   MemoryNeeds needs;
   needs.model_name = model->name();
   needs.model_context_tokens = h.context_tokens;
-  needs.weight_bytes = weight_bytes(model->weights());
   shape.context_tokens = config.context_tokens > 0 ? config.context_tokens : h.context_tokens;
-  needs.activation_bytes = Forward::activation_bytes(h, limits) +
-                           backend->scratch_bytes(shape, limits.rows_max);
-  needs.page_bytes = backend->kv_page_bytes(shape);
-  const auto plan = plan_memory(needs, config);
+  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  const std::vector<DeviceNeeds> devices =
+      backend->needs(weight_bytes(model->weights(),
+                                  [&](const WeightView& view, bool of_layer) {
+                                    return backend->kept_bytes(view, of_layer);
+                                  }),
+                     shape, limits.rows_max);
+  const auto plan = plan_memory(needs, devices, config);
   if (!plan) return plan.error();
 
   if (plan->weight_outside_bytes > 0) {
     if (!backend->keeps_weights_outside()) {
       return fail("offload: " + backend->description() + " keeps all weights in its memory");
     }
-    backend->set_weight_room(plan->weight_bytes);
+    backend->set_weight_rooms(plan->weight_rooms);
   }
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();

@@ -111,7 +111,8 @@ struct EngineLoad {
   // Moving averages, 0 while unknown; decode is per sequence.
   float prefill_tokens_per_s = 0.0F, decode_tokens_per_s = 0.0F;
   int64_t steps = 0, preemptions = 0;
-  int64_t pages_swapped_out = 0, pages_swapped_in = 0;
+  // KV pages of page_bytes that went to the swap space and came back, and the time that this took the device.
+  int64_t pages_swapped_out = 0, pages_swapped_in = 0, page_bytes = 0, swap_ns = 0;
   PrefixCacheStats prefix_cache;
   int64_t draft_tokens = 0, draft_tokens_accepted = 0;  // guesses that ran, and those that became tokens
 };

@@ -31,6 +31,7 @@ EngineCore::EngineCore(const EngineCoreConfig& config, Forward forward,
       samples_on_device_(backend_->samples()),
       runs_ahead_(samples_on_device_ && backend_->steps_in_flight_max() > 1),
       scheduler_(config.scheduler) {
+  if (config.scheduler.swap_slots > 0) swap_ns_first_ = backend_->swap_ns();
   if (samples_on_device_ && backend_->never_sample(config.banned_ids))
     device_banned_ids_ = config.banned_ids;
   // Touched, and so taken, only as far as clients give rows.
@@ -544,6 +545,9 @@ EngineLoad EngineCore::load() const {
   load.preemptions = preemptions_;
   load.pages_swapped_out = pages_swapped_out_;
   load.pages_swapped_in = pages_swapped_in_;
+  load.page_bytes = static_cast<int64_t>(config_.page_bytes);
+  // Nobody asks a device that never moved a page.
+  if (pages_swapped_out_ > 0) load.swap_ns = backend_->swap_ns() - swap_ns_first_;
   load.prefix_cache = scheduler_.prefix_stats();
   load.draft_tokens = drafts_;
   load.draft_tokens_accepted = drafts_accepted_;

@@ -38,6 +38,7 @@ struct EngineCoreConfig {
   std::function<int64_t()> step_clock = monotonic_ns;
   std::vector<int32_t> banned_ids = {};  // what most sequences must not say
   double swap_page_ns = 0.0;             // to move a page to the swap space or back; 0: not known
+  uint64_t page_bytes = 0;               // of a KV page
 };
 
 class EngineCore {
@@ -170,8 +171,9 @@ class EngineCore {
   int64_t preemptions_ = 0;
   int64_t pages_swapped_out_ = 0;
   int64_t pages_swapped_in_ = 0;
-  int64_t sampled_ = 0;  // tokens, since the start
-  int64_t drafts_ = 0;   // that ran
+  int64_t swap_ns_first_ = 0;  // what the backend counted before the first step
+  int64_t sampled_ = 0;        // tokens, since the start
+  int64_t drafts_ = 0;         // that ran
   int64_t drafts_accepted_ = 0;
   StepCost step_cost_;
   float prefill_tokens_per_s_ = 0.0F;

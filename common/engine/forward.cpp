@@ -172,6 +172,9 @@ Result<void> Forward::load_ends(const Model& model, Backend& backend) {
   rope_.rope_dims = hyperparameters_.rope_dims;
   rope_.inverse_frequency = *inverse;
   rope_.magnitude = frequencies.magnitude;
+  // A fourth section has no position of its own in any model that is known here.
+  const auto& sections = hyperparameters_.mrope_sections;
+  if (sections[3] == 0) rope_.sections = {sections[0], sections[1], sections[2]};
   return {};
 }
 

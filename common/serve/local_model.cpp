@@ -279,6 +279,10 @@ ServiceLoad EngineModel::load() const {
   load.prefill_tokens_per_s = engine.prefill_tokens_per_s;
   load.decode_tokens_per_s = engine.decode_tokens_per_s;
   load.preemptions = engine.preemptions;
+  load.pages_swapped_out = engine.pages_swapped_out;
+  load.pages_swapped_in = engine.pages_swapped_in;
+  load.page_bytes = engine.page_bytes;
+  load.swap_ns = engine.swap_ns;
   load.prefix_queried_tokens = engine.prefix_cache.queried_tokens;
   load.prefix_hit_tokens = engine.prefix_cache.hit_tokens;
   load.prefix_evicted_pages = engine.prefix_cache.evicted_pages;
@@ -430,7 +434,8 @@ Result<DType> parse_kv_type(const std::string& name) {
   return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8, fp8");
 }
 
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note) {
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note,
+                                              const Progress& progress) {
   if (config.backend != "auto" && config.backend != "cpu" && config.backend != "cuda") {
     return fail("backend = \"" + config.backend + "\" is not one of auto, cpu, cuda");
   }
@@ -439,8 +444,19 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (config.weights != "as is" && config.weights != "fp8") {
       return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
     }
+    if (config.activations == "int8") {
+      cuda.activations = CudaActivations::kInt8;
+    } else if (config.activations == "fp8") {
+      cuda.activations = CudaActivations::kFp8;
+    } else if (config.activations != "bf16") {
+      return fail("activations = \"" + config.activations + "\" is not one of bf16, int8, fp8");
+    }
     cuda.fp8_weights = config.weights == "fp8";
     cuda.max_memory_bytes = config.max_memory_bytes;
+    cuda.tune = config.tune;
+    cuda.tune_folder = config.tune_cache.empty() ? default_tune_folder() : config.tune_cache;
+    cuda.note = config.note;
+    cuda.progress = progress;
     auto opened = open_gpus(cuda, config.gpus);
     if (opened) return opened;
     if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
@@ -563,7 +579,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   const auto chat_template = open_template(config, (*model)->tokenizer());
   if (!chat_template) return chat_template.error(path);
   std::string note;
-  auto backend = open_backend(config, &note);
+  auto backend = open_backend(config, &note, progress);
   if (!backend) return backend.error();
 
   Parts parts;

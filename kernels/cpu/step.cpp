@@ -22,6 +22,9 @@ void Step::begin(const Batch& batch, const KvShape& shape) {
   angles_made_ = false;
   const auto rows = static_cast<int64_t>(batch.token_ids.size());
   UPDRAFT_CHECK(batch.positions.size() == batch.token_ids.size(), "one position per row");
+  UPDRAFT_CHECK(
+      batch.plane_positions.empty() || batch.plane_positions.size() == 2 * batch.token_ids.size(),
+      "a height and a width per row");
   row_pages_.assign(static_cast<size_t>(rows), 0);
   row_slots_.assign(static_cast<size_t>(rows), 0);
   int64_t next = 0;
@@ -77,7 +80,8 @@ std::span<const QueryBlock> Step::query_blocks(int group) {
 
 void Step::prepare_angles(const Rope& rope, std::span<const float> inverse_frequency) {
   const bool same = angles_made_ && rope.inverse_frequency == rope_.inverse_frequency &&
-                    rope.rope_dims == rope_.rope_dims && rope.magnitude == rope_.magnitude;
+                    rope.rope_dims == rope_.rope_dims && rope.magnitude == rope_.magnitude &&
+                    rope.sections == rope_.sections;
   rope_ = rope;
   if (same) return;
   angles_made_ = true;
@@ -85,11 +89,21 @@ void Step::prepare_angles(const Rope& rope, std::span<const float> inverse_frequ
   const size_t rows = batch_.positions.size();
   cos_.resize(rows * pairs);
   sin_.resize(rows * pairs);
+  const auto& sections = rope.sections;
+  const int32_t sectioned = sections[0] + sections[1] + sections[2];
+  UPDRAFT_CHECK(sectioned == 0 || sectioned == static_cast<int32_t>(pairs),
+                "sections that are together all pairs");
+  const bool planes = sectioned > 0 && !batch_.plane_positions.empty();
   for (size_t row = 0; row < rows; ++row) {
     for (size_t i = 0; i < pairs; ++i) {
+      int32_t position = batch_.positions[row];
+      const auto pair = static_cast<int32_t>(i);
+      if (planes && pair >= sections[0]) {
+        position = batch_.plane_positions[pair < sections[0] + sections[1] ? row : rows + row];
+      }
       // In double: at position 30,000 a float angle would be off by 1e-3.
       const double angle =
-          static_cast<double>(batch_.positions[row]) * static_cast<double>(inverse_frequency[i]);
+          static_cast<double>(position) * static_cast<double>(inverse_frequency[i]);
       cos_[row * pairs + i] =
           static_cast<float>(std::cos(angle) * static_cast<double>(rope.magnitude));
       sin_[row * pairs + i] =

@@ -6,28 +6,31 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "common/base/check.h"
+#include "kernels/cuda/build_id.h"
 #include "kernels/cuda/canary.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_passes.h"
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
-#include "kernels/cuda/upload.h"
-#include "kernels/cuda/weight_stream.h"
+#include "kernels/cuda/swap_space.h"
+#include "kernels/cuda/tune.h"
+#include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
 
 namespace updraft::cuda {
@@ -35,11 +38,14 @@ namespace {
 
 constexpr int32_t kDecodeRowsMax = 256;  // of a step that is padded and captured
 constexpr int64_t kCountLimit = int64_t{1} << 30;
-constexpr int64_t kProductCols = 32;  // that a product reads at once
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 // What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
 constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
+
+constexpr uint8_t kTuneByte =
+    0x3C;  // of inputs while tuning: 0.011 in bfloat16, not the cheap zero
+constexpr double kTuneLeastMs = 1.0;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -51,30 +57,25 @@ T must(Result<T> result) {
   return std::move(*result);
 }
 
-struct MatrixPart {
-  PackedLayout layout;
-  int64_t row_first = 0;
-  DeviceMemory memory;
-  int32_t streamed = -1;  // its index in the weight stream, where it lies in host memory
-};
-struct Matrix {
-  int64_t rows = 0;
-  int64_t cols = 0;
-  std::vector<int64_t> part_rows;  // as they were given
-  std::vector<MatrixPart> parts;   // as they are kept
-  bool gated = false;              // one part, gate and up alternating
-};
-struct Vector {
-  int64_t count = 0;
-  DeviceMemory memory;
-};
 struct Activation {
   int64_t rows_max = 0;
   int64_t cols = 0;
   bool residual = false;    // f32
   bool registered = false;  // with the group
   DeviceMemory memory;
+  // Of those that quantised products read: the same rows as bytes, or for a few rows as e4m3
+  // widened to bfloat16, and their scales.
+  DeviceMemory quantized;
+  DeviceMemory scales;        // [rows_max]
+  bool is_quantized = false;  // they hold what the rows hold
 };
+
+// What float weights of layers are kept in.
+std::optional<DType> float_format(const CudaConfig& config) {
+  if (config.activations == CudaActivations::kInt8) return DType::kI8;
+  if (config.activations == CudaActivations::kFp8 || config.fp8_weights) return DType::kF8_E4M3;
+  return std::nullopt;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -84,12 +85,13 @@ class CudaBackend final : public Backend {
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
-        uploader_(std::move(uploader)),
+        weights_(std::move(uploader), float_format(config),
+                 config.activations != CudaActivations::kBf16),
         gemm_device_(std::move(gemm_device)) {}
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
     (void)use_device(config_.device);
-    (void)uploader_.wait();
+    (void)weights_.wait();
     (void)wait(stream());
   }
 
@@ -99,7 +101,13 @@ class CudaBackend final : public Backend {
   bool has_own_memory() const override { return true; }
   uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
-  void set_weight_room(uint64_t bytes) override { weight_room_ = bytes; }
+  uint64_t kept_bytes(const WeightView& view, bool of_layer) const override {
+    return weights_.kept_bytes(view, of_layer);
+  }
+  void set_weight_rooms(std::span<const uint64_t> bytes) override {
+    UPDRAFT_CHECK(bytes.size() == 1, "a room for the one device");
+    weights_.set_room(bytes[0]);
+  }
   bool keeps_weights_outside() const override { return true; }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
   Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
@@ -139,6 +147,7 @@ class CudaBackend final : public Backend {
   void copy_page(int32_t from, int32_t to) override;
   void swap_out(int32_t page, int32_t slot) override;
   void swap_in(int32_t slot, int32_t page) override;
+  int64_t swap_ns() override;
   void read_activation(Act act, int64_t rows, std::span<float> out) override;
 
  private:
@@ -157,16 +166,12 @@ class CudaBackend final : public Backend {
   // The calling thread's device is this one: the engine's thread is not the one that loaded.
   void enter() const { must(use_device(config_.device)); }
 
-  const Matrix& matrix(Mat mat) const {
-    UPDRAFT_CHECK(static_cast<size_t>(mat) < matrices_.size(), "a matrix of this backend");
-    return matrices_[static_cast<size_t>(mat)];
-  }
   // The values, checked to be `count`; null for kNoVec.
   const float* values(Vec vec, int64_t count) const {
     if (vec == kNoVec) return nullptr;
-    UPDRAFT_CHECK(static_cast<size_t>(vec) < vectors_.size(), "a vector of this backend");
-    UPDRAFT_CHECK(vectors_[static_cast<size_t>(vec)].count == count, "a vector of this length");
-    return vectors_[static_cast<size_t>(vec)].memory.as<float>();
+    const Vector& vector = weights_.vector(vec);
+    UPDRAFT_CHECK(vector.count == count, "a vector of this length");
+    return vector.memory.as<float>();
   }
   const Activation& activation(Act act) const {
     UPDRAFT_CHECK(static_cast<size_t>(act) < activations_.size(), "an activation of this backend");
@@ -177,6 +182,12 @@ class CudaBackend final : public Backend {
     UPDRAFT_CHECK(!out.residual && out.cols == cols && out.rows_max >= shape_.rows,
                   "an activation of this width and as many rows as the step");
     return out.memory.as<Bf16>();
+  }
+  // The same for who writes them.
+  Bf16* output_of(Act act, int64_t cols) {
+    Bf16* rows = rows_of(act, cols);
+    activations_[static_cast<size_t>(act)].is_quantized = false;
+    return rows;
   }
   float* residual_of(Act act, int64_t cols) const {
     const Activation& out = activation(act);
@@ -190,48 +201,41 @@ class CudaBackend final : public Backend {
   }
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
-  DType kept_format(DType file_format, bool of_layer) const;
-  Result<Mat> add_parts(std::span<const WeightView> parts, bool of_layer);
-  Result<void> place(const PackedParts& group, bool of_layer, MatrixPart& part);
-  Result<void> send(DeviceMemory& to, const void* from, size_t bytes, const char* what);
   Result<void> take_scratch();
+  Result<void> take_quantized();
+  Result<void> tune();
   size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
                          int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
   int32_t attention_rows_at_once(int32_t length_max) const;
   bool names(Op op, std::initializer_list<int64_t> operands);
-  void multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias, Bf16* y_bf16,
-                float* y_f32);
+  void quantize(Activation& act);
+  bool few_rows() const { return shape_.rows_padded <= kSkinnyTokensMax; }
+  const Activation* quantized_input(const Matrix& m, Act in);
+  void multiply(const Matrix& m, const Bf16* x, const Activation* quantized, int32_t rows,
+                const float* bias, Bf16* y_bf16, float* y_f32);
 
   const CudaConfig config_;
   const DeviceProperties properties_;
   DeviceBudget budget_;
   OwnedStream stream_;
-  Uploader uploader_;
+  WeightStore weights_;
   std::unique_ptr<GemmDevice> gemm_device_;
-  uint64_t weight_room_ = 0;  // 0: whatever is there
-  uint64_t weight_bytes_ = 0;
-  uint64_t largest_part_bytes_ = 0;
-  WeightStream streamed_;
-  std::vector<Matrix> matrices_;
-  std::vector<Vector> vectors_;
   std::vector<Activation> activations_;
   int64_t rows_max_ = 0;
   int64_t cols_max_ = 0;
-  int64_t gated_cols_max_ = 0;  // gate and up side by side
   int64_t logit_rows_max_ = 0;
   int64_t vocab_count_ = 0;
 
   KvShape kv_;
   KvPages pages_;
   DeviceMemory pool_;
-  PinnedMemory swap_;
-  int32_t swap_pages_ = 0;
+  SwapSpace swap_;
 
   std::optional<StepRing> ring_;
   DeviceMemory metadata_;   // of the step that runs
   DeviceMemory rotations_;  // [rows, head_dim / 2] Float2
-  DeviceMemory gated_;      // [rows, gated_cols_max]
+  DeviceMemory gated_;      // [rows, ungated_cols_max]
   DeviceMemory gathered_;   // [logit rows, cols_max]
   DeviceMemory logits_;     // [logit rows, vocab]
   DeviceMemory banned_;     // ids that are never chosen
@@ -266,115 +270,28 @@ std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
          "." + std::to_string(properties_.compute_minor) + ", " +
          std::to_string(properties_.multiprocessor_count) + " multiprocessors" +
-         (streamed_.matrix_count() == 0
+         (config_.activations == CudaActivations::kBf16
+              ? std::string()
+              : std::string(", ") + cuda_activations_name(config_.activations) + " activations") +
+         (weights_.streamed_count() == 0
               ? ""
-              : ", " + std::to_string(streamed_.matrix_count()) +
+              : ", " + std::to_string(weights_.streamed_count()) +
                     " weight matrices in host memory (" +
-                    std::to_string(streamed_.host_bytes() >> 20) + " MiB)");
-}
-
-// Of a layer's float weights, where the configuration wants them in fewer bits.
-DType CudaBackend::kept_format(DType file_format, bool of_layer) const {
-  const bool is_float =
-      file_format == DType::kF32 || file_format == DType::kF16 || file_format == DType::kBF16;
-  if (of_layer && is_float && config_.fp8_weights) return DType::kF8_E4M3;
-  return packed_type(file_format);
+                    std::to_string(weights_.streamed_bytes() >> 20) + " MiB)");
 }
 
 Result<Mat> CudaBackend::add_matrix(std::span<const WeightView> parts) {
-  return add_parts(parts, false);
+  enter();
+  return weights_.add_matrix(parts, false, budget_);
 }
 Result<Mat> CudaBackend::add_split_matrix(std::span<const WeightView> parts,
                                           const Split& /*split*/) {
-  return add_parts(parts, true);
-}
-
-// Neighbours that are kept in one format lie in one packed matrix, as long as bands of rows do not
-// cross them; gate and up alternate in it.
-Result<Mat> CudaBackend::add_parts(std::span<const WeightView> parts, bool of_layer) {
   enter();
-  if (parts.empty()) return fail("matrix: no parts given");
-  Matrix out;
-  out.cols = parts[0].cols;
-  if (out.cols % kProductCols != 0) {
-    return fail("matrix of " + std::to_string(out.cols) +
-                " columns: the GPU's products take them in " + std::to_string(kProductCols) +
-                "s (run this model on the CPU)");
-  }
-  std::vector<PackedParts> groups;
-  for (const WeightView& part : parts) {
-    if (part.cols != out.cols || part.rows <= 0) {
-      return fail("matrix: a part of " + std::to_string(part.rows) + " x " +
-                  std::to_string(part.cols) + " beside " + std::to_string(out.cols) + " columns");
-    }
-    const DType kept = kept_format(part.type, of_layer);
-    const bool joins = !groups.empty() && groups.back().layout.type == kept &&
-                       groups.back().layout.rows % kTileRows == 0;
-    if (!joins) groups.push_back({{.type = kept}, {}});
-    groups.back().parts.push_back(part);
-    groups.back().layout.rows += part.rows;
-    out.part_rows.push_back(part.rows);
-    out.rows += part.rows;
-  }
-  const bool two_alike = parts.size() == 2 && parts[0].rows == parts[1].rows;
-  out.gated = two_alike && groups.size() == 1 && parts[0].type == parts[1].type &&
-              parts[0].rows % kTileRows == 0;
-  if (two_alike && !out.gated) gated_cols_max_ = std::max(gated_cols_max_, out.rows);
-  int64_t row_first = 0;
-  for (PackedParts& group : groups) {
-    const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols, out.gated);
-    if (!layout) return layout.error();
-    group.layout = *layout;
-    out.parts.push_back({*layout, row_first, {}, -1});
-    if (auto placed = place(group, of_layer, out.parts.back()); !placed) {
-      (void)uploader_.wait();  // what was placed before is given back
-      return placed.error();
-    }
-    row_first += layout->rows;
-  }
-  matrices_.push_back(std::move(out));
-  return static_cast<Mat>(matrices_.size() - 1);
+  return weights_.add_matrix(parts, true, budget_);
 }
-
-// On the device, or in host memory where the room for weights ends.
-Result<void> CudaBackend::place(const PackedParts& group, bool of_layer, MatrixPart& part) {
-  const auto bytes = static_cast<uint64_t>(group.layout.bytes);
-  largest_part_bytes_ = std::max(largest_part_bytes_, bytes);
-  const uint64_t slots = WeightStream::kSlots * largest_part_bytes_;
-  const bool fits = weight_room_ == 0 || weight_bytes_ + bytes + slots <= weight_room_;
-  if (of_layer && !fits) {
-    auto memory = PinnedMemory::allocate(bytes, "weights in host memory");
-    if (!memory) return memory.error();
-    if (auto packed = uploader_.to_host(group, {memory->data(), bytes}); !packed) return packed;
-    part.streamed = streamed_.add(std::move(*memory));
-    return {};
-  }
-  auto memory = budget_.take(bytes, "weights");
-  if (!memory) return memory.error();
-  weight_bytes_ += bytes;
-  part.memory = std::move(*memory);
-  return uploader_.to_device(group, part.memory.data());
-}
-
-// A small thing, once: waits for the copy.
-Result<void> CudaBackend::send(DeviceMemory& to, const void* from, size_t bytes, const char* what) {
-  if (auto grown = budget_.grow(to, bytes, what); !grown) return grown;
-  auto staging = PinnedMemory::allocate(bytes, what);
-  if (!staging) return staging.error();
-  std::memcpy(staging->data(), from, bytes);
-  if (auto sent = copy_to_device(to.data(), staging->data(), bytes, stream()); !sent) return sent;
-  return wait(stream());
-}
-
 Result<Vec> CudaBackend::add_vector(std::span<const float> values) {
   enter();
-  if (values.empty()) return fail("vector: no values given");
-  Vector out{static_cast<int64_t>(values.size()), {}};
-  if (auto sent = send(out.memory, values.data(), values.size_bytes(), "vector"); !sent) {
-    return sent.error();
-  }
-  vectors_.push_back(std::move(out));
-  return static_cast<Vec>(vectors_.size() - 1);
+  return weights_.add_vector(values, budget_, stream());
 }
 
 bool CudaBackend::never_sample(std::span<const int32_t> ids) {
@@ -386,7 +303,9 @@ bool CudaBackend::never_sample(std::span<const int32_t> ids) {
   graphs_.clear();
   banned_count_ = static_cast<int32_t>(known.size());
   if (known.empty()) return true;
-  return send(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens").ok();
+  return send_to_device(banned_, known.data(), known.size() * sizeof(int32_t), "banned tokens",
+                        budget_, stream())
+      .ok();
 }
 
 Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) {
@@ -398,7 +317,10 @@ Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) 
   // A step may be padded to more rows than it can have.
   const int64_t rows =
       rows_max <= kDecodeRowsMax ? decode_bucket(static_cast<int32_t>(rows_max)) : rows_max;
-  Activation out{rows_max, cols, residual, {}};
+  Activation out;
+  out.rows_max = rows_max;
+  out.cols = cols;
+  out.residual = residual;
   auto memory =
       budget_.take(static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols) * (residual ? 4 : 2),
                    "activation of " + std::to_string(rows_max) + " x " + std::to_string(cols));
@@ -468,9 +390,9 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   if (auto grown = budget_.grow(pool_, bytes, "KV pool"); !grown) return grown;
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
-  if (auto taken = streamed_.take_slots(budget_); !taken) return taken;
   graphs_.clear();
-  return uploader_.wait();
+  if (auto finished = weights_.finish(budget_); !finished) return finished;
+  return config_.tune ? tune() : Result<void>();
 }
 
 // Everything that the largest step needs.
@@ -502,8 +424,9 @@ Result<void> CudaBackend::take_scratch() {
   const auto half_head = static_cast<uint64_t>(kv_.head_dim) / 2;
   if (auto r = budget_.grow(rotations_, rows * half_head * sizeof(Float2), "rotations"); !r)
     return r;
-  if (auto r = budget_.grow(gated_, rows * static_cast<uint64_t>(gated_cols_max_) * sizeof(Bf16),
-                            "gate and up");
+  if (auto r = budget_.grow(
+          gated_, rows * static_cast<uint64_t>(weights_.ungated_cols_max()) * sizeof(Bf16),
+          "gate and up");
       !r) {
     return r;
   }
@@ -521,8 +444,9 @@ Result<void> CudaBackend::take_scratch() {
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
+  if (auto r = take_quantized(); !r) return r;
   size_t scratch_bytes = 0;
-  for (const Matrix& m : matrices_) {
+  for (const Matrix& m : weights_.matrices()) {
     for (const MatrixPart& part : m.parts) {
       scratch_bytes = std::max(scratch_bytes, gemm_scratch_bytes(*gemm_device_, part.layout,
                                                                  static_cast<int32_t>(rows_max_)));
@@ -532,16 +456,87 @@ Result<void> CudaBackend::take_scratch() {
   return fill(scratch_.data(), 0, scratch_.bytes(), stream());
 }
 
+// With the activations as input and output: no step has begun. What streams is bound by its copies,
+// whichever way it is multiplied. In a group each device measures for itself what it alone
+// computes; what all of them compute alike (the head) must have the same bits on each, so nothing
+// is chosen for it.
+Result<void> CudaBackend::tune() {
+  std::vector<TunedProduct> products;
+  TuneRoom room;
+  const auto widest = [](std::span<std::byte>& at, const DeviceMemory& memory) {
+    if (memory.bytes() > at.size()) at = {memory.data(), memory.bytes()};
+  };
+  for (const Activation& act : activations_) {
+    if (!act.residual) widest(room.in, act.memory);
+  }
+  room.out = room.in;
+  for (const Matrix& m : weights_.matrices()) {
+    if (!m.of_layer && config_.comm != nullptr) continue;
+    for (const MatrixPart& part : m.parts) {
+      if (part.streamed >= 0) continue;
+      const int64_t tokens = m.of_layer ? rows_max_ : logit_rows_max_;
+      products.push_back({part.layout, part.memory.data(), static_cast<int32_t>(tokens),
+                          !m.of_layer, part.quantized_input});
+    }
+  }
+  // The head writes f32.
+  widest(room.in, gathered_);
+  for (const Activation& act : activations_) {
+    if (act.scales.bytes() != 0)
+      room.in_scales = {act.scales.as<float>(), static_cast<size_t>(rows_max_)};
+  }
+  widest(room.out, logits_);
+  widest(room.out, gated_);
+  room.scratch = {scratch_.data(), scratch_.bytes()};
+  const std::span<std::byte> scales = std::as_writable_bytes(room.in_scales);
+  for (const std::span<std::byte> one : {room.in, room.out, scales}) {
+    if (one.empty()) continue;
+    if (auto filled = fill(one.data(), kTuneByte, one.size(), stream()); !filled) return filled;
+  }
+  std::optional<TuneCache> cache;
+  if (!config_.tune_folder.empty()) {
+    cache = {config_.tune_folder,
+             {properties_.name,
+              std::to_string(properties_.compute_major) + "." +
+                  std::to_string(properties_.compute_minor),
+              properties_.driver,
+              gemm_device_->cublas() == nullptr ? "none" : gemm_device_->cublas()->version(),
+              build_id(), cuda_activations_name(config_.activations)}};
+  }
+  const auto tuned =
+      tune_products(*gemm_device_, products, room, cache, host_timer(stream(), kTuneLeastMs),
+                    stream(), config_.note, config_.progress);
+  return tuned ? wait(stream()) : tuned.error();
+}
+
+// Beside each activation as wide as what a quantised product reads.
+Result<void> CudaBackend::take_quantized() {
+  for (Activation& act : activations_) {
+    const auto reads = [&](const Matrix& m) {
+      return m.cols == act.cols &&
+             std::any_of(m.parts.begin(), m.parts.end(),
+                         [](const MatrixPart& part) { return part.quantized_input; });
+    };
+    const std::span<const Matrix> all = weights_.matrices();
+    if (act.residual || std::none_of(all.begin(), all.end(), reads)) continue;
+    const auto rows = static_cast<uint64_t>(rows_max_);
+    const uint64_t row_bytes_sum =
+        std::max(rows, sizeof(Bf16) * std::min<uint64_t>(rows, kSkinnyTokensMax));
+    if (auto r = budget_.grow(act.quantized, row_bytes_sum * static_cast<uint64_t>(act.cols),
+                              "quantised activations");
+        !r) {
+      return r;
+    }
+    if (auto r = budget_.grow(act.scales, rows * sizeof(float), "scales of activations"); !r)
+      return r;
+  }
+  return {};
+}
+
 Result<void> CudaBackend::make_swap_space(int32_t page_count) {
   enter();
   UPDRAFT_CHECK(pool_.bytes() != 0, "swap space behind the KV pool");
-  auto memory = PinnedMemory::allocate(
-      static_cast<size_t>(page_count) * static_cast<size_t>(pages_.page_bytes),
-      "swap space of " + std::to_string(page_count) + " KV pages");
-  if (!memory) return memory.error();
-  swap_ = std::move(*memory);
-  swap_pages_ = page_count;
-  return {};
+  return swap_.open(page_count, pages_.page_bytes);
 }
 
 // --- one step ---
@@ -591,19 +586,22 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  padded_ = config_.graphs && streamed_.matrix_count() == 0 && shape_.prefill_slices == 0 &&
-            shape_.given_rows == 0 && shape_.rows <= kDecodeRowsMax;
+  // Steps with streamed weights are padded though not captured: the devices of a group add up rows
+  // of one number, whichever of them stream.
+  padded_ = config_.graphs && shape_.prefill_slices == 0 && shape_.given_rows == 0 &&
+            shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
   if (padded_) {
     shape_.rows_padded = decode_bucket(shape_.rows);
     shape_.logit_rows_padded = shape_.logit_rows == 0 ? 0 : decode_bucket(shape_.logit_rows);
     shape_.decode_length_max = padded_length(shape_.decode_length_max);
     key_ = {shape_.rows_padded, shape_.decode_length_max, shape_.logit_rows_padded, shape_.samples};
-    use_ = graphs_.begin(key_);
+    if (weights_.streamed_count() == 0) use_ = graphs_.begin(key_);
   }
   layout_ = StepLayout::of(shape_);
   UPDRAFT_CHECK(layout_.bytes <= metadata_.bytes(), "no more sequences than logit rows");
 
+  must(swap_.end_moves(stream()));
   must(ring_->begin());
   write_step(batch, shape_, layout_, ring_->metadata());
   must(copy_to_device(metadata_.data(), ring_->metadata().data(), layout_.bytes, stream()));
@@ -622,6 +620,7 @@ void CudaBackend::begin(const Batch& batch) {
                   "one given row for each id below 0");
   }
   names_ = 0;
+  for (Activation& act : activations_) act.is_quantized = false;
   rotated_.reset();
   has_work_ = false;
   if (use_ == GraphCache::Use::kCapture) must(begin_capture(stream()));
@@ -641,7 +640,7 @@ int64_t number(float value) { return std::bit_cast<int32_t>(value); }
 
 void CudaBackend::embed(Mat table, Act out) {
   if (!names(Op::kEmbed, {number(table), number(out)})) return;
-  const Matrix& m = matrix(table);
+  const Matrix& m = weights_.matrix(table);
   UPDRAFT_CHECK(m.parts.size() == 1, "an embedding table of one part");
   float* hidden = residual_of(out, m.cols);
   // A captured step takes tokens whether this one does or not: its sources are -1 then.
@@ -677,21 +676,74 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
   run.eps = op.eps;
   if (op.out != kNoAct) {
     UPDRAFT_CHECK(run.norm != nullptr, "an output has a norm");
-    run.out = rows_of(op.out, dim);
+    run.out = output_of(op.out, dim);
+    Activation& out = activations_[static_cast<size_t>(op.out)];
+    if (out.quantized.bytes() != 0) {
+      // From the f32 values, which the rows have lost.
+      run.out_scale = out.scales.as<float>();
+      if (config_.activations == CudaActivations::kInt8) {
+        run.out_int8 = out.quantized.as<int8_t>();
+      } else if (few_rows()) {
+        run.out_widened = out.quantized.as<Bf16>();
+      } else {
+        run.out_float8 = out.quantized.as<Float8>();
+      }
+      out.is_quantized = true;
+    }
   }
   must(run_residual_norm(run, stream()));
 }
 
-void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias,
-                           Bf16* y_bf16, float* y_f32) {
+// A row's bytes depend on the row alone, however many run beside it; in e4m3 only where they lie
+// does, because products of few rows multiply bfloat16.
+void CudaBackend::quantize(Activation& act) {
+  QuantizeRows run;
+  run.in = act.memory.as<Bf16>();
+  run.in_stride = act.cols;
+  run.rows = shape_.rows_padded;
+  run.cols = static_cast<int32_t>(act.cols);
+  run.scale = act.scales.as<float>();
+  if (config_.activations == CudaActivations::kInt8) {
+    run.out_int8 = act.quantized.as<int8_t>();
+  } else if (few_rows()) {
+    run.out_widened = act.quantized.as<Bf16>();
+  } else {
+    run.out_float8 = act.quantized.as<Float8>();
+  }
+  must(run_quantize_rows(run, stream()));
+  act.is_quantized = true;
+}
+
+// Null: the matrix reads bfloat16 alone.
+const Activation* CudaBackend::quantized_input(const Matrix& m, Act in) {
+  const bool reads = std::any_of(m.parts.begin(), m.parts.end(),
+                                 [](const MatrixPart& part) { return part.quantized_input; });
+  if (!reads) return nullptr;
+  Activation& act = activations_[static_cast<size_t>(in)];
+  if (!act.is_quantized) quantize(act);
+  return &act;
+}
+
+// `quantized`: what parts with quantised inputs read, in place of x.
+void CudaBackend::multiply(const Matrix& m, const Bf16* x, const Activation* quantized,
+                           int32_t rows, const float* bias, Bf16* y_bf16, float* y_f32) {
   const int64_t y_cols = m.gated ? m.rows / 2 : m.rows;
   for (const MatrixPart& part : m.parts) {
     Gemm run;
     run.device = gemm_device_.get();
     run.layout = part.layout;
-    run.weight =
-        part.streamed < 0 ? part.memory.data() : must(streamed_.use(part.streamed, stream()));
-    run.x = x;
+    run.weight = must(weights_.use(part, stream()));
+    if (!part.quantized_input) {
+      run.x = x;
+    } else if (config_.activations == CudaActivations::kInt8) {
+      run.x_int8 = {quantized->quantized.as<int8_t>(), quantized->scales.as<float>()};
+    } else if (few_rows()) {
+      run.x_float8.widened = quantized->quantized.as<Bf16>();
+      run.x_float8.scale = quantized->scales.as<float>();
+    } else {
+      run.x_float8.x = quantized->quantized.as<Float8>();
+      run.x_float8.scale = quantized->scales.as<float>();
+    }
     run.x_stride = m.cols;
     run.tokens = rows;
     run.bias = bias == nullptr ? nullptr : bias + part.row_first;
@@ -700,29 +752,31 @@ void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const f
     run.y_stride = y_cols;
     run.scratch = {scratch_.data(), scratch_.bytes()};
     must(run_gemm(run, stream()));
-    if (part.streamed >= 0) must(streamed_.release(part.streamed, stream()));
+    must(weights_.release(part, stream()));
   }
 }
 
 void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
-  const Matrix& m = matrix(weight);
+  const Matrix& m = weights_.matrix(weight);
   UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
-  multiply(m, rows_of(in, m.cols), shape_.rows_padded, values(bias, m.rows), rows_of(out, m.rows),
-           nullptr);
+  const Bf16* x = rows_of(in, m.cols);
+  multiply(m, x, quantized_input(m, in), shape_.rows_padded, values(bias, m.rows),
+           output_of(out, m.rows), nullptr);
 }
 
 void CudaBackend::prepare_qkv(const QkvPrepare& op) {
   if (!names(Op::kPrepare,
              {number(op.qkv), op.layer, op.head_count, number(op.q_norm), number(op.k_norm),
               number(op.eps), static_cast<int64_t>(op.rope.style), op.rope.rope_dims,
-              number(op.rope.inverse_frequency), number(op.rope.magnitude)})) {
+              number(op.rope.inverse_frequency), number(op.rope.magnitude), op.rope.sections[0],
+              op.rope.sections[1], op.rope.sections[2]})) {
     return;
   }
   const Rope& rope = op.rope;
   const bool rotated = rotated_ && rotated_->inverse_frequency == rope.inverse_frequency &&
                        rotated_->rope_dims == rope.rope_dims &&
-                       rotated_->magnitude == rope.magnitude;
+                       rotated_->magnitude == rope.magnitude && rotated_->sections == rope.sections;
   if (!rotated) {
     RopeTable table;
     table.rows = shape_.rows_padded;
@@ -731,6 +785,7 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
     table.inverse_frequency = values(rope.inverse_frequency, table.pairs);
     table.magnitude = rope.magnitude;
     table.out = rotations_.as<Float2>();
+    std::copy(rope.sections.begin(), rope.sections.end(), table.sections);
     must(run_rope_table(table, stream()));
     rotated_ = rope;
   }
@@ -777,7 +832,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
-    run.out = rows_of(op.out, out_cols);
+    run.out = output_of(op.out, out_cols);
     run.workspace = workspace_.data();
     must(run_prefill_attention(run, stream()));
     if (shape_.decode_rows == 0) return;
@@ -811,7 +866,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
-    run.out = rows_of(op.out, out_cols) + first * out_cols;
+    run.out = output_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();
     must(run_decode_attention(run, stream()));
   }
@@ -819,28 +874,29 @@ void CudaBackend::attention(const Attention& op) {
 
 void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
-  const Matrix& m = matrix(gate_up);
+  const Matrix& m = weights_.matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
+  const Bf16* x = rows_of(in, m.cols);
+  const Activation* quantized = quantized_input(m, in);
   if (m.gated) {
-    multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, rows_of(out, m.part_rows[0]),
-             nullptr);
+    multiply(m, x, quantized, shape_.rows_padded, nullptr, output_of(out, m.part_rows[0]), nullptr);
     return;
   }
-  multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
+  multiply(m, x, quantized, shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
   must(run_gated_unit({shape_.rows_padded, static_cast<int32_t>(m.part_rows[0]), gated_.as<Bf16>(),
-                       rows_of(out, m.part_rows[0])},
+                       output_of(out, m.part_rows[0])},
                       stream()));
 }
 
 void CudaBackend::logits(Mat head, Act in) {
   if (!names(Op::kLogits, {number(head), number(in)})) return;
-  const Matrix& m = matrix(head);
+  const Matrix& m = weights_.matrix(head);
   UPDRAFT_CHECK(m.rows == vocab_count_, "a head of the reserved vocabulary");
   UPDRAFT_CHECK(shape_.logit_rows > 0, "rows whose logits are wanted");
   must(run_gather_rows({shape_.logit_rows_padded, static_cast<int32_t>(m.cols), rows_of(in, m.cols),
                         metadata<int32_t>(layout_.logit_rows), gathered_.as<Bf16>()},
                        stream()));
-  multiply(m, gathered_.as<Bf16>(), shape_.logit_rows_padded, nullptr, nullptr,
+  multiply(m, gathered_.as<Bf16>(), nullptr, shape_.logit_rows_padded, nullptr, nullptr,
            logits_.as<float>());
   if (!shape_.samples) return;
   if (banned_count_ > 0) {
@@ -910,20 +966,22 @@ void CudaBackend::copy_page(int32_t from, int32_t to) {
 
 void CudaBackend::swap_out(int32_t page, int32_t slot) {
   enter();
-  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_pages_,
+  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_.page_count(),
                 "a page of the pool and a slot of the swap space");
-  must(copy_to_host(swap_.data() + slot * pages_.page_bytes,
-                    pool_.data() + page * pages_.page_bytes, static_cast<size_t>(pages_.page_bytes),
-                    stream()));
+  must(swap_.out(pool_.data() + page * pages_.page_bytes, slot, stream()));
 }
 
 void CudaBackend::swap_in(int32_t slot, int32_t page) {
   enter();
-  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_pages_,
+  UPDRAFT_CHECK(page >= 0 && page < kv_.page_count && slot >= 0 && slot < swap_.page_count(),
                 "a page of the pool and a slot of the swap space");
-  must(copy_to_device(pool_.data() + page * pages_.page_bytes,
-                      swap_.data() + slot * pages_.page_bytes,
-                      static_cast<size_t>(pages_.page_bytes), stream()));
+  must(swap_.in(slot, pool_.data() + page * pages_.page_bytes, stream()));
+}
+
+int64_t CudaBackend::swap_ns() {
+  enter();
+  must(swap_.end_moves(stream()));
+  return must(swap_.elapsed_ns());
 }
 
 void CudaBackend::read_activation(Act act, int64_t rows, std::span<float> out) {
@@ -968,6 +1026,14 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                 std::to_string(properties->compute_major) + "." +
                 std::to_string(properties->compute_minor) + "; 8.0 (A100) is the least");
   }
+  if (config.activations == CudaActivations::kFp8 && properties->compute_major < 9) {
+    return fail("cuda: activations = fp8: " + properties->name + " has compute capability " +
+                std::to_string(properties->compute_major) + "." +
+                std::to_string(properties->compute_minor) +
+                "; its tensor cores take e4m3 from 9.0 on (H100); int8 would do");
+  }
+  const bool both = config.fp8_weights && config.activations == CudaActivations::kInt8;
+  if (both) return fail("cuda: weights = fp8 with activations = int8: one format multiplies");
   const auto memory = memory_figures();
   if (!memory) return memory.error();
   const bool by_setting =

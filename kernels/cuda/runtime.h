@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "common/base/result.h"
@@ -110,6 +111,22 @@ class Event {
 
  private:
   void* event_ = nullptr;
+};
+
+// The time between two places in a stream's work, by the device's clock. Not while work is
+// captured.
+class Stopwatch {
+ public:
+  Stopwatch() = default;
+  static Result<Stopwatch> create();
+  // The clock is read when the stream's work so far is done.
+  Result<void> start(Stream stream);
+  Result<void> stop(Stream stream);
+  // Nothing: the stream is not there yet.
+  Result<std::optional<int64_t>> elapsed_ns() const;
+
+ private:
+  std::shared_ptr<void> clock_;
 };
 
 // Work that was captured, ready to run again and again with the arguments that it had.

@@ -170,6 +170,53 @@ Result<void> Event::wait() const {
   return said("cudaEventSynchronize", cudaEventSynchronize(static_cast<cudaEvent_t>(event_)));
 }
 
+namespace {
+
+struct Clock {
+  cudaEvent_t first = nullptr;
+  cudaEvent_t last = nullptr;
+  ~Clock() {
+    for (const cudaEvent_t event : {first, last}) {
+      if (event != nullptr) (void)cudaEventDestroy(event);
+    }
+  }
+};
+
+}  // namespace
+
+Result<Stopwatch> Stopwatch::create() {
+  auto clock = std::make_shared<Clock>();
+  for (cudaEvent_t* event : {&clock->first, &clock->last}) {
+    if (auto result = said("cudaEventCreate", cudaEventCreate(event)); !result)
+      return result.error();
+  }
+  Stopwatch out;
+  out.clock_ = std::move(clock);
+  return out;
+}
+Result<void> Stopwatch::start(Stream stream) {
+  return said("cudaEventRecord", cudaEventRecord(static_cast<Clock*>(clock_.get())->first, stream));
+}
+Result<void> Stopwatch::stop(Stream stream) {
+  return said("cudaEventRecord", cudaEventRecord(static_cast<Clock*>(clock_.get())->last, stream));
+}
+Result<std::optional<int64_t>> Stopwatch::elapsed_ns() const {
+  const auto* clock = static_cast<const Clock*>(clock_.get());
+  const cudaError_t state = cudaEventQuery(clock->last);
+  if (state == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return std::optional<int64_t>();
+  }
+  if (auto result = said("cudaEventQuery", state); !result) return result.error();
+  float milliseconds = 0.0F;
+  if (auto result = said("cudaEventElapsedTime",
+                         cudaEventElapsedTime(&milliseconds, clock->first, clock->last));
+      !result) {
+    return result.error();
+  }
+  return std::optional<int64_t>(static_cast<int64_t>(static_cast<double>(milliseconds) * 1e6));
+}
+
 // --- graphs ---
 
 Graph::~Graph() {

@@ -3,6 +3,7 @@
 #include "kernels/cuda/runtime_simt.h"
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "common/base/clock.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/simt/memory.h"
 
@@ -87,7 +89,7 @@ Result<DeviceProperties> device_properties(int32_t /*device*/) {
   const std::lock_guard lock(machine().mutex);
   DeviceProperties out;
   out.name = "emulated GPU";
-  out.compute_major = 9;
+  out.compute_major = machine().devices.compute_major;
   out.multiprocessor_count = machine().devices.multiprocessor_count;
   out.driver = "none";
   out.emulated = true;
@@ -216,6 +218,42 @@ Result<void> Event::hold(Stream stream) const {
   return simt::wait_event(stream, static_cast<CUevent_st*>(event_));
 }
 Result<void> Event::wait() const { return simt::wait(static_cast<CUevent_st*>(event_)); }
+
+namespace {
+
+struct Clock {
+  std::atomic<int64_t> first_ns = 0;
+  std::atomic<int64_t> last_ns = 0;  // 0: not there yet
+};
+
+}  // namespace
+
+Result<Stopwatch> Stopwatch::create() {
+  Stopwatch out;
+  out.clock_ = std::make_shared<Clock>();
+  return out;
+}
+Result<void> Stopwatch::start(Stream stream) {
+  auto clock = std::static_pointer_cast<Clock>(clock_);
+  clock->last_ns = 0;
+  return simt::submit(stream, [clock]() -> Result<void> {
+    clock->first_ns = monotonic_ns();
+    return {};
+  });
+}
+Result<void> Stopwatch::stop(Stream stream) {
+  auto clock = std::static_pointer_cast<Clock>(clock_);
+  return simt::submit(stream, [clock]() -> Result<void> {
+    clock->last_ns = monotonic_ns();
+    return {};
+  });
+}
+Result<std::optional<int64_t>> Stopwatch::elapsed_ns() const {
+  const auto* clock = static_cast<const Clock*>(clock_.get());
+  const int64_t last_ns = clock->last_ns;
+  if (last_ns == 0) return std::optional<int64_t>();
+  return std::optional<int64_t>(last_ns - clock->first_ns);
+}
 
 // --- graphs ---
 

@@ -31,6 +31,9 @@ StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_co
   out.samples = !batch.samplings.empty();
   UPDRAFT_CHECK(out.rows > 0, "a step has rows");
   UPDRAFT_CHECK(batch.positions.size() == batch.token_ids.size(), "one position per row");
+  UPDRAFT_CHECK(
+      batch.plane_positions.empty() || batch.plane_positions.size() == 2 * batch.token_ids.size(),
+      "a height and a width per row");
   UPDRAFT_CHECK(batch.samplings.empty() || batch.samplings.size() == batch.logit_rows.size(),
                 "one sampling per logit row");
   UPDRAFT_CHECK(batch.token_sources.empty() || batch.token_sources.size() == batch.token_ids.size(),
@@ -79,7 +82,7 @@ StepLayout StepLayout::of(const StepShape& shape) {
   const int64_t logit_rows = shape.logit_rows_padded;
   out.token_ids = part(rows, sizeof(int32_t));
   out.token_sources = part(rows, sizeof(int32_t));
-  out.positions = part(rows, sizeof(int32_t));
+  out.positions = part(3 * rows, sizeof(int32_t));
   out.kv_positions = part(rows, sizeof(int32_t));
   out.lengths = part(rows, sizeof(int32_t));
   out.lines = part(rows, sizeof(int32_t));
@@ -107,7 +110,15 @@ void write_step(const Batch& batch, const StepShape& shape, const StepLayout& la
     if (id < 0) id = -1;
   }
   copy_rows(layout.token_sources, batch.token_sources, -1);
+  // Always three: a captured step does not know whose rows come.
   copy_rows(layout.positions, batch.positions, 0);
+  const size_t padded = static_cast<size_t>(shape.rows_padded) * sizeof(int32_t);
+  for (size_t plane = 0; plane < 2; ++plane) {
+    copy_rows(layout.positions + (plane + 1) * padded,
+              batch.plane_positions.empty() ? batch.positions
+                                            : batch.plane_positions.subspan(plane * rows, rows),
+              0);
+  }
   std::fill_n(ints(layout.kv_positions) + rows, shape.rows_padded - shape.rows, -1);
   std::fill_n(ints(layout.lengths) + rows, shape.rows_padded - shape.rows, 0);
   std::fill_n(ints(layout.lines) + rows, shape.rows_padded - shape.rows, 0);

@@ -43,7 +43,7 @@ struct StepShape {
 struct StepLayout {
   size_t token_ids = 0;      // [rows_padded] int32; -1: a padded row, or one that is given
   size_t token_sources = 0;  // [rows_padded] int32
-  size_t positions = 0;      // [rows_padded] int32, rotary
+  size_t positions = 0;      // [3, rows_padded] int32, rotary: time, height, width
   size_t kv_positions = 0;   // [rows_padded] int32; -1: a padded row
   size_t lengths = 0;        // [rows_padded] int32 as decode_attention.h wants them
   size_t lines = 0;          // [rows_padded] int32

@@ -217,8 +217,9 @@ void pack_blocks(const Band& band, DType type, int row, int64_t cols, const std:
   }
 }
 
-// One row of values in a float format, or in bytes with a scale of the row.
-void pack_values(const Band& band, DType type, int row, const std::byte* source,
+// One row of values in a float format, or in bytes with a scale of the row. own_scale: of bytes
+// that are already in the format.
+void pack_values(const Band& band, DType type, int row, const std::byte* source, float own_scale,
                  std::vector<float>& values) {
   dequantize_row(type, source, values);
   float inverse = 1.0F;
@@ -229,10 +230,11 @@ void pack_values(const Band& band, DType type, int row, const std::byte* source,
       largest = std::isfinite(v) ? std::max(largest, std::abs(v)) : NAN;
     }
     const float scale = type == band.type
-                            ? 1.0F  // bytes that are already in the format
+                            ? own_scale
                             : largest / (band.type == DType::kI8 ? kLargestI8 : kLargestF8);
     std::memcpy(band.scale(row, 0), &scale, sizeof scale);
-    inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+    // Bytes that are in the format are multiplied by nothing.
+    if (type != band.type) inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
   }
   std::vector<std::byte> encoded(
       static_cast<size_t>(row_bytes(band.type, static_cast<int64_t>(values.size()))));
@@ -260,7 +262,9 @@ void pack_band(const WeightView& weight, int64_t row_first, const PackedLayout& 
     const std::byte* source = weight.data + (row_first + r) * source_bytes;
     if (is_float(weight.type) || weight.type == DType::kF8_E4M3) {
       values.resize(static_cast<size_t>(weight.cols));
-      pack_values(band, weight.type, r, source, values);
+      const float own_scale =
+          weight.row_scales == nullptr ? 1.0F : weight.row_scales[row_first + r];
+      pack_values(band, weight.type, r, source, own_scale, values);
     } else {
       pack_blocks(band, weight.type, r, weight.cols, source);
     }

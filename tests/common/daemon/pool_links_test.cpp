@@ -115,6 +115,10 @@ TEST_CASE("the model's metrics follow its load under the names that dashboards k
   load.completion_tokens_total = 100;
   load.draft_tokens_total = 40;
   load.draft_tokens_accepted_total = 30;
+  load.pages_swapped_out = 7;
+  load.pages_swapped_in = 5;
+  load.page_bytes = 1024;
+  load.swap_ns = 1'500'000'000;
   model.set_load(load);
   const auto metrics = Metrics::create();
   LocalModelConfig config;
@@ -131,6 +135,15 @@ TEST_CASE("the model's metrics follow its load under the names that dashboards k
         std::string::npos);
   CHECK(text.find("vllm:spec_decode_num_accepted_tokens_total{model_name=\"tiny\"} 30") !=
         std::string::npos);
+  for (const char* line :
+       {"updraft_kv_swapped_pages_total{direction=\"out\",model_name=\"tiny\"} 7",
+        "updraft_kv_swapped_pages_total{direction=\"in\",model_name=\"tiny\"} 5",
+        "updraft_kv_swapped_bytes_total{direction=\"out\",model_name=\"tiny\"} 7168",
+        "updraft_kv_swapped_bytes_total{direction=\"in\",model_name=\"tiny\"} 5120",
+        "updraft_kv_swap_seconds_total{model_name=\"tiny\"} 1.5"}) {
+    CAPTURE(line);
+    CHECK(text.find(line) != std::string::npos);
+  }
   load.completion_tokens_total = 150;
   model.set_load(load);
   text = metrics->text();

@@ -17,7 +17,7 @@
 
 namespace updraft::testing {
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend : public Backend {
  public:
   std::string description() const override { return "reference, double precision"; }
   uint64_t memory_used_bytes() const override { return 0; }
@@ -30,7 +30,7 @@ class ReferenceBackend final : public Backend {
       UPDRAFT_CHECK(part.cols == matrix.cols);
       std::vector<float> row(static_cast<size_t>(part.cols));
       for (int64_t r = 0; r < part.rows; ++r) {
-        dequantize_row(part.type, part.data + r * row_bytes(part.type, part.cols), row);
+        dequantize_row(part, r, row);
         matrix.values.insert(matrix.values.end(), row.begin(), row.end());
       }
       matrix.rows += part.rows;
@@ -125,7 +125,6 @@ class ReferenceBackend final : public Backend {
     for (const SequenceSlice& slice : batch_.sequences) {
       for (int32_t i = 0; i < slice.row_count; ++i) {
         const int64_t row = slice.row_first + i;
-        const double position = batch_.positions[static_cast<size_t>(row)];
         for (int64_t head = 0; head < op.head_count + kv_.kv_head_count; ++head) {
           double* x = &at(op.qkv, row, head * hd);
           const Vec norm = head < op.head_count ? op.q_norm : op.k_norm;
@@ -133,7 +132,7 @@ class ReferenceBackend final : public Backend {
             const double scale = inverse_rms(x, hd, op.eps);
             for (int64_t d = 0; d < hd; ++d) x[d] *= scale * vec(norm)[static_cast<size_t>(d)];
           }
-          rotate(x, position, op.rope);
+          rotate(x, row, op.rope);
         }
         const double* k = &at(op.qkv, row, op.head_count * hd);
         for (int64_t c = 0; c < kv_cols(); ++c) {
@@ -246,7 +245,7 @@ class ReferenceBackend final : public Backend {
                    out.begin(), [](double value) { return static_cast<float>(value); });
   }
 
- private:
+ protected:
   struct Matrix {
     int64_t rows = 0, cols = 0;
     std::vector<float> values;
@@ -288,9 +287,23 @@ class ReferenceBackend final : public Backend {
     for (int64_t i = 0; i < dim; ++i) sum += x[i] * x[i];
     return 1.0 / std::sqrt(sum / static_cast<double>(dim) + static_cast<double>(eps));
   }
-  void rotate(double* x, double position, const Rope& rope) const {
+  // The axis of a pair, from transformers' apply_multimodal_rotary_pos_emb (qwen2_vl, glm4v): the
+  // cosines of all dimensions, [time, height, width][dims], are cut into pieces of the sections,
+  // and then once more for the second half of the dimensions; piece n is taken from axis n % 3.
+  double position_of(int64_t row, int32_t pair, const Rope& rope) const {
+    int32_t piece = 0;
+    int32_t end = 0;
+    const bool sectioned = rope.sections != std::array<int32_t, 3>{};
+    while (sectioned && piece < 3 && pair >= (end += rope.sections[static_cast<size_t>(piece)]))
+      ++piece;
+    const auto at = static_cast<size_t>(row);
+    if (piece % 3 == 0 || batch_.plane_positions.empty()) return batch_.positions[at];
+    return batch_.plane_positions[static_cast<size_t>(piece - 1) * batch_.positions.size() + at];
+  }
+  void rotate(double* x, int64_t row, const Rope& rope) const {
     const int32_t pairs = rope.rope_dims / 2;
     for (int32_t i = 0; i < pairs; ++i) {
+      const double position = position_of(row, i, rope);
       const double angle = position * vec(rope.inverse_frequency)[static_cast<size_t>(i)];
       const double c = std::cos(angle) * static_cast<double>(rope.magnitude);
       const double s = std::sin(angle) * static_cast<double>(rope.magnitude);
@@ -303,6 +316,7 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+ private:
   Batch batch_;
   KvShape kv_;
   std::vector<Matrix> matrices_;

@@ -187,6 +187,23 @@ void run_world(uint32_t seed, World& sum) {
   }
 }
 
+// Every page takes a microsecond.
+class TimedSwaps final : public ReferenceBackend {
+ public:
+  void swap_out(int32_t page, int32_t slot) override {
+    ++moves_;
+    ReferenceBackend::swap_out(page, slot);
+  }
+  void swap_in(int32_t slot, int32_t page) override {
+    ++moves_;
+    ReferenceBackend::swap_in(slot, page);
+  }
+  int64_t swap_ns() override { return 1000 * moves_; }
+
+ private:
+  int64_t moves_ = 0;
+};
+
 }  // namespace
 
 TEST_CASE("a device that runs ahead gives the tokens of one that is waited for, in random worlds") {
@@ -425,13 +442,23 @@ TEST_CASE("an engine with a swap space brings back what gave way, and says how m
   const auto ample = open_engine(config, model, std::make_unique<ReferenceBackend>());
   config.kv_tokens = 256;
   config.kv_swap_bytes = uint64_t{1} << 30;
-  const auto engine = open_engine(config, model, std::make_unique<ReferenceBackend>());
+  auto timed = std::make_unique<TimedSwaps>();
+  const uint64_t page_bytes = timed->kv_page_bytes([&] {
+    KvShape shape = Forward::kv_shape(model->hyperparameters());
+    shape.page_tokens = config.page_tokens;
+    return shape;
+  }());
+  const auto engine = open_engine(config, model, std::move(timed));
   CHECK(engine->description().find("swap") != std::string::npos);
   CHECK(run_all(*engine, requests) == run_all(*ample, requests));
   const EngineLoad load = engine->load();
   CHECK(load.preemptions > 0);
   CHECK(load.pages_swapped_out > 0);
   CHECK(load.pages_swapped_in > 0);
+  // What was moved to measure the device before the first step is not among it.
+  CHECK(load.swap_ns == 1000 * (load.pages_swapped_out + load.pages_swapped_in));
+  CHECK(load.page_bytes == static_cast<int64_t>(page_bytes));
+  CHECK(ample->load().swap_ns == 0);
 }
 
 TEST_CASE("a swap space that is none is refused by name") {

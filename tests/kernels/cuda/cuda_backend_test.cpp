@@ -350,6 +350,14 @@ TEST_CASE("pages are copied, and go to the swap space and back") {
   for (int32_t i = 0; i < 2; ++i) run.backend->swap_in(i, third.pages[static_cast<size_t>(i)]);
   CHECK(run.step(other, {4})[0] == expected);
   CHECK(run.step(third, {4})[0] == expected);
+  // Both moves are over, and were timed.
+  const int64_t first_ns = run.backend->swap_ns();
+  CHECK(first_ns > 0);
+  CHECK(run.backend->swap_ns() == first_ns);
+  run.backend->swap_out(sequence.pages[0], 0);
+  (void)run.backend->swap_ns();
+  run.step(other, {5});
+  CHECK(run.backend->swap_ns() > first_ns);
 }
 
 TEST_CASE("parts of several formats are one matrix") {
@@ -456,7 +464,7 @@ TEST_CASE("weights that find no room are streamed, and give the bits of those th
     for (const uint64_t room : {uint64_t{1}, uint64_t{400} << 10}) {
       CAPTURE(room);
       auto backend = open_emulated();
-      backend->set_weight_room(room);
+      backend->set_weight_rooms({&room, 1});
       Runner run(*model, std::move(backend));
       CHECK(run.backend->description().find("weight matrices in host memory") != std::string::npos);
       if (room == 1)
@@ -529,4 +537,50 @@ TEST_CASE("a matrix whose width no product takes is refused when it is loaded, w
   const WeightView view{reinterpret_cast<const std::byte*>(values.data()), DType::kF32, 16, 48};
   CHECK(backend->add_matrix({&view, 1}).message().starts_with("matrix of 48 columns"));
   CHECK(backend->add_split_matrix({&view, 1}, {}).message().starts_with("matrix of 48 columns"));
+}
+
+TEST_CASE("e4m3 weights of a file keep their bytes, and their rows' scales") {
+  const auto model = bf16_model(gpu_hyperparameters(Architecture::kQwen2), 14);
+  updraft::testing::Fp8Rows rows;
+  rows.convert(model->weights());
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner run(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto tokens = random_tokens(9, 3);
+  CHECK(worst(run.step(a, tokens), reference.step(b, tokens)) < 2e-2);
+}
+
+TEST_CASE("rows of an image keep their three positions in steps that are replayed") {
+  Hyperparameters h = gpu_hyperparameters(Architecture::kQwen2);
+  h.mrope_sections = {8, 12, 12, 0};
+  const auto model = bf16_model(h, 15);
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner run(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto step = [&](Runner& runner, Runner::Sequence& sequence, std::vector<int32_t> ids,
+                        std::vector<int32_t> time, std::vector<int32_t> planes) {
+    const auto count = static_cast<int32_t>(ids.size());
+    runner.reserve(sequence, count);
+    const SequenceSlice slice{0, count, sequence.cached, sequence.pages};
+    std::vector<int32_t> rows(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    Batch batch{ids, time, {&slice, 1}, rows};
+    batch.plane_positions = planes;
+    sequence.cached += count;
+    const auto logits = runner.forward->run(*runner.backend, batch);
+    return std::vector<std::vector<float>>{{logits.begin(), logits.end()}};
+  };
+  const auto both = [&](const std::vector<int32_t>& ids, const std::vector<int32_t>& time,
+                        const std::vector<int32_t>& planes) {
+    CHECK(worst(step(run, a, ids, time, planes), step(reference, b, ids, time, planes)) < 2e-2);
+  };
+  both({1, 2, 3, 4, 5, 6}, {0, 1, 1, 1, 1, 3}, {0, 1, 1, 2, 2, 3, 0, 1, 2, 1, 2, 3});
+  // Behind an image positions go on from the largest of it, which is not the number of rows. The
+  // second is captured, the third replayed.
+  both({7}, {4}, {});
+  both({8}, {5}, {5, 5});
+  both({9}, {6}, {9, 2});
+  CHECK(cuda_counters(*run.backend).replayed_steps > 0);
 }
