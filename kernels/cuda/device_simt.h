@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <source_location>
 
 #include "common/base/result.h"
 #include "kernels/cuda/types.h"
@@ -129,8 +130,10 @@ inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  return simt::submit(stream, [kernel, shape, schedule = simt::current_schedule(), arguments...] {
-    return simt::launch(shape, schedule, [&] { kernel(arguments...); });
+  LaunchShape named = shape;
+  named.kernel = std::source_location::current().function_name();  // with its parameters' types
+  return simt::submit(stream, [kernel, named, schedule = simt::current_schedule(), arguments...] {
+    return simt::launch(named, schedule, [&] { kernel(arguments...); });
   });
 }
 
