@@ -203,7 +203,7 @@ UPDRAFT_DEVICE T load_once(const T* at) {
 // Through the ordinary path: the read-only one is for what does not change while the kernel lives.
 template <typename T>
 UPDRAFT_DEVICE T load_written(const T* at) {
-  static_assert(sizeof(T) == 16 || sizeof(T) == 8);
+  static_assert(sizeof(T) == 16 || sizeof(T) == 8 || sizeof(T) == 4);
   T value;
   auto* word = reinterpret_cast<uint32_t*>(&value);
   if constexpr (sizeof(T) == 16) {
@@ -211,11 +211,13 @@ UPDRAFT_DEVICE T load_written(const T* at) {
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "l"(at)
                  : "memory");
-  } else {
+  } else if constexpr (sizeof(T) == 8) {
     asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
                  : "=r"(word[0]), "=r"(word[1])
                  : "l"(at)
                  : "memory");
+  } else {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
   }
   return value;
 }
