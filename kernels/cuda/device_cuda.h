@@ -315,6 +315,7 @@ UPDRAFT_DEVICE float high_half(uint32_t pair) {
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+UPDRAFT_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 UPDRAFT_DEVICE float exp2_fast(float value) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));

@@ -35,6 +35,9 @@ struct ResidualNorm {
   int8_t* out_int8 =
       nullptr;  // [rows, dim], or null: round(out / scale), scale = largest |out| of the row / 127
   float* out_scale = nullptr;  // [rows], with out_int8
+  // [rows] or null: then out = hidden * norm, and these are what it has still to be multiplied by
+  // (norm_sums.h); dim is a multiple of 16.
+  float* factors = nullptr;
 };
 Result<void> run_residual_norm(const ResidualNorm& op, Stream stream);
 

@@ -30,12 +30,22 @@ Result<void> check(const SkinnyGemm& op) {
                 std::to_string(op.x_stride) + " (multiples of 32 and of 8)");
   }
   const int64_t y_cols = layout.gated ? layout.rows / 2 : layout.rows;
-  if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols) {
+  const ResidualOutput& residual = op.residual;
+  if (residual.hidden != nullptr) {
+    if (op.y_bf16 != nullptr || op.y_f32 != nullptr || layout.gated || residual.norm == nullptr ||
+        residual.x == nullptr || residual.band_sums == nullptr || layout.rows % kTileRows != 0) {
+      return fail("skinny gemm: " + std::to_string(layout.rows) +
+                  " rows into the residual stream (a multiple of 16, not gated, no other output)");
+    }
+  } else if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols) {
     return fail("skinny gemm: one output with a stride of at least " + std::to_string(y_cols));
   }
   if ((layout.gated && op.y_bf16 == nullptr) || (op.accumulate && op.y_f32 == nullptr)) {
     return fail("skinny gemm: a gated output is bfloat16, one that is added to is f32");
   }
+  const int factors = (op.normed.band_sums != nullptr) + (op.normed.factors != nullptr) +
+                      (op.token_scales != nullptr);
+  if (factors > 1) return fail("skinny gemm: two kinds of factors for the tokens");
   if (op.splits < 1 || (op.splits > 1 && op.workspace == nullptr)) {
     return fail("skinny gemm: " + std::to_string(op.splits) + " splits without a workspace");
   }
@@ -69,7 +79,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   SkinnyArguments in{};
   in.weight = PackedWeight::of(layout, op.weight);
   in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
-  in.out.token_scales = op.token_scales;
+  in.out.token_scales = op.normed.factors != nullptr ? op.normed.factors : op.token_scales;
   in.out.bias = op.bias;
   in.out.y_bf16 = op.y_bf16;
   in.out.y_f32 = op.y_f32;
@@ -78,6 +88,9 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   in.out.rows = static_cast<int32_t>(layout.rows);
   in.out.gated = layout.gated;
   in.out.accumulate = op.accumulate;
+  in.out.residual = op.residual;
+  in.band_sums = op.normed.band_sums;
+  in.eps = op.normed.eps;
   in.x = op.x;
   in.x_int8 = op.x_int8;
   in.counters = reinterpret_cast<uint32_t*>(op.workspace);

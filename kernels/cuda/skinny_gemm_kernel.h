@@ -28,6 +28,8 @@ struct SkinnyArguments {
   int64_t x_stride;
   int32_t bands;  // of 16 rows
   int32_t cols;
+  const float* band_sums;  // [tokens, cols / 16] or null: of a norm whose factor is still to come
+  float eps;
 };
 
 template <DType kType>
@@ -49,7 +51,7 @@ UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int
 // The blocks that split the columns have each left their sums; the last to come adds them up in the
 // order of the columns.
 template <typename SumType, int kRowsOfBlock>
-UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, int row_first) {
+UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out, int row_first) {
   auto* last = shared_array<uint32_t, 1, 0>();
   fence();
   sync_block();
@@ -67,19 +69,21 @@ UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, int row_first) {
     SumType total = 0;
     for (uint32_t split = 0; split < grid_y(); ++split) {
       const volatile SumType* sums = static_cast<SumType*>(in.partial);  // written by other blocks
-      total += sums[(static_cast<int64_t>(split) * in.out.tokens + token) * rows_padded + row];
+      total += sums[(static_cast<int64_t>(split) * out.tokens + token) * rows_padded + row];
     }
     return static_cast<float>(total);
   };
-  const int outputs = in.out.gated ? rows_here / 2 : rows_here;
-  for (int i = static_cast<int>(thread_x()); i < in.out.tokens * outputs; i += kSkinnyThreads) {
+  const int outputs = out.gated ? rows_here / 2 : rows_here;
+  for (int i = static_cast<int>(thread_x()); i < out.tokens * outputs; i += kSkinnyThreads) {
     const int token = i / outputs;
     const int output = i % outputs;
-    if (in.out.gated) {
+    if (out.gated) {
       const int row = row_first + output / kTileRows * 2 * kTileRows + output % kTileRows;
-      write_gated(in.out, token, row, total_of(token, row), total_of(token, row + kTileRows));
+      write_gated(out, token, row, total_of(token, row), total_of(token, row + kTileRows));
+    } else if (out.residual.hidden != nullptr) {
+      write_residual(out, token, row_first + output, total_of(token, row_first + output));
     } else {
-      write_output(in.out, token, row_first + output, total_of(token, row_first + output));
+      write_output(out, token, row_first + output, total_of(token, row_first + output));
     }
   }
 }
@@ -117,6 +121,18 @@ skinny_gemm_kernel(SkinnyArguments in) {
   for (int d = 0; d < kDepth; ++d) fetch(tile_first + d, ring[d]);
   let_next_start();
   wait_for_previous();
+
+  GemmOutput out = in.out;
+  if (in.band_sums != nullptr) {  // there before the first output: barriers are between
+    auto* factors = shared_array<float, kTokens, 1>();
+    for (int token = warp; token < in.out.tokens; token += kSkinnyWarps) {
+      const float* sums_of = in.band_sums + static_cast<int64_t>(token) * (in.cols / kNormBand);
+      const float factor = norm_factor(in.cols, in.eps, lane,
+                                       [&](int band) { return load_written(sums_of + band); });
+      if (lane == 0) factors[token] = factor;
+    }
+    out.token_scales = factors;
+  }
 
   SumType sums[kRowTiles][kTokenTiles][4] = {};
   for (int tile = tile_first; tile < tile_end; tile += kDepth) {
@@ -192,22 +208,23 @@ skinny_gemm_kernel(SkinnyArguments in) {
       const int token = i / kTileRows;
       const int row = (band_first + r) * kTileRows + i % kTileRows;
       if (grid_y() > 1) {
-        if (token < in.out.tokens && band_first + r < in.bands) {
-          static_cast<SumType*>(
-              in.partial)[(static_cast<int64_t>(block_y()) * in.out.tokens + token) * in.bands *
-                              kTileRows +
-                          row] = total;
+        if (token < out.tokens && band_first + r < in.bands) {
+          static_cast<SumType*>(in.partial)[(static_cast<int64_t>(block_y()) * out.tokens + token) *
+                                                in.bands * kTileRows +
+                                            row] = total;
         }
-      } else if (!in.out.gated) {
-        write_output(in.out, token, row, static_cast<float>(total));
+      } else if (out.residual.hidden != nullptr) {
+        write_residual(out, token, row, static_cast<float>(total));
+      } else if (!out.gated) {
+        write_output(out, token, row, static_cast<float>(total));
       } else if (r % 2 == 0) {
         gates[j] = static_cast<float>(total);
       } else {
-        write_gated(in.out, token, row - kTileRows, gates[j], static_cast<float>(total));
+        write_gated(out, token, row - kTileRows, gates[j], static_cast<float>(total));
       }
     }
   }
-  if (grid_y() > 1) join_splits<SumType, kRowTiles * kTileRows>(in, band_first * kTileRows);
+  if (grid_y() > 1) join_splits<SumType, kRowTiles * kTileRows>(in, out, band_first * kTileRows);
 }
 
 // Fewer bands a block spread a matrix over more of the device; more of them share one read of the
