@@ -22,8 +22,16 @@ void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
       .add_option("--weights", model.weights,
                   "\"as is\", or fp8: float weights in half the GPU's memory")
       ->check(CLI::IsMember({"as is", "fp8"}));
+  command
+      .add_option("--activations", model.activations,
+                  "GPU: bf16, int8 or fp8 (float weights then in the same format)")
+      ->check(CLI::IsMember({"bf16", "int8", "fp8"}));
   command.add_flag("--offload", model.offload,
                    "weights that the GPU has no room for stay in host memory");
+  command.add_flag("--tune,!--no-tune", model.tune,
+                   "GPU: time the ways of each product at start-up (default)");
+  command.add_option("--tune-cache", model.tune_cache,
+                     "GPU: folder for what was measured (default: the user's cache folder)");
   command
       .add_option("--gpu", model.gpus,
                   "index of the GPU; several, comma-separated, share the model")

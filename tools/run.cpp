@@ -138,6 +138,7 @@ int run_model(RunFlags flags) {
     prompt = std::move(text).value();
   }
   flags.model.slots = 1;
+  flags.model.note = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   flags.model.ids_suffice = !flags.prompt_ids.empty();
   Result<std::unique_ptr<LocalModel>> model = LocalModel::open(flags.model, terminal_progress());
   if (!model) return complain(model.message());

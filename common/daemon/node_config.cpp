@@ -51,7 +51,10 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.draft_tokens_max", model.draft_tokens_max, 1, 64);
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
   file.get_choice("model.weights", model.weights, {"as is", "fp8"});
+  file.get_choice("model.activations", model.activations, {"bf16", "int8", "fp8"});
   file.get("model.offload", model.offload);
+  file.get("model.tune", model.tune);
+  file.get_path("model.tune_cache", model.tune_cache);
   file.get("model.gpus", model.gpus, 0, 63);
   if (model.gpus.empty() || model.gpus.size() > 16)
     file.refuse("model.gpus",

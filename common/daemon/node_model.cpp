@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "common/log/log.h"
+
 namespace updraft {
 
 Result<std::unique_ptr<LocalModel>> open_node_model(LocalModelConfig config,
@@ -10,6 +12,7 @@ Result<std::unique_ptr<LocalModel>> open_node_model(LocalModelConfig config,
                                                     const Progress& progress) {
   config.node_id = node_id;
   config.tier = tier;
+  config.note = [](const std::string& line) { log_warn("model note", {{"note", line}}); };
   return LocalModel::open(config, progress);
 }
 

@@ -2,6 +2,7 @@
 #include "common/serve/devices.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <utility>
 
@@ -33,6 +34,17 @@ Result<std::unique_ptr<Backend>> open_gpus(const CudaConfig& config,
     ranks.push_back(std::move(*opened));
   }
   return open_tensor_parallel(std::move(ranks));
+}
+
+std::string default_tune_folder() {
+  // Relative paths are to be ignored, says the XDG base directory specification.
+  const auto folder = [](const char* variable, const char* below) -> std::string {
+    const char* value = std::getenv(variable);
+    if (value == nullptr || *value != '/') return {};
+    return std::string(value) + below;
+  };
+  const std::string named = folder("XDG_CACHE_HOME", "/updraft");
+  return named.empty() ? folder("HOME", "/.cache/updraft") : named;
 }
 
 Result<std::unique_ptr<Backend>> open_cpus(const CpuConfig& config, int32_t count) {

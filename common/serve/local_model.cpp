@@ -430,7 +430,8 @@ Result<DType> parse_kv_type(const std::string& name) {
   return fail("kv_type = \"" + name + "\" is not one of f32, f16, bf16, int8, fp8");
 }
 
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note) {
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note,
+                                              const Progress& progress) {
   if (config.backend != "auto" && config.backend != "cpu" && config.backend != "cuda") {
     return fail("backend = \"" + config.backend + "\" is not one of auto, cpu, cuda");
   }
@@ -439,8 +440,19 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
     if (config.weights != "as is" && config.weights != "fp8") {
       return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
     }
+    if (config.activations == "int8") {
+      cuda.activations = CudaActivations::kInt8;
+    } else if (config.activations == "fp8") {
+      cuda.activations = CudaActivations::kFp8;
+    } else if (config.activations != "bf16") {
+      return fail("activations = \"" + config.activations + "\" is not one of bf16, int8, fp8");
+    }
     cuda.fp8_weights = config.weights == "fp8";
     cuda.max_memory_bytes = config.max_memory_bytes;
+    cuda.tune = config.tune;
+    cuda.tune_folder = config.tune_cache.empty() ? default_tune_folder() : config.tune_cache;
+    cuda.note = config.note;
+    cuda.progress = progress;
     auto opened = open_gpus(cuda, config.gpus);
     if (opened) return opened;
     if (config.backend == "cuda") return opened.error("backend = \"cuda\"");
@@ -533,9 +545,9 @@ Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config,
   engine.banned_ids = std::move(banned_ids);
   engine.max_memory_bytes = config.max_memory_bytes;
   engine.offload = config.offload && backend->keeps_weights_outside();
-  engine.available_memory_bytes =
-      backend->has_own_memory() ? backend->memory_total_bytes() - backend->memory_used_bytes()
-                                : memory_left_bytes();
+  engine.available_memory_bytes = backend->has_own_memory()
+                                      ? backend->memory_total_bytes() - backend->memory_used_bytes()
+                                      : memory_left_bytes();
   return Engine::open(engine, model, std::move(backend), progress);
 }
 
@@ -563,7 +575,7 @@ Result<std::unique_ptr<LocalModel>> LocalModel::open(const LocalModelConfig& con
   const auto chat_template = open_template(config, (*model)->tokenizer());
   if (!chat_template) return chat_template.error(path);
   std::string note;
-  auto backend = open_backend(config, &note);
+  auto backend = open_backend(config, &note, progress);
   if (!backend) return backend.error();
 
   Parts parts;

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,7 +47,10 @@ struct LocalModelConfig {
   int32_t draft_tokens_max = 16;    // guesses of one sequence in one step, 1..64
   std::string backend = "auto";     // auto (a GPU where there is one), cpu, cuda
   std::string weights = "as is";    // fp8: float weights take half the GPU's memory
+  std::string activations = "bf16"; // on a GPU: bf16, int8 (W8A8), fp8; float weights are kept in the same format
   bool offload = false;             // weights that the GPU has no room for stay in host memory
+  bool tune = true;                 // on a GPU: at start-up the ways of each product are timed and the fastest kept
+  std::string tune_cache;           // folder for what was measured; empty: default_tune_folder()
   std::vector<int32_t> gpus = {0};  // indexes of the GPUs; several share the model (tensor parallel)
   int32_t tensor_parallel = 1;      // on the CPU: groups of cores that share the model, one for each socket; 1..16
   std::string isa;                  // empty: the best here; else one of isa_choices()
@@ -57,6 +61,8 @@ struct LocalModelConfig {
   bool ids_suffice = false;         // a file without a tokenizer is opened for prompts of token ids alone
   Tier tier = Tier::kAny;           // what Started says
   std::string node_id = "local";
+  // One line about what is no error and yet worth knowing, while the model is opened; empty: unheard.
+  std::function<void(const std::string&)> note;
 };
 
 // What the pool's beats carry of it.
@@ -99,8 +105,10 @@ class LocalModel : public InferenceService {
 // Parts of open(), for tools that drive the engine without text: the format that kv_type names, the device that the
 // configuration names, and the engine on it with the configuration's context, slots and KV memory.
 Result<DType> parse_kv_type(const std::string& name);
-// `note` (or null): why "auto" took the CPU though there is a CUDA module.
-Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note = nullptr);
+// `note` (or null): why "auto" took the CPU though there is a CUDA module. `progress`: of what the device does by itself,
+// as long as it lives.
+Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, std::string* note = nullptr,
+                                              const Progress& progress = {});
 Result<std::unique_ptr<Engine>> open_engine(const LocalModelConfig& config, const std::shared_ptr<const Model>& model,
                                             std::unique_ptr<Backend> backend, const Progress& progress,
                                             std::vector<int32_t> banned_ids = {});

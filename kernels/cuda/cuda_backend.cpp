@@ -12,19 +12,23 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "kernels/cuda/build_id.h"
 #include "kernels/cuda/canary.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_budget.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_passes.h"
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/step_metadata.h"
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
+#include "kernels/cuda/tune.h"
 #include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
 
@@ -37,6 +41,10 @@ constexpr int64_t kCountLimit = int64_t{1} << 30;
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
 // What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
 constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
+
+constexpr uint8_t kTuneByte =
+    0x3C;  // of inputs while tuning: 0.011 in bfloat16, not the cheap zero
+constexpr double kTuneLeastMs = 1.0;
 
 // What the device says in the middle of a step is a bug or a broken machine.
 void must(const Result<void>& result) {
@@ -54,7 +62,19 @@ struct Activation {
   bool residual = false;    // f32
   bool registered = false;  // with the group
   DeviceMemory memory;
+  // Of those that quantised products read: the same rows as bytes, or for a few rows as e4m3
+  // widened to bfloat16, and their scales.
+  DeviceMemory quantized;
+  DeviceMemory scales;        // [rows_max]
+  bool is_quantized = false;  // they hold what the rows hold
 };
+
+// What float weights of layers are kept in.
+std::optional<DType> float_format(const CudaConfig& config) {
+  if (config.activations == CudaActivations::kInt8) return DType::kI8;
+  if (config.activations == CudaActivations::kFp8 || config.fp8_weights) return DType::kF8_E4M3;
+  return std::nullopt;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -64,7 +84,8 @@ class CudaBackend final : public Backend {
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
-        weights_(std::move(uploader), config.fp8_weights),
+        weights_(std::move(uploader), float_format(config),
+                 config.activations != CudaActivations::kBf16),
         gemm_device_(std::move(gemm_device)) {}
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
@@ -154,6 +175,12 @@ class CudaBackend final : public Backend {
                   "an activation of this width and as many rows as the step");
     return out.memory.as<Bf16>();
   }
+  // The same for who writes them.
+  Bf16* output_of(Act act, int64_t cols) {
+    Bf16* rows = rows_of(act, cols);
+    activations_[static_cast<size_t>(act)].is_quantized = false;
+    return rows;
+  }
   float* residual_of(Act act, int64_t cols) const {
     const Activation& out = activation(act);
     UPDRAFT_CHECK(out.residual && out.cols == cols && out.rows_max >= shape_.rows,
@@ -167,13 +194,18 @@ class CudaBackend final : public Backend {
 
   Result<Act> add_act(int64_t rows_max, int64_t cols, bool residual);
   Result<void> take_scratch();
+  Result<void> take_quantized();
+  Result<void> tune();
   size_t workspace_bytes(const KvPages& pages, int32_t head_count, int64_t rows,
                          int32_t length_max) const;
   int32_t padded_length(int32_t length) const;
   int32_t attention_rows_at_once(int32_t length_max) const;
   bool names(Op op, std::initializer_list<int64_t> operands);
-  void multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias, Bf16* y_bf16,
-                float* y_f32);
+  void quantize(Activation& act);
+  bool few_rows() const { return shape_.rows_padded <= kSkinnyTokensMax; }
+  const Activation* quantized_input(const Matrix& m, Act in);
+  void multiply(const Matrix& m, const Bf16* x, const Activation* quantized, int32_t rows,
+                const float* bias, Bf16* y_bf16, float* y_f32);
 
   const CudaConfig config_;
   const DeviceProperties properties_;
@@ -231,6 +263,9 @@ std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
          "." + std::to_string(properties_.compute_minor) + ", " +
          std::to_string(properties_.multiprocessor_count) + " multiprocessors" +
+         (config_.activations == CudaActivations::kBf16
+              ? std::string()
+              : std::string(", ") + cuda_activations_name(config_.activations) + " activations") +
          (weights_.streamed_count() == 0
               ? ""
               : ", " + std::to_string(weights_.streamed_count()) +
@@ -275,7 +310,10 @@ Result<Act> CudaBackend::add_act(int64_t rows_max, int64_t cols, bool residual) 
   // A step may be padded to more rows than it can have.
   const int64_t rows =
       rows_max <= kDecodeRowsMax ? decode_bucket(static_cast<int32_t>(rows_max)) : rows_max;
-  Activation out{rows_max, cols, residual, {}};
+  Activation out;
+  out.rows_max = rows_max;
+  out.cols = cols;
+  out.residual = residual;
   auto memory =
       budget_.take(static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols) * (residual ? 4 : 2),
                    "activation of " + std::to_string(rows_max) + " x " + std::to_string(cols));
@@ -346,7 +384,8 @@ Result<void> CudaBackend::make_kv_pool(const KvShape& shape) {
   pages_.base = pool_.data();
   if (auto taken = take_scratch(); !taken) return taken;
   graphs_.clear();
-  return weights_.finish(budget_);
+  if (auto finished = weights_.finish(budget_); !finished) return finished;
+  return config_.tune ? tune() : Result<void>();
 }
 
 // Everything that the largest step needs.
@@ -398,6 +437,7 @@ Result<void> CudaBackend::take_scratch() {
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
+  if (auto r = take_quantized(); !r) return r;
   size_t scratch_bytes = 0;
   for (const Matrix& m : weights_.matrices()) {
     for (const MatrixPart& part : m.parts) {
@@ -407,6 +447,83 @@ Result<void> CudaBackend::take_scratch() {
   }
   if (auto r = budget_.grow(scratch_, scratch_bytes, "scratch of products"); !r) return r;
   return fill(scratch_.data(), 0, scratch_.bytes(), stream());
+}
+
+// With the activations as input and output: no step has begun. What streams is bound by its copies,
+// whichever way it is multiplied. In a group each device measures for itself what it alone
+// computes; what all of them compute alike (the head) must have the same bits on each, so nothing
+// is chosen for it.
+Result<void> CudaBackend::tune() {
+  std::vector<TunedProduct> products;
+  TuneRoom room;
+  const auto widest = [](std::span<std::byte>& at, const DeviceMemory& memory) {
+    if (memory.bytes() > at.size()) at = {memory.data(), memory.bytes()};
+  };
+  for (const Activation& act : activations_) {
+    if (!act.residual) widest(room.in, act.memory);
+  }
+  room.out = room.in;
+  for (const Matrix& m : weights_.matrices()) {
+    if (!m.of_layer && config_.comm != nullptr) continue;
+    for (const MatrixPart& part : m.parts) {
+      if (part.streamed >= 0) continue;
+      const int64_t tokens = m.of_layer ? rows_max_ : logit_rows_max_;
+      products.push_back({part.layout, part.memory.data(), static_cast<int32_t>(tokens),
+                          !m.of_layer, part.quantized_input});
+    }
+  }
+  // The head writes f32.
+  widest(room.in, gathered_);
+  for (const Activation& act : activations_) {
+    if (act.scales.bytes() != 0)
+      room.in_scales = {act.scales.as<float>(), static_cast<size_t>(rows_max_)};
+  }
+  widest(room.out, logits_);
+  widest(room.out, gated_);
+  room.scratch = {scratch_.data(), scratch_.bytes()};
+  const std::span<std::byte> scales = std::as_writable_bytes(room.in_scales);
+  for (const std::span<std::byte> one : {room.in, room.out, scales}) {
+    if (one.empty()) continue;
+    if (auto filled = fill(one.data(), kTuneByte, one.size(), stream()); !filled) return filled;
+  }
+  std::optional<TuneCache> cache;
+  if (!config_.tune_folder.empty()) {
+    cache = {config_.tune_folder,
+             {properties_.name,
+              std::to_string(properties_.compute_major) + "." +
+                  std::to_string(properties_.compute_minor),
+              properties_.driver,
+              gemm_device_->cublas() == nullptr ? "none" : gemm_device_->cublas()->version(),
+              build_id(), cuda_activations_name(config_.activations)}};
+  }
+  const auto tuned =
+      tune_products(*gemm_device_, products, room, cache, host_timer(stream(), kTuneLeastMs),
+                    stream(), config_.note, config_.progress);
+  return tuned ? wait(stream()) : tuned.error();
+}
+
+// Beside each activation as wide as what a quantised product reads.
+Result<void> CudaBackend::take_quantized() {
+  for (Activation& act : activations_) {
+    const auto reads = [&](const Matrix& m) {
+      return m.cols == act.cols &&
+             std::any_of(m.parts.begin(), m.parts.end(),
+                         [](const MatrixPart& part) { return part.quantized_input; });
+    };
+    const std::span<const Matrix> all = weights_.matrices();
+    if (act.residual || std::none_of(all.begin(), all.end(), reads)) continue;
+    const auto rows = static_cast<uint64_t>(rows_max_);
+    const uint64_t row_bytes_sum =
+        std::max(rows, sizeof(Bf16) * std::min<uint64_t>(rows, kSkinnyTokensMax));
+    if (auto r = budget_.grow(act.quantized, row_bytes_sum * static_cast<uint64_t>(act.cols),
+                              "quantised activations");
+        !r) {
+      return r;
+    }
+    if (auto r = budget_.grow(act.scales, rows * sizeof(float), "scales of activations"); !r)
+      return r;
+  }
+  return {};
 }
 
 Result<void> CudaBackend::make_swap_space(int32_t page_count) {
@@ -499,6 +616,7 @@ void CudaBackend::begin(const Batch& batch) {
                   "one given row for each id below 0");
   }
   names_ = 0;
+  for (Activation& act : activations_) act.is_quantized = false;
   rotated_.reset();
   has_work_ = false;
   if (use_ == GraphCache::Use::kCapture) must(begin_capture(stream()));
@@ -554,20 +672,74 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
   run.eps = op.eps;
   if (op.out != kNoAct) {
     UPDRAFT_CHECK(run.norm != nullptr, "an output has a norm");
-    run.out = rows_of(op.out, dim);
+    run.out = output_of(op.out, dim);
+    Activation& out = activations_[static_cast<size_t>(op.out)];
+    if (out.quantized.bytes() != 0) {
+      // From the f32 values, which the rows have lost.
+      run.out_scale = out.scales.as<float>();
+      if (config_.activations == CudaActivations::kInt8) {
+        run.out_int8 = out.quantized.as<int8_t>();
+      } else if (few_rows()) {
+        run.out_widened = out.quantized.as<Bf16>();
+      } else {
+        run.out_float8 = out.quantized.as<Float8>();
+      }
+      out.is_quantized = true;
+    }
   }
   must(run_residual_norm(run, stream()));
 }
 
-void CudaBackend::multiply(const Matrix& m, const Bf16* x, int32_t rows, const float* bias,
-                           Bf16* y_bf16, float* y_f32) {
+// A row's bytes depend on the row alone, however many run beside it; in e4m3 only where they lie
+// does, because products of few rows multiply bfloat16.
+void CudaBackend::quantize(Activation& act) {
+  QuantizeRows run;
+  run.in = act.memory.as<Bf16>();
+  run.in_stride = act.cols;
+  run.rows = shape_.rows_padded;
+  run.cols = static_cast<int32_t>(act.cols);
+  run.scale = act.scales.as<float>();
+  if (config_.activations == CudaActivations::kInt8) {
+    run.out_int8 = act.quantized.as<int8_t>();
+  } else if (few_rows()) {
+    run.out_widened = act.quantized.as<Bf16>();
+  } else {
+    run.out_float8 = act.quantized.as<Float8>();
+  }
+  must(run_quantize_rows(run, stream()));
+  act.is_quantized = true;
+}
+
+// Null: the matrix reads bfloat16 alone.
+const Activation* CudaBackend::quantized_input(const Matrix& m, Act in) {
+  const bool reads = std::any_of(m.parts.begin(), m.parts.end(),
+                                 [](const MatrixPart& part) { return part.quantized_input; });
+  if (!reads) return nullptr;
+  Activation& act = activations_[static_cast<size_t>(in)];
+  if (!act.is_quantized) quantize(act);
+  return &act;
+}
+
+// `quantized`: what parts with quantised inputs read, in place of x.
+void CudaBackend::multiply(const Matrix& m, const Bf16* x, const Activation* quantized,
+                           int32_t rows, const float* bias, Bf16* y_bf16, float* y_f32) {
   const int64_t y_cols = m.gated ? m.rows / 2 : m.rows;
   for (const MatrixPart& part : m.parts) {
     Gemm run;
     run.device = gemm_device_.get();
     run.layout = part.layout;
     run.weight = must(weights_.use(part, stream()));
-    run.x = x;
+    if (!part.quantized_input) {
+      run.x = x;
+    } else if (config_.activations == CudaActivations::kInt8) {
+      run.x_int8 = {quantized->quantized.as<int8_t>(), quantized->scales.as<float>()};
+    } else if (few_rows()) {
+      run.x_float8.widened = quantized->quantized.as<Bf16>();
+      run.x_float8.scale = quantized->scales.as<float>();
+    } else {
+      run.x_float8.x = quantized->quantized.as<Float8>();
+      run.x_float8.scale = quantized->scales.as<float>();
+    }
     run.x_stride = m.cols;
     run.tokens = rows;
     run.bias = bias == nullptr ? nullptr : bias + part.row_first;
@@ -584,8 +756,9 @@ void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
   const Matrix& m = weights_.matrix(weight);
   UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
-  multiply(m, rows_of(in, m.cols), shape_.rows_padded, values(bias, m.rows), rows_of(out, m.rows),
-           nullptr);
+  const Bf16* x = rows_of(in, m.cols);
+  multiply(m, x, quantized_input(m, in), shape_.rows_padded, values(bias, m.rows),
+           output_of(out, m.rows), nullptr);
 }
 
 void CudaBackend::prepare_qkv(const QkvPrepare& op) {
@@ -653,7 +826,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
-    run.out = rows_of(op.out, out_cols);
+    run.out = output_of(op.out, out_cols);
     run.workspace = workspace_.data();
     must(run_prefill_attention(run, stream()));
     if (shape_.decode_rows == 0) return;
@@ -687,7 +860,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
-    run.out = rows_of(op.out, out_cols) + first * out_cols;
+    run.out = output_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();
     must(run_decode_attention(run, stream()));
   }
@@ -697,14 +870,15 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
   const Matrix& m = weights_.matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
+  const Bf16* x = rows_of(in, m.cols);
+  const Activation* quantized = quantized_input(m, in);
   if (m.gated) {
-    multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, rows_of(out, m.part_rows[0]),
-             nullptr);
+    multiply(m, x, quantized, shape_.rows_padded, nullptr, output_of(out, m.part_rows[0]), nullptr);
     return;
   }
-  multiply(m, rows_of(in, m.cols), shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
+  multiply(m, x, quantized, shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
   must(run_gated_unit({shape_.rows_padded, static_cast<int32_t>(m.part_rows[0]), gated_.as<Bf16>(),
-                       rows_of(out, m.part_rows[0])},
+                       output_of(out, m.part_rows[0])},
                       stream()));
 }
 
@@ -716,7 +890,7 @@ void CudaBackend::logits(Mat head, Act in) {
   must(run_gather_rows({shape_.logit_rows_padded, static_cast<int32_t>(m.cols), rows_of(in, m.cols),
                         metadata<int32_t>(layout_.logit_rows), gathered_.as<Bf16>()},
                        stream()));
-  multiply(m, gathered_.as<Bf16>(), shape_.logit_rows_padded, nullptr, nullptr,
+  multiply(m, gathered_.as<Bf16>(), nullptr, shape_.logit_rows_padded, nullptr, nullptr,
            logits_.as<float>());
   if (!shape_.samples) return;
   if (banned_count_ > 0) {
@@ -844,6 +1018,14 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                 std::to_string(properties->compute_major) + "." +
                 std::to_string(properties->compute_minor) + "; 8.0 (A100) is the least");
   }
+  if (config.activations == CudaActivations::kFp8 && properties->compute_major < 9) {
+    return fail("cuda: activations = fp8: " + properties->name + " has compute capability " +
+                std::to_string(properties->compute_major) + "." +
+                std::to_string(properties->compute_minor) +
+                "; its tensor cores take e4m3 from 9.0 on (H100); int8 would do");
+  }
+  const bool both = config.fp8_weights && config.activations == CudaActivations::kInt8;
+  if (both) return fail("cuda: weights = fp8 with activations = int8: one format multiplies");
   const auto memory = memory_figures();
   if (!memory) return memory.error();
   const bool by_setting =

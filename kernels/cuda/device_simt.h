@@ -117,7 +117,12 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
   *cosine = std::cos(angle);
 }
-inline int32_t round_to_int(float value) { return static_cast<int32_t>(std::nearbyint(value)); }
+// What does not fit gives the nearest that does, NaN gives 0.
+inline int32_t round_to_int(float value) {
+  if (std::isnan(value)) return 0;
+  const double whole = std::nearbyint(static_cast<double>(value));
+  return static_cast<int32_t>(std::clamp(whole, -2147483648.0, 2147483647.0));
+}
 
 inline float log2_of(float value) { return std::log2(value); }
 // The value, of which the compiler knows nothing: what is computed from it inside a loop is not

@@ -31,12 +31,13 @@ Result<void> check_scratch(const Gemm& op) {
 }
 
 Result<void> check(const Gemm& op) {
-  const int inputs = (op.x != nullptr) + (op.x_int8.x != nullptr) + (op.x_float8.x != nullptr);
+  const bool float8 =
+      op.x_float8.x != nullptr || (op.x_float8.widened != nullptr && op.tokens <= kSkinnyTokensMax);
+  const int inputs = (op.x != nullptr) + (op.x_int8.x != nullptr) + float8;
   if (op.device == nullptr || op.weight == nullptr || inputs != 1 || op.tokens < 1) {
     return fail("gemm: " + shape_text(op) + ": a device, weights, one input and tokens are wanted");
   }
   const bool int8 = op.x_int8.x != nullptr;
-  const bool float8 = op.x_float8.x != nullptr;
   if (int8 != (op.layout.type == DType::kI8) || (float8 && op.layout.type != DType::kF8_E4M3)) {
     return fail("gemm: " + shape_text(op) + ": activations of another kind");
   }
@@ -242,7 +243,12 @@ struct Input {
   bool widened;
 };
 Input input_of(const Gemm& op, bool cublas) {
-  if (op.x_float8.x == nullptr) return {op.x, op.x_stride, op.x_int8.scale, false};
+  if (op.x != nullptr || op.x_int8.x != nullptr) {
+    return {op.x, op.x_stride, op.x_int8.scale, false};
+  }
+  if (op.x_float8.widened != nullptr && !cublas) {
+    return {op.x_float8.widened, op.x_stride, op.x_float8.scale, false};
+  }
   if (cublas && op.device->facts().capability >= kFloat8Capability) {
     return {nullptr, op.x_stride, op.x_float8.scale, false};
   }

@@ -36,6 +36,9 @@ struct Int8Input {
 struct Float8Input {
   const Float8* x = nullptr;     // [tokens, x_stride], e4m3
   const float* scale = nullptr;  // [tokens]
+  // [tokens, x_stride] or null: the same values as bfloat16, for a product that wants them so. Up
+  // to kSkinnyTokensMax tokens they do without x.
+  const Bf16* widened = nullptr;
 };
 
 struct Gemm {

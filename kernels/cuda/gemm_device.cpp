@@ -15,11 +15,6 @@ int32_t next_power_of_two(int32_t tokens) {
   return out;
 }
 
-std::string key_of(const PackedLayout& layout, int32_t tokens) {
-  return std::string(dtype_info(layout.type).name) + " " + std::to_string(layout.rows) + " " +
-         std::to_string(layout.cols) + " " + std::to_string(next_power_of_two(tokens));
-}
-
 std::vector<std::string_view> words_of(std::string_view line) {
   std::vector<std::string_view> out;
   while (!line.empty()) {
@@ -75,15 +70,20 @@ Result<std::unique_ptr<GemmDevice>> GemmDevice::open(const GemmDeviceFacts& fact
   return out;
 }
 
+std::string GemmDevice::choice_key(const PackedLayout& layout, int32_t tokens) {
+  return std::string(dtype_info(layout.type).name) + " " + std::to_string(layout.rows) + " " +
+         std::to_string(layout.cols) + " " + std::to_string(next_power_of_two(tokens));
+}
+
 WideChoice GemmDevice::choice(const PackedLayout& layout, int32_t tokens) const {
   if (cublas_ == nullptr || batch_invariant_) return {};
-  const auto found = choices_.find(key_of(layout, tokens));
+  const auto found = choices_.find(choice_key(layout, tokens));
   if (found != choices_.end()) return found->second;
   return {WideMethod::kCublas, {}};
 }
 
 void GemmDevice::set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice) {
-  choices_[key_of(layout, tokens)] = choice;
+  choices_[choice_key(layout, tokens)] = choice;
 }
 
 std::string GemmDevice::choices_text() const {

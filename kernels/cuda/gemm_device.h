@@ -52,6 +52,10 @@ class GemmDevice {
   WideChoice choice(const PackedLayout& layout, int32_t tokens) const;
   void set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice);
 
+  // The shape and the power of two that stand for all its products: "<format> <rows> <cols>
+  // <tokens>", as a line of choices_text() begins.
+  static std::string choice_key(const PackedLayout& layout, int32_t tokens);
+
   // All set choices as text, one a line, to be kept on disk beside the device's name and driver,
   // and back. Errors: a line that is none, with its number; nothing is taken then.
   std::string choices_text() const;

@@ -4,6 +4,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gemm_output.h"
 #include "kernels/cuda/gemm_passes.h"
+#include "kernels/cuda/row_quantize.h"
 
 namespace updraft::cuda {
 namespace {
@@ -92,11 +93,11 @@ quantize_rows_kernel(QuantizeRows in) {
   let_next_start();
   wait_for_previous();
   auto* kept = dynamic_shared<float>();
-  auto* largest_of_warps = shared_array<float, kWarps>();
+  auto* largest_of_warps = shared_array<uint32_t, kWarps>();
   const int64_t row = block_x();
   const int first = static_cast<int>(thread_x()) * kVector;
   constexpr int kStep = kThreads * kVector;
-  float largest = 0.0F;
+  uint32_t largest = 0;
   for (int c = first; c < in.cols; c += kStep) {
     Eight values = load_eight(in.in + row * in.in_stride + c);
     if (in.gated) {
@@ -107,36 +108,18 @@ quantize_rows_kernel(QuantizeRows in) {
     UPDRAFT_UNROLL
     for (int i = 0; i < kVector; ++i) {
       kept[c + i] = values.v[i];
-      const float size = values.v[i] < 0.0F ? -values.v[i] : values.v[i];
-      largest = largest > size ? largest : size;
+      largest = larger(largest, size_bits(values.v[i]));
     }
   }
-  UPDRAFT_UNROLL
-  for (uint32_t step = 16; step > 0; step /= 2) {
-    const float other = shuffle_xor(largest, step);
-    largest = largest > other ? largest : other;
-  }
-  if (thread_x() % 32 == 0) largest_of_warps[thread_x() / 32] = largest;
-  sync_block();
-  UPDRAFT_UNROLL
-  for (int w = 0; w < kWarps; ++w) {
-    largest = largest > largest_of_warps[w] ? largest : largest_of_warps[w];
-  }
-  const float scale = largest / (in.out_int8 != nullptr ? 127.0F : 448.0F);
-  const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+  const float scale =
+      row_scale(block_largest<kWarps>(largest, largest_of_warps), in.out_int8 != nullptr);
+  const float inverse = inverse_scale(scale);
+  const QuantizedRow out{in.out_int8, in.out_float8, in.out_widened};
   for (int c = first; c < in.cols; c += kStep) {
-    Vec8 bytes = {{0, 0}};
+    float scaled[kVector];
     UPDRAFT_UNROLL
-    for (int i = 0; i < kVector; ++i) {
-      const float value = kept[c + i] * inverse;
-      const uint32_t byte = in.out_int8 != nullptr
-                                ? static_cast<uint32_t>(round_to_int(value)) & 0xFFU
-                                : static_cast<uint32_t>(to_float8(value).bits);
-      bytes.word[i / 4] |= byte << (8 * (i % 4));
-    }
-    std::byte* out = in.out_int8 != nullptr ? reinterpret_cast<std::byte*>(in.out_int8)
-                                            : reinterpret_cast<std::byte*>(in.out_float8);
-    store(reinterpret_cast<Vec8*>(out + row * in.cols + c), bytes);
+    for (int i = 0; i < kVector; ++i) scaled[i] = kept[c + i] * inverse;
+    store_quantized(out, row * in.cols + c, scaled);
   }
   if (thread_x() == 0) in.scale[row] = scale;
 }
@@ -186,8 +169,8 @@ Result<void> run_quantize_rows(const QuantizeRows& op, Stream stream) {
                 " elements with a stride of " + std::to_string(op.in_stride) +
                 " (multiples of 8, at most 32768)");
   }
-  if ((op.out_int8 == nullptr) == (op.out_float8 == nullptr)) {
-    return fail("quantising rows: int8 or e4m3, one of them");
+  if ((op.out_int8 != nullptr) + (op.out_float8 != nullptr) + (op.out_widened != nullptr) != 1) {
+    return fail("quantising rows: int8, e4m3 or e4m3 widened, one of them");
   }
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};

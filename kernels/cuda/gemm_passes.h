@@ -54,7 +54,8 @@ struct QuantizeRows {
   int32_t cols = 0;            // of the output: a multiple of 8, at most 32,768
   int8_t* out_int8 = nullptr;  // exactly one, [rows, cols]
   Float8* out_float8 = nullptr;
-  float* scale = nullptr;  // [rows]
+  Bf16* out_widened = nullptr;  // the e4m3 values as bfloat16
+  float* scale = nullptr;       // [rows]; of a row that is not finite it is not finite either
 };
 Result<void> run_quantize_rows(const QuantizeRows& op, Stream stream);
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/gemm_output.h"
 #include "kernels/cuda/norm_sums.h"
 #include "kernels/cuda/row_ops.h"
+#include "kernels/cuda/row_quantize.h"
 #include "kernels/cuda/weight_tile.h"
 
 namespace updraft::cuda {
@@ -140,21 +141,6 @@ UPDRAFT_DEVICE float block_sum(float value) {
   for (int w = 0; w < kWarps; ++w) total += sums[w];
   return total;
 }
-template <int kTag>
-UPDRAFT_DEVICE float block_max(float value) {
-  auto* largest = shared_array<float, kWarps, kTag>();
-  UPDRAFT_UNROLL
-  for (uint32_t step = 16; step > 0; step /= 2) {
-    const float other = shuffle_xor(value, step);
-    value = value > other ? value : other;
-  }
-  if (thread_x() % 32 == 0) largest[thread_x() / 32] = value;
-  sync_block();
-  float total = largest[0];
-  UPDRAFT_UNROLL
-  for (int w = 1; w < kWarps; ++w) total = total > largest[w] ? total : largest[w];
-  return total;
-}
 UPDRAFT_DEVICE float squares(const Eight& in) {
   float sum = 0.0F;
   UPDRAFT_UNROLL
@@ -198,7 +184,10 @@ residual_norm_kernel(ResidualNorm in) {
     store_eight(kept + c, hidden);
     sum += squares(hidden);
   }
-  if (in.out == nullptr && in.out_int8 == nullptr) return;
+  const QuantizedRow quantized{in.out_int8, in.out_float8, in.out_widened};
+  const bool quantizes =
+      in.out_int8 != nullptr || in.out_float8 != nullptr || in.out_widened != nullptr;
+  if (in.out == nullptr && !quantizes) return;
   if (in.factors != nullptr) {
     const int lane = static_cast<int>(thread_x()) % 32;
     float* bands = kept + in.dim;
@@ -220,32 +209,28 @@ residual_norm_kernel(ResidualNorm in) {
   }
 
   const float factor = inverse_sqrt(block_sum<1>(sum) / dim + in.eps);
-  float largest = 0.0F;
+  uint32_t largest = 0;
   for (int c = first; c < in.dim; c += kStep) {
     Eight out = load_eight(kept + c);
     const Eight norm = load_eight(in.norm + c);
     UPDRAFT_UNROLL
     for (int i = 0; i < kVector; ++i) {
       out.v[i] = out.v[i] * factor * norm.v[i];
-      const float size = out.v[i] < 0.0F ? -out.v[i] : out.v[i];
-      largest = largest > size ? largest : size;
+      largest = larger(largest, size_bits(out.v[i]));
     }
     if (in.out != nullptr) store_eight(in.out + row_first + c, out);
-    if (in.out_int8 != nullptr) store_eight(kept + c, out);
+    if (quantizes) store_eight(kept + c, out);
   }
-  if (in.out_int8 == nullptr) return;
+  if (!quantizes) return;
 
-  const float scale = block_max<2>(largest) / 127.0F;
-  const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+  const float scale = row_scale(block_largest<kWarps>(largest, shared_array<uint32_t, kWarps, 2>()),
+                                in.out_int8 != nullptr);
+  const float inverse = inverse_scale(scale);
   for (int c = first; c < in.dim; c += kStep) {
-    const Eight out = load_eight(kept + c);
-    Vec8 bytes = {{0, 0}};
+    Eight out = load_eight(kept + c);
     UPDRAFT_UNROLL
-    for (int i = 0; i < kVector; ++i) {
-      const auto byte = static_cast<uint32_t>(round_to_int(out.v[i] * inverse)) & 0xFFU;
-      bytes.word[i / 4] |= byte << (8 * (i % 4));
-    }
-    *reinterpret_cast<Vec8*>(in.out_int8 + row_first + c) = bytes;
+    for (int i = 0; i < kVector; ++i) out.v[i] *= inverse;
+    store_quantized(quantized, row_first + c, out.v);
   }
   if (thread_x() == 0) in.out_scale[block_x()] = scale;
 }
@@ -317,8 +302,13 @@ Result<void> run_residual_norm(const ResidualNorm& op, Stream stream) {
     return fail("residual norm: " + std::to_string(op.rows) + " rows of " + std::to_string(op.dim) +
                 " elements (a multiple of 8, at most 32768)");
   }
-  if (op.factors != nullptr &&
-      (op.dim % kNormBand != 0 || op.out == nullptr || op.out_int8 != nullptr)) {
+  const int quantized =
+      (op.out_int8 != nullptr) + (op.out_float8 != nullptr) + (op.out_widened != nullptr);
+  if (quantized > 1 || (quantized == 1 && op.out_scale == nullptr)) {
+    return fail("residual norm: " + std::to_string(quantized) +
+                " kinds of quantised rows (at most one, with scales)");
+  }
+  if (op.factors != nullptr && (op.dim % kNormBand != 0 || op.out == nullptr || quantized != 0)) {
     return fail("residual norm: factors of rows of " + std::to_string(op.dim) +
                 " elements (a multiple of 16, as bfloat16)");
   }

@@ -32,11 +32,15 @@ struct ResidualNorm {
   const float* norm = nullptr;        // [dim]: out = rms_norm(hidden) * norm
   float eps = 0.0F;
   Bf16* out = nullptr;  // [rows, dim], or null
-  int8_t* out_int8 =
-      nullptr;  // [rows, dim], or null: round(out / scale), scale = largest |out| of the row / 127
-  float* out_scale = nullptr;  // [rows], with out_int8
+  // At most one, [rows, dim]: round(out / scale) with scale = largest |out| of the row / 127 (int8)
+  // or / 448 (e4m3; widened: its values as bfloat16). Of a row that is not finite the scale is not
+  // finite either.
+  int8_t* out_int8 = nullptr;
+  Float8* out_float8 = nullptr;
+  Bf16* out_widened = nullptr;
+  float* out_scale = nullptr;  // [rows], with one of them
   // [rows] or null: then out = hidden * norm, and these are what it has still to be multiplied by
-  // (norm_sums.h); dim is a multiple of 16.
+  // (norm_sums.h); dim is a multiple of 16, and nothing is quantised.
   float* factors = nullptr;
 };
 Result<void> run_residual_norm(const ResidualNorm& op, Stream stream);

@@ -89,7 +89,7 @@ Result<DeviceProperties> device_properties(int32_t /*device*/) {
   const std::lock_guard lock(machine().mutex);
   DeviceProperties out;
   out.name = "emulated GPU";
-  out.compute_major = 9;
+  out.compute_major = machine().devices.compute_major;
   out.multiprocessor_count = machine().devices.multiprocessor_count;
   out.driver = "none";
   out.emulated = true;

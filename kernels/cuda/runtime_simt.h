@@ -11,6 +11,7 @@ struct EmulatedDevices {
   int32_t count = 1;                          // 0: no GPU
   uint64_t memory_bytes = uint64_t{1} << 30;  // of each
   int32_t multiprocessor_count = 4;
+  int32_t compute_major = 9;
 };
 // For what is opened from now on.
 void set_emulated_devices(const EmulatedDevices& devices);

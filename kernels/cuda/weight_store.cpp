@@ -29,7 +29,7 @@ const Vector& WeightStore::vector(Vec vec) const {
 DType WeightStore::kept_format(DType file_format, bool of_layer) const {
   const bool is_float =
       file_format == DType::kF32 || file_format == DType::kF16 || file_format == DType::kBF16;
-  if (of_layer && is_float && fp8_) return DType::kF8_E4M3;
+  if (of_layer && is_float && float_format_) return *float_format_;
   return packed_type(file_format);
 }
 
@@ -40,6 +40,7 @@ Result<Mat> WeightStore::add_matrix(std::span<const WeightView> parts, bool of_l
   if (parts.empty()) return fail("matrix: no parts given");
   Matrix out;
   out.cols = parts[0].cols;
+  out.of_layer = of_layer;
   if (out.cols % kProductCols != 0) {
     return fail("matrix of " + std::to_string(out.cols) +
                 " columns: the GPU's products take them in " + std::to_string(kProductCols) +
@@ -69,7 +70,9 @@ Result<Mat> WeightStore::add_matrix(std::span<const WeightView> parts, bool of_l
     const auto layout = PackedLayout::of(group.layout.type, group.layout.rows, out.cols, out.gated);
     if (!layout) return layout.error();
     group.layout = *layout;
-    out.parts.push_back({*layout, row_first, {}, -1});
+    out.parts.push_back({*layout, row_first, {}, -1, false});
+    out.parts.back().quantized_input =
+        of_layer && quantized_inputs_ && layout->type == float_format_;
     if (auto placed = place(group, of_layer, budget, out.parts.back()); !placed) {
       (void)uploader_.wait();  // what was placed before is given back
       return placed.error();

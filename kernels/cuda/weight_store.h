@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,7 +24,8 @@ struct MatrixPart {
   PackedLayout layout;
   int64_t row_first = 0;
   DeviceMemory memory;
-  int32_t streamed = -1;  // its index in the weight stream, where it lies in host memory
+  int32_t streamed = -1;         // its index in the weight stream, where it lies in host memory
+  bool quantized_input = false;  // it reads activations in its own format, not bfloat16
 };
 
 struct Matrix {
@@ -32,6 +34,7 @@ struct Matrix {
   std::vector<int64_t> part_rows;  // as they were given
   std::vector<MatrixPart> parts;   // as they are kept
   bool gated = false;              // one part, gate and up alternating
+  bool of_layer = false;           // as add_matrix() was told
 };
 
 struct Vector {
@@ -41,8 +44,13 @@ struct Vector {
 
 class WeightStore {
  public:
-  // `fp8`: float weights of layers are kept in e4m3, with a scale per row.
-  WeightStore(Uploader uploader, bool fp8) : uploader_(std::move(uploader)), fp8_(fp8) {}
+  // float_format: what float weights of layers are kept in, F8_E4M3 or I8 with a scale per row;
+  // none: as they are. quantized_inputs: matrices of layers in this format read activations in it
+  // too.
+  WeightStore(Uploader uploader, std::optional<DType> float_format, bool quantized_inputs)
+      : uploader_(std::move(uploader)),
+        float_format_(float_format),
+        quantized_inputs_(quantized_inputs) {}
 
   // Before the first matrix: bytes that matrices on the device may take, the slots of streamed ones
   // included; 0: whatever the budget has.
@@ -78,7 +86,8 @@ class WeightStore {
                      MatrixPart& part);
 
   Uploader uploader_;
-  bool fp8_ = false;
+  std::optional<DType> float_format_;
+  bool quantized_inputs_ = false;
   uint64_t room_ = 0;
   uint64_t device_bytes_ = 0;  // of matrices
   uint64_t largest_part_bytes_ = 0;

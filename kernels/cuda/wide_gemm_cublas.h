@@ -1,12 +1,13 @@
 // cuBLASLt behind a handful of plain types: row-major products of unpacked weights. The library is
 // opened at run time, so that a device without it still has our own kernels; in the emulator there
-// is none (no_cublas).
+// is none (wide_gemm_cublas_simt.h).
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "common/base/result.h"
@@ -52,6 +53,8 @@ class Cublas {
   // Of the calling thread's current device. Null: no library.
   static Result<std::unique_ptr<Cublas>> open();
   virtual ~Cublas() = default;
+  // Of the library: algorithms of one say nothing to another.
+  virtual std::string version() const = 0;
 
   // No allocation on the device and no synchronisation. With an empty algorithm, or one that does
   // not fit, the heuristic's first. Errors: a shape that the library refuses.

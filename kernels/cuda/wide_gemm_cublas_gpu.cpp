@@ -29,6 +29,7 @@ struct Library {
   decltype(&::cublasLtMatmulPreferenceSetAttribute) preference_set;
   decltype(&::cublasLtMatmulAlgoGetHeuristic) heuristic;
   decltype(&::cublasLtMatmulAlgoCheck) check;
+  decltype(&::cublasLtGetVersion) version;
 };
 
 template <typename Function>
@@ -52,7 +53,8 @@ Result<Library> load(void* library) {
                    find(library, "cublasLtMatmulPreferenceDestroy", &out.preference_destroy) &&
                    find(library, "cublasLtMatmulPreferenceSetAttribute", &out.preference_set) &&
                    find(library, "cublasLtMatmulAlgoGetHeuristic", &out.heuristic) &&
-                   find(library, "cublasLtMatmulAlgoCheck", &out.check);
+                   find(library, "cublasLtMatmulAlgoCheck", &out.check) &&
+                   find(library, "cublasLtGetVersion", &out.version);
   if (!all) return fail(std::string("cublasLt: a function is missing: ") + dlerror());
   return out;
 }
@@ -109,6 +111,7 @@ class LoadedCublas final : public Cublas {
     library_.destroy(handle_);
   }
 
+  std::string version() const override { return std::to_string(library_.version()); }
   Result<void> run(const CublasProduct& op, const CublasAlgorithm& algorithm,
                    Stream stream) override {
     const Key key{op.kind,   op.wide_output, op.rows,     op.cols,

@@ -17,7 +17,7 @@
 
 namespace updraft::testing {
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend : public Backend {
  public:
   std::string description() const override { return "reference, double precision"; }
   uint64_t memory_used_bytes() const override { return 0; }
@@ -246,7 +246,7 @@ class ReferenceBackend final : public Backend {
                    out.begin(), [](double value) { return static_cast<float>(value); });
   }
 
- private:
+ protected:
   struct Matrix {
     int64_t rows = 0, cols = 0;
     std::vector<float> values;
@@ -303,6 +303,7 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+ private:
   Batch batch_;
   KvShape kv_;
   std::vector<Matrix> matrices_;

@@ -2,6 +2,10 @@
 #include "common/serve/devices.h"
 
 #include <doctest/doctest.h>
+#include <stdlib.h>
+
+#include <string>
+#include <utility>
 
 #include "common/serve/local_model.h"
 #include "kernels/cpu/thread_pool.h"
@@ -58,4 +62,24 @@ TEST_CASE("more devices than cores or threads are refused") {
   const auto opened = open_cpus(config, 2);
   REQUIRE_FALSE(opened.ok());
   CHECK(opened.message() == "cpu: 1 cores and 1 threads are too few for 2 devices");
+}
+
+TEST_CASE("measurements are kept in the user's cache folder, where there is one") {
+  const auto was = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::pair<bool, std::string>(value != nullptr, value == nullptr ? "" : value);
+  };
+  const auto cache = was("XDG_CACHE_HOME");
+  const auto home = was("HOME");
+  REQUIRE(setenv("HOME", "/home/some", 1) == 0);
+  REQUIRE(setenv("XDG_CACHE_HOME", "/var/cache/some", 1) == 0);
+  CHECK(default_tune_folder() == "/var/cache/some/updraft");
+  REQUIRE(setenv("XDG_CACHE_HOME", "relative", 1) == 0);
+  CHECK(default_tune_folder() == "/home/some/.cache/updraft");
+  REQUIRE(unsetenv("XDG_CACHE_HOME") == 0);
+  CHECK(default_tune_folder() == "/home/some/.cache/updraft");
+  REQUIRE(unsetenv("HOME") == 0);
+  CHECK(default_tune_folder().empty());
+  if (cache.first) REQUIRE(setenv("XDG_CACHE_HOME", cache.second.c_str(), 1) == 0);
+  if (home.first) REQUIRE(setenv("HOME", home.second.c_str(), 1) == 0);
 }

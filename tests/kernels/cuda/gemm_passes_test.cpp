@@ -147,3 +147,48 @@ TEST_CASE("unpacked bytes are the packed ones in the matrix's order") {
             .message()
             .find("8 + 16") != std::string::npos);
 }
+
+TEST_CASE("e4m3 rows come as bytes or widened, and one that is not finite says so in its scale") {
+  constexpr int32_t kRows = 3;
+  constexpr int32_t kCols = 2056;
+  for (const bool gated : {false, true}) {
+    CAPTURE(gated);
+    const int32_t in_cols = gated ? 2 * kCols : kCols;
+    Buffer<Bf16> in("in", static_cast<size_t>(kRows * in_cols));
+    fill_normal(in.span(), 31, 3.0F);
+    in[static_cast<size_t>(in_cols + 5)] = {float_to_bf16(NAN)};
+    in[static_cast<size_t>(2 * in_cols + 2049)] = {float_to_bf16(-INFINITY)};
+    if (gated) {  // silu(-infinity) is 0 * ...: let it be up's
+      std::swap(in[static_cast<size_t>(2 * in_cols + 2049)],
+                in[static_cast<size_t>(2 * in_cols + kCols + 2049)]);
+    }
+    Buffer<Float8> bytes("bytes", kRows * kCols);
+    Buffer<Bf16> widened("widened", kRows * kCols);
+    Buffer<float> scales("scales", kRows);
+    Buffer<float> again("scales again", kRows);
+    QuantizeRows op;
+    op.in = in.data();
+    op.in_stride = in_cols;
+    op.gated = gated;
+    op.rows = kRows;
+    op.cols = kCols;
+    op.out_float8 = bytes.data();
+    op.scale = scales.data();
+    require_ok(run_quantize_rows(op, nullptr));
+    op.out_float8 = nullptr;
+    op.out_widened = widened.data();
+    op.scale = again.data();
+    require_ok(run_quantize_rows(op, nullptr));
+    CHECK(std::isfinite(scales[0]));
+    CHECK_FALSE(std::isfinite(scales[1]));
+    CHECK_FALSE(std::isfinite(scales[2]));
+    CHECK(scales[0] == again[0]);
+    int wrong = 0;
+    for (size_t c = 0; c < kCols; ++c) {
+      wrong += value(widened[c]) == f8_to_float(bytes[c].bits) ? 0 : 1;
+    }
+    CHECK(wrong == 0);
+    op.out_int8 = reinterpret_cast<int8_t*>(bytes.data());
+    CHECK(run_quantize_rows(op, nullptr).message().find("one of them") != std::string::npos);
+  }
+}

@@ -6,69 +6,13 @@
 
 #include "kernels/cuda/tile_gemm.h"
 #include "tests/kernels/cuda/gemm_support.h"
+#include "tests/kernels/cuda/plain_cublas.h"
 
 using namespace updraft;
 using namespace updraft::cuda;
 using namespace updraft::cuda::testing;
 
 namespace {
-
-class PlainCublas final : public Cublas {
- public:
-  struct Call {
-    CublasKind kind;
-    int32_t rows;
-    CublasAlgorithm algorithm;
-  };
-  std::vector<Call>* calls;
-  explicit PlainCublas(std::vector<Call>* calls) : calls(calls) {}
-
-  Result<void> run(const CublasProduct& op, const CublasAlgorithm& algorithm, Stream) override {
-    calls->push_back({op.kind, op.rows, algorithm});
-    std::fill_n(op.workspace, kCublasWorkspaceBytes / 1024, std::byte{0xFF});
-    for (int32_t token = 0; token < op.tokens; ++token) {
-      for (int32_t r = 0; r < op.rows; ++r) {
-        double sum = 0;
-        for (int64_t c = 0; c < op.cols; ++c) {
-          sum += element(op, op.weight, r * int64_t{op.cols} + c) *
-                 element(op, op.x, token * op.x_stride + c);
-        }
-        const int64_t at = token * op.y_stride + r;
-        if (op.kind == CublasKind::kFloat8) {
-          sum *=
-              static_cast<double>(op.row_scales[r]) * static_cast<double>(op.token_scales[token]);
-        }
-        if (op.kind == CublasKind::kInt8) {
-          static_cast<int32_t*>(op.y)[at] = static_cast<int32_t>(sum);
-        } else if (op.wide_output) {
-          float& y = static_cast<float*>(op.y)[at];
-          y = static_cast<float>(op.accumulate ? static_cast<double>(y) + sum : sum);
-        } else {
-          static_cast<Bf16*>(op.y)[at] = {float_to_bf16(static_cast<float>(sum))};
-        }
-      }
-    }
-    return {};
-  }
-  // Algorithms 1, 2, 3.
-  Result<std::vector<CublasAlgorithm>> candidates(const CublasProduct& op, int count) override {
-    std::vector<CublasAlgorithm> out(static_cast<size_t>(std::min(count, 3)));
-    for (size_t i = 0; i < out.size(); ++i) out[i].words = {i + 1, static_cast<uint64_t>(op.rows)};
-    return out;
-  }
-
- private:
-  static double element(const CublasProduct& op, const void* at, int64_t index) {
-    switch (op.kind) {
-      case CublasKind::kInt8:
-        return static_cast<const int8_t*>(at)[index];
-      case CublasKind::kFloat8:
-        return static_cast<double>(f8_to_float(static_cast<const uint8_t*>(at)[index]));
-      default:
-        return static_cast<double>(value(static_cast<const Bf16*>(at)[index]));
-    }
-  }
-};
 
 struct Device {
   std::vector<PlainCublas::Call> calls;
@@ -288,6 +232,33 @@ TEST_CASE("e4m3 activations are multiplied as such where the device can, else wi
       expected.push_back(sum * static_cast<double>(scales[token]));
     }
   }
+  // Widened by who made them: the same bits, and a few tokens need nothing else.
+  Buffer<Bf16> widened("widened", 70 * 512);
+  for (size_t i = 0; i < widened.size(); ++i) widened[i] = {float_to_bf16(f8_to_float(x[i].bits))};
+  for (const int32_t tokens : {3, 70}) {
+    Device device(false);
+    const Scratch scratch(*device.gemm, problem.layout, tokens);
+    std::vector<std::vector<float>> results;
+    for (const bool given : {false, true}) {
+      Buffer<float> y("y", static_cast<size_t>(tokens * 48));
+      Gemm op = gemm_of(device, problem, tokens, scratch);
+      op.x = nullptr;
+      op.x_float8 = {given && tokens == 3 ? nullptr : x.data(), scales.data(),
+                     given ? widened.data() : nullptr};
+      op.y_f32 = y.data();
+      require_ok(run_gemm(op, nullptr));
+      results.emplace_back(y.span().begin(), y.span().end());
+    }
+    CHECK(results[0] == results[1]);
+  }
+  Device few(false);
+  const Scratch scratch(*few.gemm, problem.layout, 70);
+  Buffer<float> y("y", 70 * 48);
+  Gemm many = gemm_of(few, problem, 70, scratch);
+  many.x = nullptr;
+  many.x_float8 = {nullptr, scales.data(), widened.data()};
+  many.y_f32 = y.data();
+  CHECK(run_gemm(many, nullptr).message().find("one input") != std::string::npos);
   for (const int32_t capability : {80, 90}) {
     for (const int32_t tokens : {3, 70}) {
       for (const bool library : {true, false}) {

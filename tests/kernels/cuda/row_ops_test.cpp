@@ -180,3 +180,86 @@ TEST_CASE("shapes that the row operations do not take are refused with their val
   CHECK(run_gated_unit({1, 9, nullptr, nullptr}, nullptr).message().find("9 elements") !=
         std::string::npos);
 }
+
+TEST_CASE("a norm's e4m3 rows are the nearest codes of the row's own scale, as bytes and widened") {
+  constexpr int32_t kRows = 3;
+  constexpr int32_t kDim = 2056;  // more than a pass of the block
+  Buffer<float> start("hidden", kRows * kDim);
+  Buffer<float> norm("norm", kDim);
+  fill_normal(start.span(), 11, 2.0F);
+  fill_normal(norm.span(), 12);
+  const auto run = [&](bool bytes, int32_t first, int32_t rows, std::vector<float>& scales) {
+    Buffer<float> hidden("hidden", start.span());
+    Buffer<Float8> out("out", static_cast<size_t>(rows * kDim));
+    Buffer<Bf16> widened("widened", static_cast<size_t>(rows * kDim));
+    Buffer<float> scale("scale", static_cast<size_t>(rows));
+    ResidualNorm op;
+    op.rows = rows;
+    op.dim = kDim;
+    op.hidden = hidden.data() + first * kDim;
+    op.norm = norm.data();
+    op.eps = 1e-5F;
+    op.out_float8 = bytes ? out.data() : nullptr;
+    op.out_widened = bytes ? nullptr : widened.data();
+    op.out_scale = scale.data();
+    require_ok(run_residual_norm(op, nullptr));
+    scales.assign(scale.span().begin(), scale.span().end());
+    std::vector<float> values;
+    for (size_t i = 0; i < out.size(); ++i) {
+      values.push_back(bytes ? f8_to_float(out[i].bits) : value(widened[i]));
+    }
+    return values;
+  };
+  std::vector<float> scales;
+  std::vector<float> again;
+  const std::vector<float> codes = run(true, 0, kRows, scales);
+  CHECK(run(false, 0, kRows, again) == codes);
+  CHECK(again == scales);
+  // The second row alone.
+  const std::vector<float> alone = run(true, 1, 1, again);
+  CHECK(std::equal(alone.begin(), alone.end(), codes.begin() + kDim));
+  CHECK(again[0] == scales[1]);
+  for (size_t r = 0; r < kRows; ++r) {
+    std::vector<double> row(start.data() + r * kDim, start.data() + (r + 1) * kDim);
+    const double factor = 1 / std::sqrt(mean_square(row) + 1e-5);
+    double largest = 0;
+    for (size_t i = 0; i < kDim; ++i) {
+      row[i] *= factor * static_cast<double>(norm[i]);
+      largest = std::max(largest, std::abs(row[i]));
+    }
+    CHECK(static_cast<double>(scales[r]) == doctest::Approx(largest / 448).epsilon(1e-5));
+    for (size_t i = 0; i < kDim; ++i) {
+      const double code = static_cast<double>(codes[r * kDim + i]);
+      const double exact = row[i] * 448 / largest;
+      const double step =
+          std::ldexp(1.0, std::max(std::ilogb(std::max(std::abs(code), 1e-9)), -6) - 3);
+      CHECK(std::abs(code - exact) <= 0.5001 * step + 1e-4);
+    }
+  }
+}
+
+TEST_CASE("a row that is not finite has a scale that is none, its neighbours keep theirs") {
+  constexpr int32_t kDim = 64;
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const int32_t at : {0, 9, 63}) {
+      CAPTURE(at);
+      Buffer<float> hidden("hidden", 2 * kDim);
+      Buffer<float> norm("norm", kDim);
+      fill_normal(hidden.span(), 13);
+      std::fill_n(norm.data(), kDim, 1.0F);
+      hidden[static_cast<size_t>(at)] = bad;
+      Buffer<int8_t> out("out", 2 * kDim);
+      Buffer<float> scale("scale", 2);
+      ResidualNorm op;
+      op.rows = 2;
+      op.dim = kDim;
+      op.hidden = hidden.data();
+      op.norm = norm.data();
+      op.out_int8 = out.data();
+      op.out_scale = scale.data();
+      require_ok(run_residual_norm(op, nullptr));
+      CHECK_FALSE(std::isfinite(scale[0]));
+      CHECK(std::isfinite(scale[1]));
+    }
+  }
+}
