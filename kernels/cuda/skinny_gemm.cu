@@ -95,7 +95,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   in.x_int8 = op.x_int8;
   in.counters = reinterpret_cast<uint32_t*>(op.workspace);
   in.partial = op.workspace == nullptr ? nullptr : op.workspace + kSkinnyCounterBytes;
-  in.x_stride = op.x_stride;
+  in.x_stride = static_cast<int32_t>(op.x_stride);
   in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
   in.cols = static_cast<int32_t>(layout.cols);
   switch (layout.type) {

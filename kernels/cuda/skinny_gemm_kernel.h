@@ -25,7 +25,7 @@ struct SkinnyArguments {
   const int8_t* x_int8;  // I8
   void* partial;         // [splits, tokens, rows_padded] float or int32
   uint32_t* counters;    // [blocks of rows]
-  int64_t x_stride;
+  int32_t x_stride;
   int32_t bands;  // of 16 rows
   int32_t cols;
   const float* band_sums;  // [tokens, cols / 16] or null: of a norm whose factor is still to come
@@ -35,7 +35,7 @@ struct SkinnyArguments {
 template <DType kType>
 UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int chunk, int t) {
   if (token >= in.out.tokens || chunk * kChunk >= in.cols) return {{0, 0, 0, 0}};
-  const int64_t at = token * in.x_stride + chunk * kChunk;
+  const int at = token * in.x_stride + chunk * kChunk;
   if constexpr (kType == DType::kI8) {
     const Vec8 both = load_written(reinterpret_cast<const Vec8*>(in.x_int8 + at + 8 * t));
     return {{both.word[0], both.word[1], 0, 0}};
@@ -97,6 +97,10 @@ skinny_gemm_kernel(SkinnyArguments in) {
   // for; four tiles of two bands are 32 KiB a block, of 16-bit weights 64.
   constexpr int kDepth = kTokenTiles <= 2 || (kTokenTiles == 4 && Registers::kSuper) ? 4 : 2;
   constexpr int kTokens = kTokenTiles * kTileTokens;
+  // Unrolled, the next chunk's weights are made early: more than there are registers for.
+  constexpr bool kRolled =
+      Registers::kTwoScaledChunks && (kTokenTiles == 8 ? Registers::kSuper || Registers::kHasMin
+                                                       : kTokenTiles == 4 && !Registers::kSuper);
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;
   const int g = lane / 4;
@@ -135,48 +139,59 @@ skinny_gemm_kernel(SkinnyArguments in) {
   }
 
   SumType sums[kRowTiles][kTokenTiles][4] = {};
+  // Chunk `c` of the tiles, which is `chunk` of the columns.
+  const auto multiply = [&](const Registers(&tiles)[kRowTiles], int c, int chunk) {
+    if constexpr (kTokenTiles == 8) {
+      // The fragments of both bands stay in registers; the activations pass by.
+      ChunkOperand<kType> w[kRowTiles];
+      UPDRAFT_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) w[r] = make_operand(tiles[r], c);
+      UPDRAFT_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const Vec16 b = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
+        float column_sums[2] = {0.0F, 0.0F};
+        if constexpr (Registers::kHasMin) add_columns(b, column_sums);
+        UPDRAFT_UNROLL
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_chunk<kType>(w[r], b, column_sums, sums[r][n]);
+        }
+      }
+    } else {
+      Vec16 b[kTokenTiles];
+      float column_sums[kTokenTiles][2] = {};
+      UPDRAFT_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        b[n] = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
+      }
+      if constexpr (Registers::kHasMin) {
+        UPDRAFT_UNROLL
+        for (int n = 0; n < kTokenTiles; ++n) add_columns(b[n], column_sums[n]);
+      }
+      UPDRAFT_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) {
+        const ChunkOperand<kType> w = make_operand(tiles[r], c);
+        UPDRAFT_UNROLL
+        for (int n = 0; n < kTokenTiles; ++n) {
+          multiply_chunk<kType>(w, b[n], column_sums[n], sums[r][n]);
+        }
+      }
+    }
+  };
   for (int tile = tile_first; tile < tile_end; tile += kDepth) {
     UPDRAFT_UNROLL
     for (int d = 0; d < kDepth; ++d) {
       if (tile + d < tile_end) {
-        UPDRAFT_UNROLL
-        for (int c = 0; c < Registers::kChunks; ++c) {
-          const int chunk = (tile + d) * Registers::kChunks + c;
-          if constexpr (kTokenTiles == 8) {
-            // The fragments of both bands stay in registers; the activations pass by.
-            ChunkOperand<kType> w[kRowTiles];
+        const int chunk = (tile + d) * Registers::kChunks;
+        if constexpr (kRolled) {
+          UPDRAFT_NO_UNROLL
+          for (int c = 0; c < Registers::kChunks; ++c) {
+            multiply(ring[d], 0, chunk + c);
             UPDRAFT_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) w[r] = make_operand(ring[d][r], c);
-            UPDRAFT_UNROLL
-            for (int n = 0; n < kTokenTiles; ++n) {
-              const Vec16 b = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
-              float column_sums[2] = {0.0F, 0.0F};
-              if constexpr (Registers::kHasMin) add_columns(b, column_sums);
-              UPDRAFT_UNROLL
-              for (int r = 0; r < kRowTiles; ++r) {
-                multiply_chunk<kType>(w[r], b, column_sums, sums[r][n]);
-              }
-            }
-          } else {
-            Vec16 b[kTokenTiles];
-            float column_sums[kTokenTiles][2] = {};
-            UPDRAFT_UNROLL
-            for (int n = 0; n < kTokenTiles; ++n) {
-              b[n] = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
-            }
-            if constexpr (Registers::kHasMin) {
-              UPDRAFT_UNROLL
-              for (int n = 0; n < kTokenTiles; ++n) add_columns(b[n], column_sums[n]);
-            }
-            UPDRAFT_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) {
-              const ChunkOperand<kType> w = make_operand(ring[d][r], c);
-              UPDRAFT_UNROLL
-              for (int n = 0; n < kTokenTiles; ++n) {
-                multiply_chunk<kType>(w, b[n], column_sums[n], sums[r][n]);
-              }
-            }
+            for (int r = 0; r < kRowTiles; ++r) drop_chunk(ring[d][r]);
           }
+        } else {
+          UPDRAFT_UNROLL
+          for (int c = 0; c < Registers::kChunks; ++c) multiply(ring[d], c, chunk + c);
         }
         fetch(tile + d + kDepth, ring[d]);
       }
