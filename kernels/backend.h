@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/base/result.h"
 #include "kernels/quant/dtype.h"
@@ -127,6 +128,20 @@ struct Attention {
   Act out = kNoAct;    // [rows, head_count * head_dim]
 };
 
+// What one device takes of a model, estimated before anything is loaded: for the memory plan.
+struct DeviceNeeds {
+  std::string name;            // description()
+  uint64_t free_bytes = 0;     // of its own memory; 0: it uses the machine's
+  uint64_t weight_bytes = 0;   // its share of layers, and its copy of what no device shares
+  uint64_t page_bytes = 0;     // kv_page_bytes() of its KV heads
+  uint64_t scratch_bytes = 0;  // scratch_bytes()
+};
+// As kept_bytes() says, on one device.
+struct ModelBytes {
+  uint64_t whole = 0;   // what every device of a group has all of: embedding, head, vectors
+  uint64_t layers = 0;  // what they share
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -141,10 +156,15 @@ class Backend {
   // What steps of `rows_max` rows take besides weights, activations and pages.
   virtual uint64_t scratch_bytes(const KvShape& /*shape*/, int64_t /*rows_max*/) const { return 0; }
 
+  // Bytes in which a matrix is kept, in add_split_matrix() (of_layer) or add_matrix().
+  virtual uint64_t kept_bytes(const WeightView& view, bool of_layer) const;
+  // One for each device of a group, in the order of their ranks.
+  virtual std::vector<DeviceNeeds> needs(const ModelBytes& model, const KvShape& shape, int64_t rows_max) const;
+
   // --- load time ---
-  // First: how much of its memory weights may take; 0: no limit. A device that keeps_weights_outside() has those beyond it
-  // in host memory and fetches them in each step.
-  virtual void set_weight_room(uint64_t /*bytes*/) {}
+  // First: how much of its memory weights may take on each device of needs(); 0: no limit. One that
+  // keeps_weights_outside() has those beyond it in host memory and fetches them in each step.
+  virtual void set_weight_rooms(std::span<const uint64_t> /*bytes*/) {}
   virtual bool keeps_weights_outside() const { return false; }
   // Takes the rows of all parts, one below the other, as one matrix (q, k, v are one; gate and up are one). Parts have the
   // same cols and may differ in format. The backend copies or repacks; the views may be unmapped afterwards.

@@ -406,19 +406,22 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config,
   MemoryNeeds needs;
   needs.model_name = model->name();
   needs.model_context_tokens = h.context_tokens;
-  needs.weight_bytes = weight_bytes(model->weights());
   shape.context_tokens = config.context_tokens > 0 ? config.context_tokens : h.context_tokens;
-  needs.activation_bytes = Forward::activation_bytes(h, limits) +
-                           backend->scratch_bytes(shape, limits.rows_max);
-  needs.page_bytes = backend->kv_page_bytes(shape);
-  const auto plan = plan_memory(needs, config);
+  needs.activation_bytes = Forward::activation_bytes(h, limits);
+  const std::vector<DeviceNeeds> devices =
+      backend->needs(weight_bytes(model->weights(),
+                                  [&](const WeightView& view, bool of_layer) {
+                                    return backend->kept_bytes(view, of_layer);
+                                  }),
+                     shape, limits.rows_max);
+  const auto plan = plan_memory(needs, devices, config);
   if (!plan) return plan.error();
 
   if (plan->weight_outside_bytes > 0) {
     if (!backend->keeps_weights_outside()) {
       return fail("offload: " + backend->description() + " keeps all weights in its memory");
     }
-    backend->set_weight_room(plan->weight_bytes);
+    backend->set_weight_rooms(plan->weight_rooms);
   }
   auto forward = Forward::create(*model, *backend, limits, progress);
   if (!forward) return forward.error();

@@ -127,28 +127,80 @@ Result<MemoryPlan> plan_memory(const MemoryNeeds& needs, const EngineConfig& con
                               : with_own_pool(needs, config, plan);
 }
 
-uint64_t weight_bytes(const Weights& weights) {
-  uint64_t sum = 0;
-  const auto matrix = [&](const WeightView& view) {
-    if (!view.empty())
-      sum +=
-          static_cast<uint64_t>(view.rows) * static_cast<uint64_t>(row_bytes(view.type, view.cols));
-  };
-  matrix(weights.embedding);
-  if (weights.head.data != weights.embedding.data) matrix(weights.head);
+Result<MemoryPlan> plan_memory(const MemoryNeeds& needs, std::span<const DeviceNeeds> devices,
+                               const EngineConfig& config) {
+  UPDRAFT_CHECK(!devices.empty());
+  const auto count = static_cast<uint64_t>(devices.size());
+  const bool own_memory = std::all_of(devices.begin(), devices.end(),
+                                      [](const DeviceNeeds& d) { return d.free_bytes > 0; });
+  if (devices.size() == 1 || !own_memory) {
+    MemoryNeeds all = needs;
+    all.activation_bytes = needs.activation_bytes * count;
+    all.weight_bytes = 0;
+    all.page_bytes = 0;
+    for (const DeviceNeeds& device : devices) {
+      all.weight_bytes += device.weight_bytes;
+      all.page_bytes += device.page_bytes;
+      all.activation_bytes += device.scratch_bytes;
+    }
+    auto plan = plan_memory(all, config);
+    if (!plan) return plan;
+    plan->weight_rooms.assign(devices.size(), 0);
+    if (plan->weight_outside_bytes > 0) {
+      UPDRAFT_CHECK(devices.size() == 1, "memory outside is the machine's");
+      plan->weight_rooms[0] = plan->weight_bytes;
+    }
+    return plan;
+  }
+  MemoryPlan sum;
+  uint64_t page_bytes = 0;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    const DeviceNeeds& device = devices[i];
+    MemoryNeeds own = needs;
+    own.weight_bytes = device.weight_bytes;
+    own.page_bytes = device.page_bytes;
+    own.activation_bytes = needs.activation_bytes + device.scratch_bytes;
+    EngineConfig settings = config;
+    settings.max_memory_bytes = config.max_memory_bytes / count;
+    settings.available_memory_bytes = device.free_bytes;
+    const auto plan = plan_memory(own, settings);
+    if (!plan) {
+      return plan.error("device " + std::to_string(i) + " of " + std::to_string(count) + " (" +
+                        device.name + ")");
+    }
+    sum.context_tokens = plan->context_tokens;
+    sum.page_count = i == 0 ? plan->page_count : std::min(sum.page_count, plan->page_count);
+    sum.weight_bytes += plan->weight_bytes;
+    sum.weight_outside_bytes += plan->weight_outside_bytes;
+    sum.activation_bytes += plan->activation_bytes;
+    sum.weight_rooms.push_back(plan->weight_outside_bytes > 0 ? plan->weight_bytes : 0);
+    sum.kv_shrunk = sum.kv_shrunk || plan->kv_shrunk;
+    page_bytes += device.page_bytes;
+  }
+  sum.kv_bytes = static_cast<uint64_t>(sum.page_count) * page_bytes;
+  return sum;
+}
+
+ModelBytes weight_bytes(
+    const Weights& weights,
+    const std::function<uint64_t(const WeightView& view, bool of_layer)>& kept) {
+  ModelBytes out;
+  out.whole = kept(weights.embedding, false) + weights.final_norm.size() * sizeof(float);
+  if (!weights.head.empty() && weights.head.data != weights.embedding.data)
+    out.whole += kept(weights.head, false);
   for (const LayerWeights& layer : weights.layers) {
     for (const WeightView* view :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-      matrix(*view);
+      if (!view->empty()) out.layers += kept(*view, true);
     }
     for (const std::vector<float>* vector :
          {&layer.attn_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm,
           &layer.k_norm, &layer.o_bias, &layer.post_attn_norm, &layer.ffn_norm,
           &layer.post_ffn_norm}) {
-      sum += vector->size() * sizeof(float);
+      out.whole += vector->size() * sizeof(float);
     }
   }
-  return sum + weights.final_norm.size() * sizeof(float);
+  return out;
 }
 
 std::string format_bytes(uint64_t bytes) {

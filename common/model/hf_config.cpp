@@ -297,6 +297,48 @@ HyperparameterNames config_names(const Members& members, bool old_chatglm) {
           members.name("rope_scaling.")};
 }
 
+// Three writers of e4m3 checkpoints: fine-grained fp8 ("fp8"), FBGEMM's ("fbgemm_fp8") and
+// compressed-tensors in its format "float-quantized". Each says in the file what scale a matrix
+// has.
+Result<void> read_quantization(const JsonValue& value, const std::string& path, HfConfig& config) {
+  const auto text = [&](const char* key) -> std::string {
+    const JsonValue* found = value.find(key);
+    return found == nullptr || found->text() == nullptr ? "" : *found->text();
+  };
+  const std::string method = text("quant_method");
+  const bool known = method == "fp8" || method == "fbgemm_fp8" ||
+                     (method == "compressed-tensors" && text("format") == "float-quantized");
+  if (!known) {
+    const JsonValue* said = value.find("quant_method");
+    return fail(
+        path + ": key quantization_config has the method " +
+        (said != nullptr ? said->describe() : std::string("null")) +
+        (method == "compressed-tensors" ? " with the format \"" + text("format") + "\"" : "") +
+        "; read are unquantised safetensors and those of fp8, fbgemm_fp8 and "
+        "compressed-tensors float-quantized (use a GGUF file for other quantised weights)");
+  }
+  const std::string format = text("fmt");
+  if (!format.empty() && format != "e4m3" && format != "float8_e4m3fn") {
+    return fail(path + ": key quantization_config.fmt is \"" + printable(format) +
+                "\", only e4m3 is read");
+  }
+  config.fp8 = true;
+  const JsonValue* block = value.find("weight_block_size");
+  if (block == nullptr || block->array() == nullptr) return {};
+  const JsonValue::Array& sides = *block->array();
+  for (size_t i = 0; i < sides.size() && sides.size() == 2; ++i) {
+    const auto side = sides[i].integer();
+    if (!side || *side < 1 || *side > (1 << 20)) {
+      return fail(path + ": key quantization_config.weight_block_size has the side " +
+                  sides[i].describe() + ", 1..1048576 are read");
+    }
+    config.fp8_block[i] = *side;
+  }
+  if (sides.size() == 2) return {};
+  return fail(path + ": key quantization_config.weight_block_size has " +
+              std::to_string(sides.size()) + " sides, a block has two");
+}
+
 }  // namespace
 
 Result<std::vector<int32_t>> read_eos_ids(const JsonValue& root, const std::string& path,
@@ -325,18 +367,14 @@ Result<HfConfig> read_hf_config(const JsonValue& root, const std::string& path) 
                                   [&](const ModelType& t) { return model_type == t.name; });
   if (type == std::end(kModelTypes))
     return fail(path + ": key model_type: " + unsupported_architecture(model_type));
-  if (const JsonValue* quantised = outer.find("quantization_config")) {
-    const JsonValue* method = quantised->find("quant_method");
-    return fail(path + ": key quantization_config has the method " +
-                (method != nullptr ? method->describe() : std::string("null")) +
-                ", only unquantised safetensors are read (use a GGUF file for quantised weights)");
-  }
-
   // Models with several kinds of input keep the text part's keys in an object of their own.
   const JsonValue* nested = outer.find("text_config");
   const std::string prefix = nested != nullptr ? "text_config." : "";
   Members members(nested != nullptr ? *nested : root, prefix);
   HfConfig config;
+  if (const JsonValue* quantised = outer.find("quantization_config")) {
+    if (const auto read = read_quantization(*quantised, path, config); !read) return read.error();
+  }
   Hyperparameters& h = config.hyperparameters;
   h.architecture = type->architecture;
   const bool old_chatglm = model_type == "chatglm";

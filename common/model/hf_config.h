@@ -3,6 +3,7 @@
 // repositories.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,10 @@ struct HfConfig {
   bool old_chatglm_names = false;  // tensors are named transformer.encoder.layers.N...
   std::optional<bool> tied;        // tie_word_embeddings; nothing: not said
   bool attention_bias = false;     // the configuration promises biases of q, k and v
+  // quantization_config of a kind whose weights are e4m3 with scales beside them (fp8_weights.h).
+  bool fp8 = false;
+  std::array<int64_t, 2> fp8_block = {128,
+                                      128};  // rows and columns of a scale, where they are blocks
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;  // every id that ends a generation, the first one is "the" eos
 };

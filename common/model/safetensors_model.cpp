@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 
+#include "common/model/fp8_weights.h"
 #include "common/model/hf_config.h"
 #include "common/model/hf_tokenizer.h"
 #include "common/model/json.h"
@@ -192,8 +193,10 @@ Result<std::shared_ptr<const Model>> open_safetensors_model(const std::string& p
   const std::string base = folder.empty() ? "." : folder;
   const auto config = read_config(base);
   if (!config) return config.error();
-  const auto shards = open_shards(path, base, is_folder);
+  auto shards = open_shards(path, base, is_folder);
   if (!shards) return shards.error();
+  auto owned = join_fp8_scales(shards->table, config->fp8, config->fp8_block);
+  if (!owned) return owned.error(path);
   auto built = build(*config, shards->table);
   if (!built) return built.error(path);
   auto tokenizer = read_hf_tokenizer(base, config->hyperparameters.vocab_count);
@@ -214,6 +217,7 @@ Result<std::shared_ptr<const Model>> open_safetensors_model(const std::string& p
     model.files.push_back(file);
     if (file->mapping() != nullptr) model.mappings.push_back(file->mapping());
   }
+  for (auto& memory : *owned) model.files.push_back(std::move(memory));
   return make_model(std::move(model));
 }
 

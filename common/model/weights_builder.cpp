@@ -12,14 +12,6 @@ namespace {
 
 std::string quoted(const std::string& name) { return "\"" + printable(name) + "\""; }
 
-// The view on `rows` rows from `first` on.
-WeightView row_range(const WeightView& from, int64_t first, int64_t rows) {
-  WeightView out = from;
-  out.data = from.data + first * row_bytes(from.type, from.cols);
-  out.rows = rows;
-  return out;
-}
-
 // Takes tensors out of the table. The first failure sticks; after it everything taken is empty.
 class Picker {
  public:
@@ -35,7 +27,7 @@ class Picker {
     if (tensor == nullptr) return {};
     matrix_elems_[static_cast<size_t>(*tensor->type)] +=
         static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols);
-    return {tensor->bytes.data(), *tensor->type, rows, cols};
+    return {tensor->bytes.data(), *tensor->type, rows, cols, tensor->row_scales};
   }
 
   std::vector<float> vector(const std::string& name, int64_t count) {
@@ -111,7 +103,7 @@ class Picker {
 
   const TensorTable& table_;
   std::unordered_set<std::string> claimed_;
-  std::array<uint64_t, kDTypeCount> matrix_elems_{};
+  std::array<uint64_t, kDTypeCountAll> matrix_elems_{};
   uint64_t parameter_count_ = 0;
   std::string error_;
 };

@@ -23,6 +23,7 @@ struct StoredTensor {
   std::optional<DType> type;   // nothing: a format that weights cannot have
   std::string type_name;       // as the container spells it, for messages
   ByteView bytes;
+  const float* row_scales = nullptr;  // of F8_E4M3: one for each row
 };
 
 using TensorTable = std::unordered_map<std::string, StoredTensor>;

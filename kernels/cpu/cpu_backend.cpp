@@ -48,6 +48,10 @@ class CpuBackend final : public Backend {
   }
   uint64_t memory_used_bytes() const override { return budget_.used_bytes(); }
   uint64_t memory_total_bytes() const override { return budget_.limit_bytes(); }
+  uint64_t kept_bytes(const WeightView& view, bool of_layer) const override {
+    // e4m3 becomes bfloat16 (weights.cpp).
+    return (view.type == DType::kF8_E4M3 ? 2 : 1) * Backend::kept_bytes(view, of_layer);
+  }
 
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
   Result<Vec> add_vector(std::span<const float> values) override;

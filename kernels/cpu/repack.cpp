@@ -237,17 +237,22 @@ void decode_block(const RowReader& reader, DType type, int64_t block, float* out
 
 void pack_tile(const WeightView& source, int64_t row_first, int tile_rows, DType type,
                std::byte* tile) {
-  UPDRAFT_CHECK(type == source.type || type == DType::kF32, "same format, or decoded");
+  UPDRAFT_CHECK(type == source.type || type == DType::kF32 ||
+                    (type == DType::kBF16 && source.type == DType::kF8_E4M3),
+                "same format, or decoded");
   const int64_t source_row_bytes = row_bytes(source.type, source.cols);
   const int64_t rows = std::min<int64_t>(tile_rows, source.rows - row_first);
   std::vector<float> decoded(type != source.type ? static_cast<size_t>(source.cols) : 0);
+  std::vector<std::byte> rounded(2 * decoded.size());
   for (int row = 0; row < rows; ++row) {
     const std::byte* src = source.data + (row_first + row) * source_row_bytes;
     const RowPlace place{tile, tile_format(type), tile_rows, row};
     if (is_float_format(type)) {
       if (type != source.type) {
-        dequantize_row(source.type, src, decoded);
-        src = reinterpret_cast<const std::byte*>(decoded.data());
+        dequantize_row(source, row_first + row, decoded);
+        if (type == DType::kBF16) quantize_row(type, decoded, rounded.data());
+        src = type == DType::kBF16 ? rounded.data()
+                                   : reinterpret_cast<const std::byte*>(decoded.data());
       }
       place_values(src, source.cols, place);
       continue;

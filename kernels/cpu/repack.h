@@ -10,8 +10,8 @@
 namespace updraft {
 
 // Writes one tile: rows [row_first, row_first + tile_rows) of `source` as `type`, which is
-// source.type or kF32 (decoded). Rows beyond the matrix become zeros. `tile` holds tile_bytes(type,
-// tile_rows, source.cols) zeroed bytes.
+// source.type, kF32 (decoded) or, of F8_E4M3, kBF16. Rows beyond the matrix become zeros. `tile`
+// holds tile_bytes(type, tile_rows, source.cols) zeroed bytes.
 void pack_tile(const WeightView& source, int64_t row_first, int tile_rows, DType type,
                std::byte* tile);
 

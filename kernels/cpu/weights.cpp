@@ -53,7 +53,8 @@ Result<Matrix> make_matrix(std::span<const WeightView> views, int tile_rows, boo
   int64_t tile_total = 0;
   for (const WeightView& view : views) {
     MatrixPart part;
-    part.type = decode ? DType::kF32 : view.type;
+    // No processor multiplies e4m3; bfloat16 has all its values, and scales up to a rounding.
+    part.type = decode ? DType::kF32 : view.type == DType::kF8_E4M3 ? DType::kBF16 : view.type;
     part.row_first = matrix.rows;
     part.rows = view.rows;
     part.tile_count = (view.rows + tile_rows - 1) / tile_rows;

@@ -100,7 +100,13 @@ class CudaBackend final : public Backend {
   bool has_own_memory() const override { return true; }
   uint64_t scratch_bytes(const KvShape& shape, int64_t rows_max) const override;
 
-  void set_weight_room(uint64_t bytes) override { weights_.set_room(bytes); }
+  uint64_t kept_bytes(const WeightView& view, bool of_layer) const override {
+    return weights_.kept_bytes(view, of_layer);
+  }
+  void set_weight_rooms(std::span<const uint64_t> bytes) override {
+    UPDRAFT_CHECK(bytes.size() == 1, "a room for the one device");
+    weights_.set_room(bytes[0]);
+  }
   bool keeps_weights_outside() const override { return true; }
   Result<Mat> add_matrix(std::span<const WeightView> parts) override;
   Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
@@ -621,8 +627,10 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  padded_ = config_.graphs && weights_.streamed_count() == 0 && shape_.prefill_slices == 0 &&
-            shape_.given_rows == 0 && shape_.rows <= kDecodeRowsMax;
+  // Steps with streamed weights are padded though not captured: the devices of a group add up rows
+  // of one number, whichever of them stream.
+  padded_ = config_.graphs && shape_.prefill_slices == 0 && shape_.given_rows == 0 &&
+            shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
   if (padded_) {
     shape_.rows_padded = decode_bucket(shape_.rows);
@@ -630,7 +638,7 @@ void CudaBackend::begin(const Batch& batch) {
     shape_.decode_length_max = padded_length(shape_.decode_length_max);
     key_ = {shape_.rows_padded, shape_.decode_length_max, shape_.logit_rows_padded, shape_.samples,
             shape_.sequences_share};
-    use_ = graphs_.begin(key_);
+    if (weights_.streamed_count() == 0) use_ = graphs_.begin(key_);
   }
   layout_ = StepLayout::of(shape_);
   UPDRAFT_CHECK(layout_.bytes <= metadata_.bytes(), "no more sequences than logit rows");

@@ -113,10 +113,6 @@ Result<Uploader::Buffer*> Uploader::next_buffer(size_t bytes) {
 template <typename Function>
 Result<void> for_chunks(const PackedParts& matrix, int64_t rows_max, Function f) {
   const PackedLayout& whole = matrix.layout;
-  const auto rows_of = [](const WeightView& part, int64_t first, int64_t count) {
-    return WeightView{part.data + first * row_bytes(part.type, part.cols), part.type, count,
-                      part.cols};
-  };
   const size_t together = whole.gated ? 2 : 1;
   int64_t row_first = 0;
   for (size_t p = 0; p < matrix.parts.size(); p += together) {
@@ -124,7 +120,8 @@ Result<void> for_chunks(const PackedParts& matrix, int64_t rows_max, Function f)
     for (int64_t r = 0; r < part_rows; r += rows_max) {
       const int64_t rows = std::min(rows_max, part_rows - r);
       std::vector<WeightView> views;
-      for (size_t i = 0; i < together; ++i) views.push_back(rows_of(matrix.parts[p + i], r, rows));
+      for (size_t i = 0; i < together; ++i)
+        views.push_back(row_range(matrix.parts[p + i], r, rows));
       const auto count = static_cast<int64_t>(together);
       const auto layout = PackedLayout::of(whole.type, rows * count, whole.cols, whole.gated);
       if (!layout) return layout.error();

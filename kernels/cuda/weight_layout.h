@@ -117,7 +117,7 @@ struct PackedLayout {
 // threads may pack different tiles of one matrix. `weight` has the layout's format or one whose
 // packed_type() it is; BF16, F8_E4M3 and I8 tiles are made from F32, F16 and BF16. A row of
 // F8_E4M3 or I8 with a value that is not finite has the scale NaN; bytes that are F8_E4M3 already
-// keep theirs, with a scale of one.
+// stay as they are, with their row's scale.
 void pack_tiles(const WeightView& weight, const PackedLayout& layout, int64_t tile_first,
                 int64_t tile_end, std::span<std::byte> packed);
 // The same for a gated layout; gate and up have one format.

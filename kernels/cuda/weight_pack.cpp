@@ -209,12 +209,14 @@ void pack_scales(const Band& band, int row, int64_t column, const std::byte* blo
 }
 
 // A row in the band's format, encoded: the file's bytes where they are that already, else made in
-// `encoded` by way of `values`; its scale goes to the band.
+// `encoded` by way of `values`; its scale goes to the band. own_scale: of bytes that are already in
+// the format.
 const std::byte* encode_row(const Band& band, DType type, int row, const std::byte* source,
-                            std::vector<float>& values, std::vector<std::byte>& encoded) {
+                            float own_scale, std::vector<float>& values,
+                            std::vector<std::byte>& encoded) {
   const bool is_encoded = type == band.type;
   if (band.format.row_scale) {
-    float scale = 1.0F;  // of bytes that are already in the format
+    float scale = own_scale;
     if (!is_encoded) {
       dequantize_row(type, source, values);
       float largest = 0.0F;
@@ -266,7 +268,8 @@ void pack_blocks(const Band& band, const BandRows& rows, int64_t cols, int64_t c
   }
 }
 
-void pack_values(const Band& band, DType type, const BandRows& sources, int64_t cols) {
+void pack_values(const Band& band, DType type, const BandRows& sources, const float* row_scales,
+                 int64_t cols) {
   const auto element = static_cast<size_t>(dtype_info(band.type).block_bytes);
   std::vector<float> values(static_cast<size_t>(cols));
   std::array<std::vector<std::byte>, 2> encoded;
@@ -278,7 +281,8 @@ void pack_values(const Band& band, DType type, const BandRows& sources, int64_t 
       const int in_band = row + 8 * static_cast<int>(i);
       const std::byte* source = sources[static_cast<size_t>(in_band)];
       if (source == nullptr) continue;
-      rows[i] = encode_row(band, type, in_band, source, values, encoded[i]);
+      rows[i] = encode_row(band, type, in_band, source,
+                           row_scales == nullptr ? 1.0F : row_scales[in_band], values, encoded[i]);
     }
     for (int64_t column = 0; column < cols; column += kColumns) {
       // Of a width that is no multiple of a chunk the rest is copied.
@@ -327,7 +331,9 @@ void pack_band(const WeightView& weight, int64_t row_first, const PackedLayout& 
     case DType::kQ6_K:
       return blocks(pack_blocks<DType::kQ6_K>);
     default:
-      pack_values(band, weight.type, rows, weight.cols);
+      pack_values(band, weight.type, rows,
+                  weight.row_scales == nullptr ? nullptr : weight.row_scales + row_first,
+                  weight.cols);
   }
 }
 

@@ -33,6 +33,13 @@ DType WeightStore::kept_format(DType file_format, bool of_layer) const {
   return packed_type(file_format);
 }
 
+uint64_t WeightStore::kept_bytes(const WeightView& view, bool of_layer) const {
+  const auto layout = PackedLayout::of(kept_format(view.type, of_layer), view.rows, view.cols);
+  // A shape that add_matrix() will refuse.
+  if (!layout) return 0;
+  return static_cast<uint64_t>(layout->bytes);
+}
+
 // Neighbours that are kept in one format lie in one packed matrix, as long as bands of rows do not
 // cross them; gate and up alternate in it.
 Result<Mat> WeightStore::add_matrix(std::span<const WeightView> parts, bool of_layer,

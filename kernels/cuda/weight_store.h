@@ -56,6 +56,9 @@ class WeightStore {
   // included; 0: whatever the budget has.
   void set_room(uint64_t bytes) { room_ = bytes; }
 
+  // In which add_matrix() would keep it.
+  uint64_t kept_bytes(const WeightView& view, bool of_layer) const;
+
   // Takes the rows of all parts, one below the other. `of_layer`: every step reads it once, in the
   // order in which such matrices were added, so it may be kept in fewer bits or in host memory;
   // what is not (embeddings, head) stays on the device as it is. Errors: parts that do not fit

@@ -15,7 +15,7 @@
 namespace updraft {
 
 // Raised with every change of Backend, CudaConfig or this struct.
-inline constexpr uint32_t kCudaModuleVersion = 3;
+inline constexpr uint32_t kCudaModuleVersion = 4;
 inline constexpr const char* kCudaModuleEntry = "updraft_cuda_module";
 
 // What the module's one function gives: extern "C" const CudaModule* updraft_cuda_module().

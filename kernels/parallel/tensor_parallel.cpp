@@ -3,6 +3,7 @@
 #include "kernels/parallel/tensor_parallel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <string>
@@ -68,13 +69,6 @@ std::vector<std::byte> copy_cols(const WeightView& view, const Share& cols) {
   return out;
 }
 
-WeightView rows_of(const WeightView& view, const Share& rows) {
-  WeightView out = view;
-  out.data = view.data + rows.first * row_bytes(view.type, view.cols);
-  out.rows = rows.count;
-  return out;
-}
-
 class TensorParallelBackend final : public Backend {
  public:
   TensorParallelBackend(std::vector<std::unique_ptr<Backend>> ranks, std::vector<double> weights)
@@ -118,10 +112,25 @@ class TensorParallelBackend final : public Backend {
     return sum;
   }
 
-  Result<Mat> add_matrix(std::span<const WeightView> parts) override {
-    return add_split_matrix(parts, {});
+  uint64_t kept_bytes(const WeightView& view, bool of_layer) const override {
+    return ranks_[0]->kept_bytes(view, of_layer);
   }
-  Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override;
+  std::vector<DeviceNeeds> needs(const ModelBytes& model, const KvShape& shape,
+                                 int64_t rows_max) const override;
+  void set_weight_rooms(std::span<const uint64_t> bytes) override {
+    UPDRAFT_CHECK(bytes.size() == ranks_.size(), "a room for each device");
+    for (size_t i = 0; i < bytes.size(); ++i) ranks_[i]->set_weight_rooms(bytes.subspan(i, 1));
+  }
+  bool keeps_weights_outside() const override {
+    return std::all_of(ranks_.begin(), ranks_.end(),
+                       [](const auto& rank) { return rank->keeps_weights_outside(); });
+  }
+  Result<Mat> add_matrix(std::span<const WeightView> parts) override {
+    return add_shares(parts, {}, false);
+  }
+  Result<Mat> add_split_matrix(std::span<const WeightView> parts, const Split& split) override {
+    return add_shares(parts, split, true);
+  }
   Result<Vec> add_vector(std::span<const float> values) override {
     return add_vectors([&](int32_t) { return values; });
   }
@@ -223,6 +232,8 @@ class TensorParallelBackend final : public Backend {
     }
     return {};
   }
+  // of_layer: as a device's own add_split_matrix() takes it, else add_matrix().
+  Result<Mat> add_shares(std::span<const WeightView> parts, const Split& split, bool of_layer);
   template <typename Values>
   Result<Vec> add_vectors(Values values);
   template <typename Add>
@@ -285,8 +296,8 @@ Result<std::vector<HeadShare>> TensorParallelBackend::shares_of(const Split& spl
   return share_heads(split.pieces, split.group, unit, weights_);
 }
 
-Result<Mat> TensorParallelBackend::add_split_matrix(std::span<const WeightView> parts,
-                                                    const Split& split) {
+Result<Mat> TensorParallelBackend::add_shares(std::span<const WeightView> parts, const Split& split,
+                                              bool of_layer) {
   UPDRAFT_CHECK(!parts.empty());
   const auto count = static_cast<int32_t>(ranks_.size());
   SplitMatrix matrix;
@@ -340,13 +351,15 @@ Result<Mat> TensorParallelBackend::add_split_matrix(std::span<const WeightView> 
     std::vector<WeightView> own(parts.begin(), parts.end());
     std::vector<std::byte> copied;
     for (size_t p = 0; p < own.size(); ++p)
-      own[p] = rows_of(parts[p], matrix.rows_of[index(rank)][p]);
+      own[p] = row_range(parts[p], matrix.rows_of[index(rank)][p].first,
+                         matrix.rows_of[index(rank)][p].count);
     if (split.by == Split::By::kCols) {
       copied = copy_cols(parts[0], cols[index(rank)]);
       own[0].data = copied.data();
       own[0].cols = cols[index(rank)].count;
     }
-    const Result<Mat> made = backend.add_matrix(own);
+    const Result<Mat> made =
+        of_layer ? backend.add_split_matrix(own, split) : backend.add_matrix(own);
     if (!made) return made.error();
     matrix.handles[index(rank)] = *made;
     return {};
@@ -444,6 +457,30 @@ uint64_t TensorParallelBackend::kv_page_bytes(const KvShape& shape) const {
   KvShape one = shape;
   one.kv_head_count = 1;
   return ranks_[0]->kv_page_bytes(one) * static_cast<uint64_t>(devices);
+}
+
+// Of a layer each has its weight's part, up to a piece; heads are cut as the matrix of q, k and v
+// will be, up to a unit.
+std::vector<DeviceNeeds> TensorParallelBackend::needs(const ModelBytes& model, const KvShape& shape,
+                                                      int64_t rows_max) const {
+  const double all = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  const auto heads =
+      shape.head_count > 0 && shape.kv_head_count > 0
+          ? share_heads(shape.head_count, shape.head_count / shape.kv_head_count, 1, weights_)
+          : Result<std::vector<HeadShare>>(fail("no heads"));
+  std::vector<DeviceNeeds> out;
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    KvShape own = shape;
+    // Too few heads: an error when the matrix comes.
+    if (heads) own.kv_head_count = (*heads)[i].kv_heads.count;
+    ModelBytes bytes = model;
+    bytes.layers =
+        static_cast<uint64_t>(std::ceil(static_cast<double>(model.layers) * (weights_[i] / all)));
+    const std::vector<DeviceNeeds> one = ranks_[i]->needs(bytes, own, rows_max);
+    UPDRAFT_CHECK(one.size() == 1, "a rank is one device");
+    out.push_back(one[0]);
+  }
+  return out;
 }
 
 // --- one step; a rank's thread ---

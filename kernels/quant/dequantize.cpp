@@ -142,4 +142,10 @@ void dequantize_row(DType type, const std::byte* src, std::span<float> out) {
   }
 }
 
+void dequantize_row(const WeightView& view, int64_t row, std::span<float> out) {
+  dequantize_row(view.type, view.data + row * row_bytes(view.type, view.cols), out);
+  if (view.row_scales == nullptr) return;
+  for (float& v : out) v *= view.row_scales[row];
+}
+
 }  // namespace updraft

@@ -10,7 +10,7 @@ namespace updraft {
 namespace {
 
 // In the order of DType.
-constexpr std::array<DTypeInfo, kDTypeCount + 2> kTable = {{
+constexpr std::array<DTypeInfo, kDTypeCountAll> kTable = {{
     {"F32", 0, 1, 4},
     {"F16", 1, 1, 2},
     {"BF16", 30, 1, 2},

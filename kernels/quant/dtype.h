@@ -20,12 +20,14 @@ enum class DType : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
-  // Of no file: what a device makes of float weights at load, and keeps with one f32 scale per row
-  // that is not part of the format; and what keys and values are kept in.
+  // Of no GGUF file: bytes with one f32 scale per row that is not part of the format
+  // (WeightView::row_scales). What a device makes of float weights at load, what fp8 checkpoints
+  // have, and what keys and values are kept in.
   kF8_E4M3,  // 1 sign, 4 exponent (bias 7), 3 fraction bits; no infinity, 0x7F and 0xFF are NaN
   kI8,       // a signed byte, -127..127
 };
-inline constexpr int kDTypeCount = 11;  // formats that a file may hold: the first ones
+inline constexpr int kDTypeCount = 11;     // formats that a GGUF file may hold: the first ones
+inline constexpr int kDTypeCountAll = 13;  // with those of no GGUF file
 
 struct DTypeInfo {
   const char* name;     // "F32", "Q4_K", ... as GGUF tools print it
@@ -50,8 +52,19 @@ struct WeightView {
   DType type = DType::kF32;
   int64_t rows = 0;  // outputs
   int64_t cols = 0;  // inputs
+  // [rows] of F8_E4M3: a weight is its byte's value times its row's scale; null: scales of one.
+  const float* row_scales = nullptr;
 
   bool empty() const { return data == nullptr; }
 };
+
+// Rows [first, first + count) of it.
+inline WeightView row_range(const WeightView& view, int64_t first, int64_t count) {
+  WeightView out = view;
+  out.data = view.data + first * row_bytes(view.type, view.cols);
+  if (view.row_scales != nullptr) out.row_scales = view.row_scales + first;
+  out.rows = count;
+  return out;
+}
 
 }  // namespace updraft

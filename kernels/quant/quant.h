@@ -13,6 +13,9 @@ namespace updraft {
 // Decodes `out.size()` weights (a multiple of the block) from `src` (any alignment).
 void dequantize_row(DType type, const std::byte* src, std::span<float> out);
 
+// Row `row` of a matrix, its scale included: out [view.cols].
+void dequantize_row(const WeightView& view, int64_t row, std::span<float> out);
+
 // Encodes weights (a multiple of the block) into `dst`, row_bytes(type, values.size()) bytes. Q8_0,
 // Q4_0, Q4_1, Q5_0 and Q5_1 give ggml's bytes exactly; F32, F16, BF16, F8_E4M3 and I8 round to
 // nearest even; the K formats minimise squared error.

@@ -218,6 +218,9 @@ Result<SourceModel> open_folder_source(const std::string& path) {
   if (!tokenizer.model.empty()) {
     if (const auto usable = Tokenizer::create(tokenizer); !usable) return usable.error(path);
   }
+  if ((*model)->quantization() == dtype_info(DType::kF8_E4M3).name) {
+    return fail(path + ": has fp8 weights with scales of their own; convert the bfloat16 original");
+  }
   const Hyperparameters& h = (*model)->hyperparameters();
   SourceModel source;
   source.tensors = FolderSource(**model).tensors();

@@ -51,7 +51,8 @@ TEST_CASE(
   tight.max_memory_bytes = 0;
   tight.available_memory_bytes = 0;
   auto backend = gpu::open_emulated();
-  backend->set_weight_room(100 << 10);
+  const uint64_t room = 100 << 10;
+  backend->set_weight_rooms({&room, 1});
   const auto engine = open_engine(tight, model, std::move(backend));
   CHECK(engine->device().find("in host memory") != std::string::npos);
   CHECK(run_all(*engine, requests()) == alone);

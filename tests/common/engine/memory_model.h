@@ -2,6 +2,7 @@
 // golden files.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "common/model/model.h"
+#include "kernels/quant/quant.h"
 
 namespace updraft::testing {
 
@@ -35,6 +37,38 @@ class MemoryModel : public Model {
 
  private:
   std::deque<std::vector<float>> storage_;
+};
+
+// The layers' matrices as an fp8 checkpoint has them: e4m3 with a scale per row. The memory is the
+// caller's.
+struct Fp8Rows {
+  std::deque<std::vector<std::byte>> bytes;
+  std::deque<std::vector<float>> scales;
+
+  void convert(Weights& weights) {
+    for (LayerWeights& layer : weights.layers) {
+      for (WeightView* view :
+           {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+        convert(*view);
+      }
+    }
+  }
+  void convert(WeightView& view) {
+    std::vector<std::byte>& to = bytes.emplace_back(static_cast<size_t>(view.rows * view.cols));
+    std::vector<float>& scale = scales.emplace_back();
+    std::vector<float> row(static_cast<size_t>(view.cols));
+    for (int64_t r = 0; r < view.rows; ++r) {
+      dequantize_row(view, r, row);
+      float largest = 0.0F;
+      for (const float v : row) largest = std::max(largest, std::abs(v));
+      scale.push_back(largest / 448.0F);
+      for (float& v : row) v /= scale.back();
+      quantize_row(DType::kF8_E4M3, row, to.data() + r * view.cols);
+    }
+    view.data = to.data();
+    view.type = DType::kF8_E4M3;
+    view.row_scales = scale.data();
+  }
 };
 
 inline Hyperparameters small_hyperparameters(Architecture architecture = Architecture::kLlama) {

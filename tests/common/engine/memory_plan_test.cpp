@@ -128,9 +128,64 @@ TEST_CASE("a tied head counts once and bytes read well") {
   weights.embedding = {reinterpret_cast<const std::byte*>(values), DType::kF32, 2, 4};
   weights.head = weights.embedding;
   weights.final_norm.resize(4);
-  CHECK(weight_bytes(weights) == 48);
+  const ModelBytes bytes = weight_bytes(weights, [](const WeightView& view, bool of_layer) {
+    CHECK_FALSE(of_layer);
+    return static_cast<uint64_t>(view.rows * view.cols) * sizeof(float);
+  });
+  CHECK(bytes.whole == 48);
+  CHECK(bytes.layers == 0);
   CHECK(format_bytes(uint64_t{3} << 30) == "3.00 GiB");
   CHECK(format_bytes(96 * kMiB) == "96 MiB");
   CHECK(format_bytes(3 * kMiB / 2) == "1.5 MiB");
   CHECK(format_bytes(12 << 10) == "12 KiB");
+}
+
+TEST_CASE(
+    "devices with memory of their own are planned one by one, the pool as the smallest has room") {
+  // 60 MiB of the 300 are on both; the second device has a third of the rest and of the heads.
+  std::vector<DeviceNeeds> devices(2);
+  devices[0] = {"big", 700 * kMiB, (60 + 160) * kMiB, 2 * kMiB / 3, 0};
+  devices[1] = {"small", 260 * kMiB, (60 + 80) * kMiB, kMiB / 3, 10 * kMiB};
+  EngineConfig config;
+  config.slots = 8;
+  auto plan = plan_memory(needs(), devices, config);
+  REQUIRE(plan.ok());
+  // Half of what the small one has left: 260 - 140 - 30 = 90 MiB.
+  CHECK(plan->page_count == static_cast<int32_t>(45 * kMiB / (kMiB / 3)));
+  CHECK(plan->weight_bytes == 360 * kMiB);  // what is on both counts twice
+  CHECK(plan->activation_bytes == (20 + 20 + 10) * kMiB);
+  CHECK(plan->kv_bytes == static_cast<uint64_t>(plan->page_count) * (kMiB / 3 + 2 * kMiB / 3));
+  CHECK(plan->kv_shrunk);
+  CHECK(plan->weight_rooms == std::vector<uint64_t>{0, 0});
+  // As one device they would seem to have room.
+  devices[1].free_bytes = 205 * kMiB;
+  plan = plan_memory(needs(), devices, config);
+  REQUIRE_FALSE(plan.ok());
+  CHECK(contains(plan.message(), "device 1 of 2 (small): llama-x does not fit"));
+  config.offload = true;
+  plan = plan_memory(needs(), devices, config);
+  REQUIRE(plan.ok());
+  CHECK(plan->weight_rooms[0] == 0);
+  CHECK(plan->weight_rooms[1] == 205 * kMiB - 30 * kMiB - 128 * (kMiB / 3));
+  CHECK(plan->weight_outside_bytes == 140 * kMiB - plan->weight_rooms[1]);
+  // A limit is divided.
+  config = {};
+  config.slots = 1;
+  config.max_memory_bytes = 400 * kMiB;
+  plan = plan_memory(needs(), devices, config);
+  REQUIRE_FALSE(plan.ok());
+  CHECK(contains(plan.message(), "device 0 of 2 (big)"));
+  CHECK(contains(plan.message(), "200 MiB are allowed by max_memory"));
+}
+
+TEST_CASE("devices that use the machine's memory are planned as one, copies counted") {
+  std::vector<DeviceNeeds> devices(2);
+  devices[0] = {"socket 0", 0, (60 + 120) * kMiB, kMiB / 2, 0};
+  devices[1] = devices[0];
+  EngineConfig config;
+  config.slots = 1;
+  config.available_memory_bytes = (360 + 40 + 128) * kMiB;
+  CHECK(plan_memory(needs(), devices, config).ok());
+  config.available_memory_bytes -= 1;
+  CHECK_FALSE(plan_memory(needs(), devices, config).ok());
 }

@@ -30,7 +30,7 @@ class ReferenceBackend : public Backend {
       UPDRAFT_CHECK(part.cols == matrix.cols);
       std::vector<float> row(static_cast<size_t>(part.cols));
       for (int64_t r = 0; r < part.rows; ++r) {
-        dequantize_row(part.type, part.data + r * row_bytes(part.type, part.cols), row);
+        dequantize_row(part, r, row);
         matrix.values.insert(matrix.values.end(), row.begin(), row.end());
       }
       matrix.rows += part.rows;

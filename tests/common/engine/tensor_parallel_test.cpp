@@ -278,3 +278,24 @@ TEST_CASE("weights that are none are refused, and free memory is the proportion 
   CHECK_FALSE(open_tensor_parallel(cpu_ranks(2), {1.0, 0.0}).ok());
   CHECK(open_tensor_parallel(cpu_ranks(2)).ok());
 }
+
+TEST_CASE(
+    "e4m3 weights with scales of their rows are the same on one device and cut among several") {
+  const Hyperparameters h = shared_hyperparameters(Architecture::kQwen2);
+  const auto model = random_model(h, 21);
+  Fp8Rows rows;
+  rows.convert(model->weights());
+  ReferenceBackend reference;
+  const auto expected = logits_of(*model, reference);
+  CHECK(difference(logits_of(*model, *group(2)), expected) < 1e-2);
+  CHECK(difference(logits_of(*model, *group(3, {1.0, 2.0, 1.0})), expected) < 1e-2);
+  for (const bool exact : {true, false}) {
+    CpuConfig config;
+    config.thread_count = 2;
+    config.pin = false;
+    config.exact = exact;
+    auto one = open_cpu_backend(config);
+    REQUIRE(one.ok());
+    CHECK(difference(logits_of(*model, **one), expected) < 1e-2);
+  }
+}

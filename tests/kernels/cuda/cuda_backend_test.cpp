@@ -456,7 +456,7 @@ TEST_CASE("weights that find no room are streamed, and give the bits of those th
     for (const uint64_t room : {uint64_t{1}, uint64_t{400} << 10}) {
       CAPTURE(room);
       auto backend = open_emulated();
-      backend->set_weight_room(room);
+      backend->set_weight_rooms({&room, 1});
       Runner run(*model, std::move(backend));
       CHECK(run.backend->description().find("weight matrices in host memory") != std::string::npos);
       if (room == 1)
@@ -529,4 +529,16 @@ TEST_CASE("a matrix whose width no product takes is refused when it is loaded, w
   const WeightView view{reinterpret_cast<const std::byte*>(values.data()), DType::kF32, 16, 48};
   CHECK(backend->add_matrix({&view, 1}).message().starts_with("matrix of 48 columns"));
   CHECK(backend->add_split_matrix({&view, 1}, {}).message().starts_with("matrix of 48 columns"));
+}
+
+TEST_CASE("e4m3 weights of a file keep their bytes, and their rows' scales") {
+  const auto model = bf16_model(gpu_hyperparameters(Architecture::kQwen2), 14);
+  updraft::testing::Fp8Rows rows;
+  rows.convert(model->weights());
+  Runner reference(*model, std::make_unique<updraft::testing::ReferenceBackend>());
+  Runner run(*model, open_emulated());
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto tokens = random_tokens(9, 3);
+  CHECK(worst(run.step(a, tokens), reference.step(b, tokens)) < 2e-2);
 }

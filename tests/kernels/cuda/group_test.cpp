@@ -34,6 +34,7 @@ class EmulatedComm final : public Comm {
       group->buffers[static_cast<size_t>(rank)] = {static_cast<Bf16*>(values),
                                                    static_cast<size_t>(count)};
       group->arrived.arrive_and_wait();
+      CHECK(group->buffers[0].size() == static_cast<size_t>(count));
       if (rank == 0) {
         for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
           float sum = 0.0F;
@@ -76,17 +77,19 @@ struct Gpus {
   }
 };
 
-std::unique_ptr<Backend> open_group(std::vector<std::shared_ptr<EmulatedComm>>& comms) {
+std::unique_ptr<Backend> open_group(std::vector<std::shared_ptr<EmulatedComm>>& comms,
+                                    const CudaConfig& settings = {},
+                                    std::vector<double> weights = {}) {
   const auto group = std::make_shared<Group>(2);
   std::vector<std::unique_ptr<Backend>> ranks;
   for (int32_t rank = 0; rank < 2; ++rank) {
     comms.push_back(std::make_shared<EmulatedComm>(group, rank));
-    CudaConfig config;
+    CudaConfig config = settings;
     config.device = rank;
     config.comm = comms.back();
     ranks.push_back(open_emulated(config));
   }
-  auto made = open_tensor_parallel(std::move(ranks));
+  auto made = open_tensor_parallel(std::move(ranks), std::move(weights));
   REQUIRE_MESSAGE(made.ok(), made.message());
   return std::move(*made);
 }
@@ -143,4 +146,66 @@ TEST_CASE("two GPUs go on together from tokens that the host has not read") {
     read.push_back(next);
   }
   CHECK(tokens == read);
+}
+
+TEST_CASE("each GPU of a group streams what it has no room for, to the same bits") {
+  const Gpus gpus(2);
+  Hyperparameters h = gpu_hyperparameters(Architecture::kQwen2);
+  h.ff_dim = 192;
+  const auto model = bf16_model(h, 4);
+  std::vector<std::shared_ptr<EmulatedComm>> comms;
+  const std::vector<double> alike = {1.0, 1.0};  // the memory of both is not
+  Runner resident(*model, open_group(comms, {}, alike));
+  auto tight = open_group(comms, {}, alike);
+  REQUIRE(tight->keeps_weights_outside());
+  // The first has no room for a layer's matrix, the second has for all.
+  const uint64_t rooms[] = {1, 0};
+  tight->set_weight_rooms(rooms);
+  Runner streaming(*model, std::move(tight));
+  const std::string text = streaming.backend->description();
+  CHECK(text.find("weight matrices in host memory") != std::string::npos);
+  CHECK(text.find("weight matrices in host memory") ==
+        text.rfind("weight matrices in host memory"));
+  Runner::Sequence a;
+  Runner::Sequence b;
+  const auto prompt = random_tokens(7, 5);
+  CHECK(streaming.step(a, prompt) == resident.step(b, prompt));
+  // Three sequences: a step that one GPU replays, padded, and the other does by hand.
+  Runner::Sequence more[2][2];
+  for (int i = 0; i < 2; ++i) {
+    streaming.step(more[0][i], {i + 1, i + 2});
+    resident.step(more[1][i], {i + 1, i + 2});
+  }
+  for (const int32_t token : random_tokens(4, 6)) {
+    CHECK(streaming.step({{&a, {token}}, {&more[0][0], {3}}, {&more[0][1], {4}}}) ==
+          resident.step({{&b, {token}}, {&more[1][0], {3}}, {&more[1][1], {4}}}));
+  }
+}
+
+TEST_CASE(
+    "layers of a group are kept as a single GPU keeps them, and its devices say what they need") {
+  const Gpus gpus(2);
+  Hyperparameters h = gpu_hyperparameters(Architecture::kLlama);
+  h.ff_dim = 192;
+  const auto model = bf16_model(h, 4);
+  CudaConfig fp8;
+  fp8.fp8_weights = true;
+  std::vector<std::shared_ptr<EmulatedComm>> comms;
+  Runner plain(*model, open_group(comms));
+  Runner small(*model, open_group(comms, fp8));
+  CHECK(small.backend->memory_used_bytes() < plain.backend->memory_used_bytes());
+  KvShape shape = Forward::kv_shape(h);
+  shape.page_tokens = 16;
+  shape.page_count = 1;
+  shape.type = DType::kBF16;
+  const auto needs = plain.backend->needs({1000, 6000}, shape, 80);
+  REQUIRE(needs.size() == 2);
+  uint64_t pages = 0;
+  for (const DeviceNeeds& device : needs) {
+    CHECK(device.weight_bytes == 1000 + 3000);  // its copy, and its half
+    CHECK(device.free_bytes > 0);
+    CHECK(device.free_bytes < uint64_t{1} << 30);
+    pages += device.page_bytes;
+  }
+  CHECK(pages == plain.backend->kv_page_bytes(shape));
 }
