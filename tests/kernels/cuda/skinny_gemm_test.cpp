@@ -240,8 +240,8 @@ TEST_CASE("a product can be added to what is there") {
 TEST_CASE("a product into the residual stream leaves what product, addition and norm leave") {
   constexpr int64_t kDim = 80;  // 5 bands: a block of 2 has one of its own alone
   constexpr float kEps = 1e-5F;
-  for (const DType type : {DType::kQ4_K, DType::kBF16, DType::kF8_E4M3}) {
-    for (const int32_t tokens : {1, 11, 33}) {
+  for (const DType type : {DType::kQ4_K, DType::kF8_E4M3}) {
+    for (const int32_t tokens : {1, 33}) {
       for (const int32_t splits : {1, 2}) {
         CAPTURE(dtype_info(type).name);
         CAPTURE(tokens);
