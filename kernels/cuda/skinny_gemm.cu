@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/cuda/skinny_gemm_kernel.h"
+#include "kernels/quant/block_layout.h"
 
 namespace updraft::cuda {
 
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kCountersMax = kSkinnyCounterBytes / sizeof(uint32_t);
 constexpr int kRowsOfBlock = 2 * kTileRows;
 constexpr int64_t kSplitsMax = 8;
+constexpr int64_t kSplitsOfFewRowsMax = 16;
 constexpr int64_t kWarpTilesMin = 2;  // of 64 columns
 
 Result<void> check(const SkinnyGemm& op) {
@@ -58,13 +60,19 @@ Result<void> check(const SkinnyGemm& op) {
 
 }  // namespace
 
-// The fewest splits that fill the device: two blocks on each multiprocessor, as long as each warp
-// keeps a few tiles in flight.
+// The fewest splits that fill the device with two blocks on each multiprocessor, as long as each
+// warp keeps a few tiles in flight. A matrix of so few rows that this leaves multiprocessors idle
+// is cut on until each has a block or each warp the least that there is.
 int32_t skinny_gemm_splits(const PackedLayout& layout, int32_t multiprocessor_count) {
   const int64_t blocks = (layout.rows_padded + kRowsOfBlock - 1) / kRowsOfBlock;
-  const int64_t wanted = (2 * int64_t{multiprocessor_count} + blocks - 1) / blocks;
-  const int64_t possible = layout.cols_padded / (64 * kSkinnyWarps * kWarpTilesMin);
-  return static_cast<int32_t>(std::max<int64_t>(1, std::min({wanted, possible, kSplitsMax})));
+  const auto fewest = [&](int64_t blocks_wanted) { return (blocks_wanted + blocks - 1) / blocks; };
+  const bool super = packed_format(layout.type).super_bytes != 0;  // whole ones
+  const int64_t least_cols = super ? kSuperBlock : 64;             // of a warp
+  const int64_t most = layout.cols_padded / (least_cols * kSkinnyWarps);
+  const int64_t busy = super ? most : most / kWarpTilesMin;
+  const int64_t full = std::min({fewest(2 * int64_t{multiprocessor_count}), busy, kSplitsMax});
+  const int64_t reached = std::min({fewest(multiprocessor_count), most, kSplitsOfFewRowsMax});
+  return static_cast<int32_t>(std::max({int64_t{1}, full, reached}));
 }
 
 size_t skinny_gemm_workspace_bytes(const PackedLayout& layout, int32_t splits) {

@@ -398,6 +398,37 @@ TEST_CASE("the shapes of the models fill a device of 132 multiprocessors where t
   }
 }
 
+TEST_CASE("a matrix of few rows gives every multiprocessor a block, or every warp its least") {
+  for (const int32_t multiprocessors : {108, 132}) {
+    for (const DType type : {DType::kBF16, DType::kQ4_0, DType::kQ8_0, DType::kQ4_K}) {
+      const bool super = dtype_info(type).block_elems == 256;
+      for (const int64_t rows : {256, 384, 512, 768, 1024}) {
+        for (const int64_t cols : {1024, 2048, 4096, 13824}) {
+          const auto layout = PackedLayout::of(type, rows, cols);
+          REQUIRE(layout.ok());
+          const int64_t splits = skinny_gemm_splits(*layout, multiprocessors);
+          const int64_t blocks = splits * (rows / 32);
+          CAPTURE(dtype_info(type).name);
+          CAPTURE(rows);
+          CAPTURE(cols);
+          CAPTURE(splits);
+          // One more split would leave warps without columns.
+          const bool least = cols < (splits + 1) * 8 * (super ? 256 : 64);
+          CHECK((blocks >= multiprocessors || least || splits == 16));
+          CHECK((splits == 1 || cols >= splits * 8 * (super ? 256 : 64)));
+        }
+      }
+    }
+  }
+  // Of 4,096 columns 512 rows or more reach all of an A100's, and of an H100's from 544 on.
+  const auto blocks = [](int64_t rows, int32_t multiprocessors) {
+    const auto layout = PackedLayout::of(DType::kBF16, rows, 4096);
+    return skinny_gemm_splits(*layout, multiprocessors) * (rows / 32);
+  };
+  for (int64_t rows = 512; rows <= 1024; rows += 32) CHECK(blocks(rows, 108) >= 108);
+  for (int64_t rows = 544; rows <= 1024; rows += 32) CHECK(blocks(rows, 132) >= 132);
+}
+
 TEST_CASE("a shape that the skinny product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
   Buffer<float> y("y", 16);
