@@ -212,8 +212,24 @@ class CudaBackend final : public Backend {
   void quantize(Activation& act);
   bool few_rows() const { return shape_.rows_padded <= kSkinnyTokensMax; }
   const Activation* quantized_input(const Matrix& m, Act in);
+  // A product of all of the step's rows, but the head's.
+  struct Product {
+    Mat weight{};
+    Vec bias = kNoVec;
+    Act in = kNoAct;
+    Act out = kNoAct;
+    NormedInput normed;  // of `in`
+  };
+  void run_product(const Product& product, const ResidualOutput& residual);
+  void run_norm(const updraft::ResidualNorm& op, float* factors);
+  PrepareQkv prepare_of(const QkvPrepare& op);
   void multiply(const Matrix& m, const Bf16* x, const Activation* quantized, int32_t rows,
-                const float* bias, Bf16* y_bf16, float* y_f32);
+                const float* bias, Bf16* y_bf16, float* y_f32, const NormedInput& normed = {},
+                const ResidualOutput& residual = {});
+  bool joins(const updraft::ResidualNorm& op) const;
+  NormedInput normed_input(const Matrix& m, Act in);
+  void make_whole(Act act);
+  void run_waiting();
 
   const CudaConfig config_;
   const DeviceProperties properties_;
@@ -244,6 +260,9 @@ class CudaBackend final : public Backend {
   DeviceMemory work_counts_;  // attention's lists of work: [rows], of each launch's first row
   DeviceMemory work_items_;
   DeviceMemory workspace_;  // attention's
+  DeviceMemory attention_counters_;
+  DeviceMemory band_sums_;  // [kSkinnyTokensMax, hidden dim / 16]
+  DeviceMemory factors_;    // [rows]
   DeviceMemory scratch_;    // the products'
   PinnedMemory host_logits_;
 
@@ -257,6 +276,13 @@ class CudaBackend final : public Backend {
   std::vector<std::pair<int32_t, int32_t>> given_runs_;  // first row and count of rows in a row
   std::optional<Rope> rotated_;                          // what rotations_ holds in this step
   bool has_work_ = false;                                // attention's list was made in this step
+  // Named, and run with what follows or before it: at most a product and then a norm of what it
+  // made, or the preparation of q, k and v.
+  std::optional<Product> product_;
+  std::optional<updraft::ResidualNorm> norm_;
+  std::optional<QkvPrepare> prepare_;
+  // The norm whose output lacks its factors: these are in band_sums_, or of many rows in factors_.
+  std::optional<updraft::ResidualNorm> split_;
   GraphCache graphs_;
 };
 
@@ -444,6 +470,16 @@ Result<void> CudaBackend::take_scratch() {
   if (auto r = budget_.grow(work_items_, items * sizeof(DecodeWorkItem), "attention's work"); !r)
     return r;
   if (auto r = budget_.grow(work_counts_, rows * sizeof(int32_t), "attention's work"); !r) return r;
+  const size_t counter_bytes =
+      decode_attention_counter_bytes(static_cast<int32_t>(rows_max_), kv_.head_count);
+  if (auto r = budget_.grow(attention_counters_, counter_bytes, "attention's counters"); !r)
+    return r;
+  if (auto r = fill(attention_counters_.data(), 0, attention_counters_.bytes(), stream()); !r)
+    return r;
+  const uint64_t bands = static_cast<uint64_t>(dim) / kTileRows + 1;
+  if (auto r = budget_.grow(band_sums_, kSkinnyTokensMax * bands * sizeof(float), "norms"); !r)
+    return r;
+  if (auto r = budget_.grow(factors_, rows * sizeof(float), "norms"); !r) return r;
   if (auto r = take_quantized(); !r) return r;
   size_t scratch_bytes = 0;
   for (const Matrix& m : weights_.matrices()) {
@@ -595,7 +631,8 @@ void CudaBackend::begin(const Batch& batch) {
     shape_.rows_padded = decode_bucket(shape_.rows);
     shape_.logit_rows_padded = shape_.logit_rows == 0 ? 0 : decode_bucket(shape_.logit_rows);
     shape_.decode_length_max = padded_length(shape_.decode_length_max);
-    key_ = {shape_.rows_padded, shape_.decode_length_max, shape_.logit_rows_padded, shape_.samples};
+    key_ = {shape_.rows_padded, shape_.decode_length_max, shape_.logit_rows_padded, shape_.samples,
+            shape_.sequences_share};
     if (weights_.streamed_count() == 0) use_ = graphs_.begin(key_);
   }
   layout_ = StepLayout::of(shape_);
@@ -623,6 +660,7 @@ void CudaBackend::begin(const Batch& batch) {
   for (Activation& act : activations_) act.is_quantized = false;
   rotated_.reset();
   has_work_ = false;
+  split_.reset();
   if (use_ == GraphCache::Use::kCapture) must(begin_capture(stream()));
 }
 
@@ -642,6 +680,8 @@ void CudaBackend::embed(Mat table, Act out) {
   if (!names(Op::kEmbed, {number(table), number(out)})) return;
   const Matrix& m = weights_.matrix(table);
   UPDRAFT_CHECK(m.parts.size() == 1, "an embedding table of one part");
+  run_waiting();
+  split_.reset();
   float* hidden = residual_of(out, m.cols);
   // A captured step takes tokens whether this one does or not: its sources are -1 then.
   if (shape_.takes_tokens || padded_) {
@@ -665,6 +705,25 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
                          number(op.norm), number(op.eps), number(op.out)})) {
     return;
   }
+  if (!joins(op)) run_waiting();
+  norm_ = op;
+}
+
+// The product that waits makes what this norm adds, and in its own kernel it can add that and leave
+// the norm's output but for its factors. In a step of any number of rows: how a norm is computed,
+// and so a row's bits, is not to depend on what runs beside it.
+bool CudaBackend::joins(const updraft::ResidualNorm& op) const {
+  if (!product_ || norm_ || product_->out != op.delta || op.delta_norm != kNoVec ||
+      op.norm == kNoVec || op.out == kNoAct || op.out == product_->in) {
+    return false;
+  }
+  const Matrix& m = weights_.matrix(product_->weight);
+  return m.parts.size() == 1 && m.rows % kTileRows == 0 && m.rows == activation(op.hidden).cols;
+}
+
+// `factors`: see ResidualNorm.
+void CudaBackend::run_norm(const updraft::ResidualNorm& op, float* factors) {
+  split_.reset();
   const int64_t dim = activation(op.hidden).cols;
   ResidualNorm run;
   run.rows = shape_.rows_padded;
@@ -678,7 +737,9 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
     UPDRAFT_CHECK(run.norm != nullptr, "an output has a norm");
     run.out = output_of(op.out, dim);
     Activation& out = activations_[static_cast<size_t>(op.out)];
-    if (out.quantized.bytes() != 0) {
+    if (factors != nullptr) {
+      run.factors = factors;
+    } else if (out.quantized.bytes() != 0) {
       // From the f32 values, which the rows have lost.
       run.out_scale = out.scales.as<float>();
       if (config_.activations == CudaActivations::kInt8) {
@@ -692,6 +753,48 @@ void CudaBackend::residual_norm(const updraft::ResidualNorm& op) {
     }
   }
   must(run_residual_norm(run, stream()));
+}
+
+// What `in` still lacks for this matrix, when what waits has run: with the norm that makes `in` and
+// the product in front of it in one kernel where that can be.
+NormedInput CudaBackend::normed_input(const Matrix& m, Act in) {
+  const bool takes = std::all_of(m.parts.begin(), m.parts.end(), [&](const MatrixPart& part) {
+    return !part.quantized_input &&
+           gemm_takes_factors(*gemm_device_, part.layout, shape_.rows_padded);
+  });
+  if (takes && product_ && norm_ && norm_->out == in) {
+    const Product product = *std::exchange(product_, std::nullopt);
+    const updraft::ResidualNorm norm = *std::exchange(norm_, std::nullopt);
+    if (few_rows()) {
+      const int64_t dim = weights_.matrix(product.weight).rows;
+      run_product(product, {residual_of(norm.hidden, dim), values(norm.norm, dim),
+                            output_of(norm.out, dim), band_sums_.as<float>()});
+    } else {
+      run_product(product, {});
+      run_norm(norm, factors_.as<float>());
+    }
+    split_ = norm;
+  }
+  run_waiting();
+  if (!split_ || split_->out != in) return {};
+  if (!takes) {
+    make_whole(in);
+    return {};
+  }
+  if (few_rows()) return {band_sums_.as<float>(), nullptr, split_->eps};
+  return {nullptr, factors_.as<float>(), split_->eps};
+}
+
+// For a reader that takes no factors.
+void CudaBackend::make_whole(Act act) {
+  if (!split_ || split_->out != act) return;
+  run_norm({split_->hidden, kNoAct, kNoVec, split_->norm, split_->eps, act}, nullptr);
+}
+
+void CudaBackend::run_waiting() {
+  if (prepare_) must(run_prepare_qkv(prepare_of(*std::exchange(prepare_, std::nullopt)), stream()));
+  if (product_) run_product(*std::exchange(product_, std::nullopt), {});
+  if (norm_) run_norm(*std::exchange(norm_, std::nullopt), nullptr);
 }
 
 // A row's bytes depend on the row alone, however many run beside it; in e4m3 only where they lie
@@ -726,7 +829,8 @@ const Activation* CudaBackend::quantized_input(const Matrix& m, Act in) {
 
 // `quantized`: what parts with quantised inputs read, in place of x.
 void CudaBackend::multiply(const Matrix& m, const Bf16* x, const Activation* quantized,
-                           int32_t rows, const float* bias, Bf16* y_bf16, float* y_f32) {
+                           int32_t rows, const float* bias, Bf16* y_bf16, float* y_f32,
+                           const NormedInput& normed, const ResidualOutput& residual) {
   const int64_t y_cols = m.gated ? m.rows / 2 : m.rows;
   for (const MatrixPart& part : m.parts) {
     Gemm run;
@@ -750,6 +854,8 @@ void CudaBackend::multiply(const Matrix& m, const Bf16* x, const Activation* qua
     run.y_bf16 = y_bf16 == nullptr ? nullptr : y_bf16 + part.row_first;
     run.y_f32 = y_f32 == nullptr ? nullptr : y_f32 + part.row_first;
     run.y_stride = y_cols;
+    run.normed = normed;
+    run.residual = residual;
     run.scratch = {scratch_.data(), scratch_.bytes()};
     must(run_gemm(run, stream()));
     must(weights_.release(part, stream()));
@@ -760,9 +866,17 @@ void CudaBackend::matmul(Mat weight, Vec bias, Act in, Act out) {
   if (!names(Op::kMatmul, {number(weight), number(bias), number(in), number(out)})) return;
   const Matrix& m = weights_.matrix(weight);
   UPDRAFT_CHECK(!m.gated, "a matrix that is no gate and up");
-  const Bf16* x = rows_of(in, m.cols);
-  multiply(m, x, quantized_input(m, in), shape_.rows_padded, values(bias, m.rows),
-           output_of(out, m.rows), nullptr);
+  const NormedInput normed = normed_input(m, in);
+  product_ = {weight, bias, in, out, normed};
+}
+
+void CudaBackend::run_product(const Product& product, const ResidualOutput& residual) {
+  const Matrix& m = weights_.matrix(product.weight);
+  const Bf16* x = rows_of(product.in, m.cols);
+  Bf16* y = residual.hidden == nullptr ? output_of(product.out, m.rows) : nullptr;
+  if (split_ && split_->out == product.out) split_.reset();
+  multiply(m, x, quantized_input(m, product.in), shape_.rows_padded, values(product.bias, m.rows),
+           y, nullptr, product.normed, residual);
 }
 
 void CudaBackend::prepare_qkv(const QkvPrepare& op) {
@@ -773,6 +887,11 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
               op.rope.sections[1], op.rope.sections[2]})) {
     return;
   }
+  run_waiting();
+  prepare_ = op;
+}
+
+PrepareQkv CudaBackend::prepare_of(const QkvPrepare& op) {
   const Rope& rope = op.rope;
   const bool rotated = rotated_ && rotated_->inverse_frequency == rope.inverse_frequency &&
                        rotated_->rope_dims == rope.rope_dims &&
@@ -806,7 +925,7 @@ void CudaBackend::prepare_qkv(const QkvPrepare& op) {
   run.lines = metadata<int32_t>(layout_.lines);
   run.table = metadata<int32_t>(layout_.table);
   run.table_stride = 1;
-  must(run_prepare_qkv(run, stream()));
+  return run;
 }
 
 void CudaBackend::attention(const Attention& op) {
@@ -814,6 +933,14 @@ void CudaBackend::attention(const Attention& op) {
              {number(op.qkv), op.layer, op.head_count, number(op.scale), number(op.out)})) {
     return;
   }
+  // Its kernel prepares what it reads, where no row waits for the key of another.
+  std::optional<PrepareQkv> prepare;
+  if (prepare_ && prepare_->qkv == op.qkv && prepare_->layer == op.layer &&
+      prepare_->head_count == op.head_count && shape_.prefill_slices == 0 &&
+      !shape_.sequences_share) {
+    prepare = prepare_of(*std::exchange(prepare_, std::nullopt));
+  }
+  run_waiting();
   const int64_t heads = op.head_count + 2 * int64_t{kv_.kv_head_count};
   const int64_t q_stride = heads * kv_.head_dim;
   const int64_t out_cols = op.head_count * int64_t{kv_.head_dim};
@@ -868,6 +995,16 @@ void CudaBackend::attention(const Attention& op) {
     run.scale = op.scale;
     run.out = output_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();
+    run.counters = attention_counters_.as<uint32_t>();
+    std::optional<PrepareQkv> prepare_rows = prepare;
+    if (prepare_rows) {
+      prepare_rows->rows = rows;
+      prepare_rows->qkv += first * q_stride;
+      prepare_rows->rotations += first * (prepare_rows->rope_dims / 2);
+      prepare_rows->kv_positions += first;
+      prepare_rows->lines += first;
+      run.prepare = &*prepare_rows;
+    }
     must(run_decode_attention(run, stream()));
   }
 }
@@ -876,13 +1013,15 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
   if (!names(Op::kGated, {number(gate_up), number(in), number(out)})) return;
   const Matrix& m = weights_.matrix(gate_up);
   UPDRAFT_CHECK(m.part_rows.size() == 2 && m.part_rows[0] == m.part_rows[1], "gate and up");
+  const NormedInput normed = normed_input(m, in);
   const Bf16* x = rows_of(in, m.cols);
   const Activation* quantized = quantized_input(m, in);
   if (m.gated) {
-    multiply(m, x, quantized, shape_.rows_padded, nullptr, output_of(out, m.part_rows[0]), nullptr);
+    multiply(m, x, quantized, shape_.rows_padded, nullptr, output_of(out, m.part_rows[0]), nullptr,
+             normed);
     return;
   }
-  multiply(m, x, quantized, shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr);
+  multiply(m, x, quantized, shape_.rows_padded, nullptr, gated_.as<Bf16>(), nullptr, normed);
   must(run_gated_unit({shape_.rows_padded, static_cast<int32_t>(m.part_rows[0]), gated_.as<Bf16>(),
                        output_of(out, m.part_rows[0])},
                       stream()));
@@ -890,6 +1029,8 @@ void CudaBackend::gated_matmul(Mat gate_up, Act in, Act out) {
 
 void CudaBackend::logits(Mat head, Act in) {
   if (!names(Op::kLogits, {number(head), number(in)})) return;
+  run_waiting();
+  make_whole(in);
   const Matrix& m = weights_.matrix(head);
   UPDRAFT_CHECK(m.rows == vocab_count_, "a head of the reserved vocabulary");
   UPDRAFT_CHECK(shape_.logit_rows > 0, "rows whose logits are wanted");
@@ -913,6 +1054,8 @@ void CudaBackend::logits(Mat head, Act in) {
 // The partial sums are bf16 as all rows are; the group adds them up in f32 or better.
 void CudaBackend::all_reduce(Act act) {
   if (config_.comm == nullptr || !names(Op::kAllReduce, {number(act)})) return;
+  run_waiting();
+  make_whole(act);
   Activation& sum = activations_[static_cast<size_t>(act)];
   Bf16* rows = rows_of(act, sum.cols);
   // The first step that sums is not captured. All devices of the group are here now, as they are
@@ -924,6 +1067,7 @@ void CudaBackend::all_reduce(Act act) {
 }
 
 void CudaBackend::end() {
+  run_waiting();
   if (use_ == GraphCache::Use::kCapture) {
     graphs_.keep(key_, must(end_capture(stream())), names_);
     must(graphs_.replay(key_, names_).launch(stream()));

@@ -1,6 +1,11 @@
 // The Backend on one NVIDIA GPU, or on the emulator where that is linked. Activations are bfloat16,
 // the residual stream is f32, K and V are as KvShape says.
 //
+// An operation may wait for the one behind it and run with it in one kernel: an addition to the
+// residual stream and its norm with the product in front, the preparation of q, k and v with
+// attention. What one operation writes and the next reads is then not there to be read in the end;
+// what the last operations of a step leave is.
+//
 // A step's rows go to the device in one copy (step_metadata.h); then its operations are given to
 // one stream as they are named. Steps of single rows are padded to a few sizes; of each size the
 // operations are captured once and replayed from then on. Tokens are chosen on the device and stay

@@ -2,8 +2,12 @@
 // and V are read once for all of them. A block takes one chunk of a row after another from the
 // step's list of work, and reads it in tiles of 64 positions, several in flight in shared memory;
 // each of its 4 warps takes 16 positions of a tile with a running softmax of its own, and they are
-// joined at the chunk's end in order. The chunks of a long row are joined by a second kernel, in
-// order too.
+// joined at the chunk's end in order. The chunks of a long row are joined in order too: of a few,
+// by the block that comes last; of many, by a second kernel.
+//
+// Where a row is its sequence's only one in the step, the block also does what prepare_qkv does for
+// the heads that it reads: each block prepares its queries, and the one with the last chunk puts
+// the row's key and value into their page before it reads them there.
 #include <algorithm>
 #include <string>
 
@@ -11,6 +15,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/head_rotation.h"
 #include "kernels/cuda/kv_tile.h"
+#include "kernels/cuda/prepare_head.h"
 
 namespace updraft::cuda {
 namespace {
@@ -21,6 +26,9 @@ constexpr int kGroup = 16;     // query heads of one tile
 constexpr int kJoinWarps = 8;  // of a row and head whose chunks are joined
 constexpr int kWorkThreads = 256;
 constexpr int kSharedBytesOfSystem = 1 << 10;  // of each block
+// Chunks of the longest row up to which the last block joins them: alone it reads what many blocks
+// of a second kernel read together, for which that one has to start first.
+constexpr int kChunksJoinedInside = 8;
 
 struct Arguments {
   KvLayer layer;
@@ -37,6 +45,9 @@ struct Arguments {
   float* partial;         // [rows, head_count, chunks, padded_dim] sums of weighted values
   Float2* partial_state;  // [rows, head_count, chunks] largest score, sum of weights
   int32_t chunks;
+  uint32_t*
+      counters;  // [rows, groups of heads]: chunks that are there; null: a second kernel joins
+  PrepareQkv prepare;  // qkv null: it was done
 };
 
 template <KvType kType, int kDim>
@@ -48,7 +59,11 @@ struct Shape {
   static constexpr int kStages = kStageBytes > (24 << 10) ? 2 : 3;
   static constexpr int kJoinStride = kDim + 4;  // floats, for the joining of the warps
   static constexpr int kJoinBytes = kWarps * kGroup * (kJoinStride * 4 + 8);
-  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kJoinBytes);
+  static constexpr int kTileBytes = std::max(kStages * kStageBytes, kJoinBytes);
+  // Prepared queries; 16 bytes between the heads, so that a fragment's meet all banks.
+  static constexpr int kQueryStride = kDim + 8;
+  static constexpr int kSharedBytes =
+      kTileBytes + kGroup * kQueryStride * static_cast<int>(sizeof(Bf16));
   // Registers are for three blocks.
   static int64_t resident_blocks(int32_t shared_bytes) {
     return std::clamp(shared_bytes / (kSharedBytes + kSharedBytesOfSystem), 1, 3);
@@ -69,6 +84,104 @@ UPDRAFT_DEVICE void store_head(const Arguments& in, int64_t head, float (&v)[kPe
   }
 }
 
+// Chunks are joined as by 8 workers, who add up the chunks w, w + 8, .. each, in order; then the
+// workers' sums are added in order. This is one worker's part, by a warp.
+template <int kPer>
+UPDRAFT_DEVICE void add_chunks(const Float2* states, const float* partial, int worker, int chunks,
+                               float top, int lane, float (&total)[kPer], float& total_weight) {
+  for (int c = worker; c < chunks; c += kJoinWarps) {
+    const Float2 state = load_written(states + c);
+    const float fade = exp2_fast(state.x - top);
+    total_weight = fma(state.y, fade, total_weight);
+    UPDRAFT_UNROLL
+    for (int j = 0; j < kPer; ++j) {
+      const float* at = partial + static_cast<int64_t>(c) * (32 * kPer) + lane + 32 * j;
+      total[j] = fma(load_written(at), fade, total[j]);
+    }
+  }
+}
+// The largest score of any chunk.
+UPDRAFT_DEVICE float top_of(const Float2* states, int chunks, int lane) {
+  float top = kNever;
+  for (int c = lane; c < chunks; c += 32) {
+    const float x = load_written(states + c).x;
+    top = top > x ? top : x;
+  }
+  UPDRAFT_UNROLL
+  for (uint32_t step = 16; step > 0; step /= 2) {
+    const float other = shuffle_xor(top, step);
+    top = top > other ? top : other;
+  }
+  return top;
+}
+
+// This block's sums of a chunk are stored. The block whose chunk is the row's last to come joins
+// them all, a warp for each head.
+template <int kDim>
+UPDRAFT_DEVICE void join_inside(const Arguments& in, const DecodeWorkItem& item, uint32_t* counter,
+                                int head_first, int heads) {
+  constexpr int kPer = kDim / 32;
+  const int chunks = (item.length + kAttentionChunk - 1) / kAttentionChunk;
+  auto* last = shared_array<uint32_t, 1, 1>();
+  fence();
+  sync_block();
+  if (thread_x() == 0) {
+    *last = atomic_add(counter, 1U) == static_cast<uint32_t>(chunks) - 1 ? 1U : 0U;
+    if (*last != 0) *counter = 0;  // ready for the next launch
+  }
+  sync_block();
+  if (*last == 0) return;
+  fence();
+  const int lane = static_cast<int>(thread_x()) % 32;
+  for (int h = static_cast<int>(thread_x()) / 32; h < heads; h += kWarps) {
+    const int64_t head = static_cast<int64_t>(item.row) * in.head_count + head_first + h;
+    const Float2* states = in.partial_state + head * in.chunks;
+    const float* partial = in.partial + head * in.chunks * kDim;
+    const float top = top_of(states, chunks, lane);
+    float total[kPer] = {};
+    float total_weight = 0.0F;
+    UPDRAFT_NO_UNROLL
+    for (int worker = 0; worker < kJoinWarps; ++worker) {
+      float sum[kPer] = {};
+      float weight = 0.0F;
+      add_chunks(states, partial, worker, chunks, top, lane, sum, weight);
+      total_weight += weight;
+      UPDRAFT_UNROLL
+      for (int j = 0; j < kPer; ++j) total[j] += sum[j];
+    }
+    store_head(in, head, total, total_weight, lane);
+  }
+}
+
+// The row's queries of these heads, prepared, to shared memory; behind a barrier they are there, as
+// are its key and value in their page when the chunk is the row's last.
+template <KvType kType, int kDim>
+UPDRAFT_DEVICE void prepare(const Arguments& in, const DecodeWorkItem& item, int kv_head,
+                            int head_first, int heads, Bf16* queries) {
+  constexpr int kPer = kDim / 32;
+  const int warp = static_cast<int>(thread_x()) / 32;
+  const int lane = static_cast<int>(thread_x()) % 32;
+  float* whole = shared_array<float, kWarps * kDim, 2>() + warp * kDim;
+  const bool is_last = item.first + kAttentionChunk >= item.length;
+  // The key first, then the value, then the queries.
+  UPDRAFT_NO_UNROLL
+  for (int i = is_last ? warp : warp + 2; i < heads + 2; i += kWarps) {
+    const HeadOf of = i == 0 ? HeadOf::kK : i == 1 ? HeadOf::kV : HeadOf::kQ;
+    const int head = of == HeadOf::kQ   ? head_first + i - 2
+                     : of == HeadOf::kK ? in.head_count + kv_head
+                                        : in.head_count + in.layer.kv_head_count + kv_head;
+    float v[kPer];
+    prepare_head<kDim>(in.prepare, item.row, head, of, whole, lane, v);
+    if (of == HeadOf::kQ) {
+      store_bf16(queries + (i - 2) * Shape<kType, kDim>::kQueryStride + lane * kPer, v);
+    } else {
+      append_head<kDim>(in.prepare, item.row, kv_head, of, lane, v);
+    }
+  }
+  fence();  // copies do not read through the cache that this went to
+  sync_block();
+}
+
 // One chunk of one row, for the query heads `head_first` .. `+ heads` of one key head.
 template <KvType kType, int kDim>
 UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item, int kv_head,
@@ -85,6 +198,9 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
   const int end = item.length < first + kAttentionChunk ? item.length : first + kAttentionChunk;
   const int tiles = (end - first + kTilePositions - 1) / kTilePositions;
   const int32_t* table = in.table + static_cast<int64_t>(item.line) * in.table_stride;
+  auto* queries = reinterpret_cast<Bf16*>(shared + S::kTileBytes);
+  const bool prepares = in.prepare.qkv != nullptr;
+  if (prepares) prepare<kType, kDim>(in, item, kv_head, head_first, heads, queries);
 
   const auto fetch = [&](int tile) {
     if (tile < tiles) {
@@ -107,11 +223,15 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
     for (int j = 0; j < 4; ++j) {
       const int head = g + j % 2 * 8;
       const int dim = 16 * k + Tile::query_dim(t, j / 2);
-      q[k][j] = head < heads && dim < in.layer.head_dim
-                    ? load(reinterpret_cast<const uint32_t*>(
-                          in.q + row * in.q_stride +
-                          static_cast<int64_t>(head_first + head) * in.layer.head_dim + dim))
-                    : 0U;
+      q[k][j] = 0U;
+      if (head >= heads || dim >= in.layer.head_dim) continue;
+      if (prepares) {
+        q[k][j] = *reinterpret_cast<const uint32_t*>(queries + head * S::kQueryStride + dim);
+      } else {
+        q[k][j] = load_written(reinterpret_cast<const uint32_t*>(
+            in.q + row * in.q_stride + static_cast<int64_t>(head_first + head) * in.layer.head_dim +
+            dim));
+      }
     }
   }
 
@@ -251,13 +371,15 @@ UPDRAFT_DEVICE void attend_chunk(const Arguments& in, const DecodeWorkItem& item
 template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
 decode_attention_kernel(Arguments in) {
+  let_next_start();
+  wait_for_previous();
   auto* shared = dynamic_shared<std::byte>();
   const int shared_heads = in.head_count / in.layer.kv_head_count;  // query heads of one key head
   const int groups = (shared_heads + kGroup - 1) / kGroup;
   const int parts = in.layer.kv_head_count * groups;
-  const int64_t units = static_cast<int64_t>(load(in.item_count)) * parts;
+  const int64_t units = static_cast<int64_t>(load_written(in.item_count)) * parts;
   for (int64_t unit = block_x(); unit < units; unit += grid_x()) {
-    const DecodeWorkItem item = load(in.items + unit / parts);
+    const DecodeWorkItem item = load_written(in.items + unit / parts);
     const int part = static_cast<int>(unit % parts);
     const int kv_head = part / groups;
     const int head_first = kv_head * shared_heads + part % groups * kGroup;
@@ -272,14 +394,19 @@ decode_attention_kernel(Arguments in) {
       continue;
     }
     attend_chunk<kType, kDim>(in, item, kv_head, head_first, heads, shared);
+    if (in.counters != nullptr && item.length > kAttentionChunk) {
+      join_inside<kDim>(in, item, in.counters + static_cast<int64_t>(item.row) * parts + part,
+                        head_first, heads);
+    }
   }
 }
 
-// One block per row and head: the chunks of a long row. Warp w adds the chunks w, w + 8, .. in
-// order, then the warps' sums are added in order.
+// One block per row and head: the chunks of a long row, a warp for each worker.
 template <int kDim>
 UPDRAFT_KERNEL(32 * kJoinWarps)
 join_chunks_kernel(Arguments in) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kPer = kDim / 32;
   const auto row = static_cast<int64_t>(block_x());
   const int length = load(in.lengths + row);
@@ -289,29 +416,10 @@ join_chunks_kernel(Arguments in) {
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;
   const Float2* states = in.partial_state + head * in.chunks;
-  const float* partial = in.partial + head * in.chunks * kDim;
-  float top = kNever;
-  for (int c = lane; c < chunks; c += 32) {
-    const float x = load(states + c).x;
-    top = top > x ? top : x;
-  }
-  UPDRAFT_UNROLL
-  for (uint32_t step = 16; step > 0; step /= 2) {
-    const float other = shuffle_xor(top, step);
-    top = top > other ? top : other;
-  }
   float total[kPer] = {};
   float total_weight = 0.0F;
-  for (int c = warp; c < chunks; c += kJoinWarps) {
-    const Float2 state = load(states + c);
-    const float fade = exp2_fast(state.x - top);
-    total_weight = fma(state.y, fade, total_weight);
-    UPDRAFT_UNROLL
-    for (int j = 0; j < kPer; ++j) {
-      total[j] =
-          fma(load(partial + static_cast<int64_t>(c) * kDim + lane + 32 * j), fade, total[j]);
-    }
-  }
+  add_chunks(states, in.partial + head * in.chunks * kDim, warp, chunks,
+             top_of(states, chunks, lane), lane, total, total_weight);
   auto* sums = shared_array<float, kJoinWarps * kDim>();
   auto* weights = shared_array<float, kJoinWarps, 1>();
   UPDRAFT_UNROLL
@@ -331,6 +439,8 @@ join_chunks_kernel(Arguments in) {
 // The chunks of each row, row after row. One block.
 UPDRAFT_KERNEL(kWorkThreads)
 decode_work_kernel(DecodeWork in) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kWorkWarps = kWorkThreads / 32;
   auto* totals = shared_array<int32_t, kWorkWarps>();
   const int tid = static_cast<int>(thread_x());
@@ -382,10 +492,11 @@ Result<void> run(const DecodeAttention& op, const Arguments& in, Stream stream) 
       units, op.multiprocessor_count * S::resident_blocks(op.multiprocessor_shared_bytes)));
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = S::kSharedBytes;
+  shape.early_start = true;
   if (auto result = launch(decode_attention_kernel<kType, kDim>, shape, stream, in); !result) {
     return result;
   }
-  if (in.chunks == 1) return {};
+  if (in.chunks == 1 || in.counters != nullptr) return {};
   shape.grid = {static_cast<uint32_t>(op.rows), static_cast<uint32_t>(in.head_count), 1};
   shape.block = {32 * kJoinWarps, 1, 1};
   shape.shared_bytes = 0;
@@ -415,7 +526,12 @@ Result<void> run_decode_work(const DecodeWork& op, Stream stream) {
   if (op.rows < 1) return fail("decode work: " + std::to_string(op.rows) + " rows");
   LaunchShape shape;
   shape.block = {kWorkThreads, 1, 1};
+  shape.early_start = true;
   return launch(decode_work_kernel, shape, stream, op);
+}
+
+size_t decode_attention_counter_bytes(int32_t rows, int32_t head_count) {
+  return static_cast<size_t>(rows) * static_cast<size_t>(head_count) * sizeof(uint32_t);
 }
 
 size_t decode_attention_workspace_bytes(const KvPages& pages, int32_t rows, int32_t head_count,
@@ -442,6 +558,14 @@ Result<void> run_decode_attention(const DecodeAttention& op, Stream stream) {
     return fail("decode attention: " + std::to_string(op.length_max) +
                 " positions without a workspace");
   }
+  if (op.prepare != nullptr) {
+    const PrepareQkv& prepare = *op.prepare;
+    if (prepare.qkv != op.q || prepare.layer != op.layer || prepare.head_count != op.head_count ||
+        prepare.pages.base != pages.base) {
+      return fail("decode attention: q, k and v of another layer to prepare");
+    }
+    if (auto checked = check_prepare_qkv(prepare); !checked) return checked;
+  }
   Arguments in{};
   in.layer = layer_of(pages, op.layer);
   in.q = op.q;
@@ -455,6 +579,8 @@ Result<void> run_decode_attention(const DecodeAttention& op, Stream stream) {
   in.scale_log2 = op.scale * kLog2E;
   in.out = op.out;
   in.chunks = chunks;
+  if (chunks > 1 && chunks <= kChunksJoinedInside) in.counters = op.counters;
+  if (op.prepare != nullptr) in.prepare = *op.prepare;
   in.partial = reinterpret_cast<float*>(op.workspace);
   if (chunks > 1) {
     in.partial_state = reinterpret_cast<Float2*>(in.partial + int64_t{op.rows} * op.head_count *

@@ -8,6 +8,7 @@
 
 #include "common/base/result.h"
 #include "kernels/cuda/kv_pages.h"
+#include "kernels/cuda/rope.h"
 #include "kernels/cuda/types.h"
 
 namespace updraft::cuda {
@@ -60,12 +61,19 @@ struct DecodeAttention {
   Bf16* out = nullptr;  // [rows, head_count * head_dim]
   std::byte* workspace =
       nullptr;  // decode_attention_workspace_bytes(); for length_max > kAttentionChunk
+  // decode_attention_counter_bytes(), zero before the first use and after each; null: rows of
+  // several chunks always take a second kernel.
+  uint32_t* counters = nullptr;
+  // Or null, when run_prepare_qkv() has run: what it would be given, rows and all; its qkv is q. No
+  // two rows are of one sequence, since none waits for another's key. q is left as it is.
+  const PrepareQkv* prepare = nullptr;
 };
 
+size_t decode_attention_counter_bytes(int32_t rows, int32_t head_count);
 size_t decode_attention_workspace_bytes(const KvPages& pages, int32_t rows, int32_t head_count,
                                         int32_t length_max);
 
-// Errors: a shape outside the above.
+// One kernel, or two where the longest row has many chunks. Errors: a shape outside the above.
 Result<void> run_decode_attention(const DecodeAttention& op, Stream stream);
 
 }  // namespace updraft::cuda

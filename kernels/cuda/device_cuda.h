@@ -203,7 +203,7 @@ UPDRAFT_DEVICE T load_once(const T* at) {
 // Through the ordinary path: the read-only one is for what does not change while the kernel lives.
 template <typename T>
 UPDRAFT_DEVICE T load_written(const T* at) {
-  static_assert(sizeof(T) == 16 || sizeof(T) == 8);
+  static_assert(sizeof(T) == 16 || sizeof(T) == 8 || sizeof(T) == 4);
   T value;
   auto* word = reinterpret_cast<uint32_t*>(&value);
   if constexpr (sizeof(T) == 16) {
@@ -211,11 +211,13 @@ UPDRAFT_DEVICE T load_written(const T* at) {
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "l"(at)
                  : "memory");
-  } else {
+  } else if constexpr (sizeof(T) == 8) {
     asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
                  : "=r"(word[0]), "=r"(word[1])
                  : "l"(at)
                  : "memory");
+  } else {
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
   }
   return value;
 }
@@ -313,6 +315,7 @@ UPDRAFT_DEVICE float high_half(uint32_t pair) {
 UPDRAFT_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 UPDRAFT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 UPDRAFT_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+UPDRAFT_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 UPDRAFT_DEVICE float exp2_fast(float value) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <source_location>
 
 #include "common/base/result.h"
 #include "kernels/cuda/types.h"
@@ -107,6 +108,8 @@ inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value);
 inline float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 // a * b + c, rounded once.
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+// a * b, rounded: no compiler makes one operation of it and an addition behind it.
+inline float multiply(float a, float b) { return a * b; }
 // Within 2 units in the last place on the GPU.
 inline float exp2_fast(float value) { return std::exp2(value); }
 inline float inverse_sqrt(float value) { return 1.0F / std::sqrt(value); }
@@ -134,8 +137,10 @@ inline int first_bit(uint32_t bits) { return std::countr_zero(bits); }
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  return simt::submit(stream, [kernel, shape, schedule = simt::current_schedule(), arguments...] {
-    return simt::launch(shape, schedule, [&] { kernel(arguments...); });
+  LaunchShape named = shape;
+  named.kernel = std::source_location::current().function_name();  // with its parameters' types
+  return simt::submit(stream, [kernel, named, schedule = simt::current_schedule(), arguments...] {
+    return simt::launch(named, schedule, [&] { kernel(arguments...); });
   });
 }
 

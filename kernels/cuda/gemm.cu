@@ -21,6 +21,15 @@ std::string shape_text(const Gemm& op) {
          dtype_info(op.layout.type).name + " with " + std::to_string(op.tokens) + " tokens";
 }
 
+Result<void> check_scratch(const Gemm& op) {
+  const size_t wanted = gemm_scratch_bytes(*op.device, op.layout, op.tokens);
+  if (op.scratch.bytes < wanted) {
+    return fail("gemm: " + shape_text(op) + ": a scratch of " + std::to_string(op.scratch.bytes) +
+                " bytes (" + std::to_string(wanted) + ")");
+  }
+  return {};
+}
+
 Result<void> check(const Gemm& op) {
   const bool float8 =
       op.x_float8.x != nullptr || (op.x_float8.widened != nullptr && op.tokens <= kSkinnyTokensMax);
@@ -40,18 +49,24 @@ Result<void> check(const Gemm& op) {
     return fail("gemm: " + shape_text(op) + ": a stride of " + std::to_string(op.x_stride) +
                 " (columns in 32s, strides in " + std::to_string(unit) + "s)");
   }
+  const bool factors = op.normed.band_sums != nullptr || op.normed.factors != nullptr;
+  if (factors && (op.x == nullptr || !gemm_takes_factors(*op.device, op.layout, op.tokens))) {
+    return fail("gemm: " + shape_text(op) + ": no product that takes a norm's factors");
+  }
+  if (op.residual.hidden != nullptr) {
+    if (op.tokens > kSkinnyTokensMax) {
+      return fail("gemm: " + shape_text(op) + " into the residual stream (up to " +
+                  std::to_string(kSkinnyTokensMax) + ")");
+    }
+    return check_scratch(op);
+  }
   const int64_t y_cols = op.layout.gated ? op.layout.rows / 2 : op.layout.rows;
   if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols ||
       (op.layout.gated && op.y_bf16 == nullptr) || (op.accumulate && op.y_f32 == nullptr)) {
     return fail("gemm: " + shape_text(op) + ": one output with a stride of at least " +
                 std::to_string(y_cols));
   }
-  const size_t wanted = gemm_scratch_bytes(*op.device, op.layout, op.tokens);
-  if (op.scratch.bytes < wanted) {
-    return fail("gemm: " + shape_text(op) + ": a scratch of " + std::to_string(op.scratch.bytes) +
-                " bytes (" + std::to_string(wanted) + ")");
-  }
-  return {};
+  return check_scratch(op);
 }
 
 // Bound of the product of the tile of weights that is unpacked at a time.
@@ -275,6 +290,8 @@ Result<void> run_chosen(const Gemm& op, const WideChoice* choice, Stream stream)
   product.y_f32 = op.y_f32;
   product.y_stride = op.y_stride;
   product.accumulate = op.accumulate;
+  product.residual = op.residual;
+  product.normed = op.normed;
   product.splits = skinny_gemm_splits(layout, device.facts().multiprocessor_count);
   product.workspace = op.scratch.data;
   return choice == nullptr ? run_skinny_gemm(product, stream) : run_tile_gemm(product, stream);
@@ -285,6 +302,11 @@ Result<void> run_chosen(const Gemm& op, const WideChoice* choice, Stream stream)
 size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout,
                           int32_t tokens_max) {
   return static_cast<size_t>(plan_scratch(device, layout, tokens_max).bytes);
+}
+
+bool gemm_takes_factors(const GemmDevice& device, const PackedLayout& layout, int32_t tokens) {
+  return layout.type != DType::kI8 &&
+         (tokens <= kSkinnyTokensMax || device.choice(layout, tokens).method == WideMethod::kTile);
 }
 
 Result<void> run_gemm(const Gemm& op, Stream stream) {

@@ -15,6 +15,7 @@
 
 #include "common/base/result.h"
 #include "kernels/cuda/gemm_device.h"
+#include "kernels/cuda/residual.h"
 #include "kernels/cuda/types.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -59,8 +60,13 @@ struct Gemm {
   int64_t y_stride = 0;
   // y_f32 only: y += the product, in place of y = the product. The residual stream.
   bool accumulate = false;
+  ResidualOutput residual;  // in place of y, for up to kSkinnyTokensMax tokens
+  NormedInput normed;       // of x; above so many tokens by its factors, where gemm_takes_factors()
   GemmScratch scratch;
 };
+
+// Whether the product of this matrix with so many tokens takes its input's factors (NormedInput).
+bool gemm_takes_factors(const GemmDevice& device, const PackedLayout& layout, int32_t tokens);
 
 // What one product of this matrix with up to `tokens_max` tokens needs.
 size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, int32_t tokens_max);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/norm_sums.h"
+#include "kernels/cuda/residual.h"
 #include "kernels/cuda/weight_layout.h"
 
 namespace updraft::cuda {
@@ -23,7 +25,8 @@ struct GemmOutput {
   int32_t tokens;
   int32_t rows;
   bool gated;  // packed rows 32 * i + r and 32 * i + 16 + r are gate and up of output 16 * i + r
-  bool accumulate;  // y_f32 += the sum
+  bool accumulate;          // y_f32 += the sum
+  ResidualOutput residual;  // hidden null: there is none
 };
 
 UPDRAFT_DEVICE float scaled(const GemmOutput& out, int token, int packed_row, float sum) {
@@ -59,6 +62,27 @@ UPDRAFT_DEVICE void write_gated(const GemmOutput& out, int token, int gate_row, 
   }
   out.y_bf16[token * out.y_stride + row] =
       to_bf16(silu_times(to_float(to_bf16(gate)), to_float(to_bf16(up))));
+}
+
+// What write_output() would round to bfloat16. Lane i % 16 has the sum of row i of a band of 16;
+// the 16 of a band come together.
+UPDRAFT_DEVICE void write_residual(const GemmOutput& out, int token, int row, float sum) {
+  const ResidualOutput& to = out.residual;
+  const bool inside = token < out.tokens && row < out.rows;
+  float square = 0.0F;
+  if (inside) {
+    sum = scaled(out, token, row, sum);
+    if (out.bias != nullptr) sum += out.bias[row];
+    const int64_t at = static_cast<int64_t>(token) * out.rows + row;
+    const float hidden = to.hidden[at] + to_float(to_bf16(sum));
+    to.hidden[at] = hidden;
+    to.x[at] = to_bf16(multiply(hidden, to.norm[row]));
+    square = multiply(hidden, hidden);
+  }
+  square = band_sum(square, static_cast<int>(thread_x() % 32));
+  if (inside && row % kNormBand == 0) {
+    to.band_sums[static_cast<int64_t>(token) * (out.rows / kNormBand) + row / kNormBand] = square;
+  }
 }
 
 }  // namespace updraft::cuda

@@ -17,6 +17,7 @@ struct GraphKey {
   int32_t length_max = 0;  // padded
   int32_t logit_rows = 0;  // padded
   bool samples = false;
+  bool sequences_share = false;  // see StepShape
   auto operator<=>(const GraphKey&) const = default;
 };
 

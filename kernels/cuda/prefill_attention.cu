@@ -198,8 +198,8 @@ UPDRAFT_DEVICE void load_queries(const Arguments& in, const Unit& unit, std::byt
       if (in_slice >= rows || dim >= in.layer.head_dim) continue;
       const int64_t q_row = unit.slice.row_first + in_slice / in.shared_heads;
       const int64_t head = unit.kv_head * in.shared_heads + in_slice % in.shared_heads;
-      piece[j] = load(reinterpret_cast<const Vec16*>(in.q + q_row * in.q_stride +
-                                                     head * in.layer.head_dim + dim));
+      piece[j] = load_written(reinterpret_cast<const Vec16*>(in.q + q_row * in.q_stride +
+                                                             head * in.layer.head_dim + dim));
     }
     if constexpr (S::Tile::kBytes) {
       const Vec16 even = {{piece[0].word[0], piece[0].word[2], piece[1].word[0], piece[1].word[2]}};
@@ -544,6 +544,8 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
 template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
 prefill_attention_kernel(Arguments in) {
+  let_next_start();
+  wait_for_previous();
   auto* shared = dynamic_shared<std::byte>();
   auto* unit = shared_array<Unit, 1>();  // seldom read, and registers are few
   for (int64_t number = block_x();; number += grid_x()) {
@@ -562,6 +564,8 @@ prefill_attention_kernel(Arguments in) {
 template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
 join_chunks_kernel(Arguments in) {
+  let_next_start();
+  wait_for_previous();
   Unit unit;
   if (!find<false>(in, block_x(), &unit)) return;
   const int end = unit.end(in.shared_heads);
@@ -599,6 +603,7 @@ Result<void> run(const PrefillAttention& op, Arguments in, Stream stream) {
       std::min<int64_t>(in.split ? tiles * chunks : tiles,
                         int64_t{op.multiprocessor_count} * kBlocksPerMultiprocessor));
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   shape.shared_bytes = Shape<kType, kDim>::kSharedBytes;
   auto result = launch(prefill_attention_kernel<kType, kDim>, shape, stream, in);
   if (!result || !in.split) return result;

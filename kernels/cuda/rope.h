@@ -45,7 +45,8 @@ struct PrepareQkv {
   const int32_t* table = nullptr;  // [.., table_stride]
   int32_t table_stride = 0;
 };
-// Errors: a shape outside the above.
+// Errors: a shape outside the above; the same by itself, for who prepares in a kernel of his own.
+Result<void> check_prepare_qkv(const PrepareQkv& op);
 Result<void> run_prepare_qkv(const PrepareQkv& op, Stream stream);
 
 }  // namespace updraft::cuda

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gemm_output.h"
+#include "kernels/cuda/norm_sums.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/row_quantize.h"
 #include "kernels/cuda/weight_tile.h"
@@ -187,6 +188,25 @@ residual_norm_kernel(ResidualNorm in) {
   const bool quantizes =
       in.out_int8 != nullptr || in.out_float8 != nullptr || in.out_widened != nullptr;
   if (in.out == nullptr && !quantizes) return;
+  if (in.factors != nullptr) {
+    const int lane = static_cast<int>(thread_x()) % 32;
+    float* bands = kept + in.dim;
+    for (int c = first; c < in.dim; c += kStep) {
+      const Eight hidden = load_eight(kept + c);
+      const Eight norm = load_eight(in.norm + c);
+      Eight out;
+      UPDRAFT_UNROLL
+      for (int i = 0; i < kVector; ++i) out.v[i] = multiply(hidden.v[i], norm.v[i]);
+      store_eight(in.out + row_first + c, out);
+      const float sum_of_band = band_sum_of_eight(hidden.v, lane);
+      if (c % kNormBand == 0) bands[c / kNormBand] = sum_of_band;
+    }
+    sync_block();
+    if (thread_x() >= 32) return;
+    const float factor = norm_factor(in.dim, in.eps, lane, [&](int band) { return bands[band]; });
+    if (lane == 0) in.factors[block_x()] = factor;
+    return;
+  }
 
   const float factor = inverse_sqrt(block_sum<1>(sum) / dim + in.eps);
   uint32_t largest = 0;
@@ -288,10 +308,15 @@ Result<void> run_residual_norm(const ResidualNorm& op, Stream stream) {
     return fail("residual norm: " + std::to_string(quantized) +
                 " kinds of quantised rows (at most one, with scales)");
   }
+  if (op.factors != nullptr && (op.dim % kNormBand != 0 || op.out == nullptr || quantized != 0)) {
+    return fail("residual norm: factors of rows of " + std::to_string(op.dim) +
+                " elements (a multiple of 16, as bfloat16)");
+  }
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};
   shape.block = {kThreads, 1, 1};
   shape.shared_bytes = static_cast<size_t>(op.dim) * sizeof(float);
+  if (op.factors != nullptr) shape.shared_bytes += shape.shared_bytes / kNormBand;
   shape.early_start = true;
   return launch(residual_norm_kernel, shape, stream, op);
 }

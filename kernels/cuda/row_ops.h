@@ -39,6 +39,9 @@ struct ResidualNorm {
   Float8* out_float8 = nullptr;
   Bf16* out_widened = nullptr;
   float* out_scale = nullptr;  // [rows], with one of them
+  // [rows] or null: then out = hidden * norm, and these are what it has still to be multiplied by
+  // (norm_sums.h); dim is a multiple of 16, and nothing is quantised.
+  float* factors = nullptr;
 };
 Result<void> run_residual_norm(const ResidualNorm& op, Stream stream);
 

@@ -15,6 +15,7 @@
 #include "common/base/clock.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/simt/memory.h"
+#include "kernels/simt/watch.h"
 
 namespace updraft::cuda {
 namespace {
@@ -59,6 +60,7 @@ Result<void> copy(const char* name, void* to, const void* from, size_t bytes, co
       if (auto error = simt::range_error(at, bytes)) return fail(std::string(name) + ": " + *error);
     }
     std::memcpy(to, from, bytes);
+    if (simt::overlap() != nullptr) simt::overlap()->all_ended();
     return {};
   });
 }
@@ -293,6 +295,7 @@ Result<void> fill(void* at, uint8_t byte, size_t bytes, Stream stream) {
   return simt::submit(stream, [=]() -> Result<void> {
     if (auto error = simt::range_error(at, bytes)) return fail("fill: " + *error);
     std::memset(at, byte, bytes);
+    if (simt::overlap() != nullptr) simt::overlap()->all_ended();
     return {};
   });
 }

@@ -213,6 +213,8 @@ UPDRAFT_DEVICE void draw(const Row& row, const Cut& cut, Mass target, int32_t* t
 
 UPDRAFT_KERNEL(kThreads)
 sample_kernel(Sample in) {
+  let_next_start();
+  wait_for_previous();
   Shared* shared = shared_array<Shared, 1>();
   const SampleRow how = in.how[block_x()];
   int32_t* token = in.tokens + block_x();
@@ -291,6 +293,7 @@ Result<void> run_sample(const Sample& op, Stream stream) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>(op.rows), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return launch(sample_kernel, shape, stream, op);
 }
 

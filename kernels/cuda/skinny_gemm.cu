@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/cuda/skinny_gemm_kernel.h"
+#include "kernels/quant/block_layout.h"
 
 namespace updraft::cuda {
 
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kCountersMax = kSkinnyCounterBytes / sizeof(uint32_t);
 constexpr int kRowsOfBlock = 2 * kTileRows;
 constexpr int64_t kSplitsMax = 8;
+constexpr int64_t kSplitsOfFewRowsMax = 16;
 constexpr int64_t kWarpTilesMin = 2;  // of 64 columns
 
 Result<void> check(const SkinnyGemm& op) {
@@ -30,12 +32,22 @@ Result<void> check(const SkinnyGemm& op) {
                 std::to_string(op.x_stride) + " (multiples of 32 and of 8)");
   }
   const int64_t y_cols = layout.gated ? layout.rows / 2 : layout.rows;
-  if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols) {
+  const ResidualOutput& residual = op.residual;
+  if (residual.hidden != nullptr) {
+    if (op.y_bf16 != nullptr || op.y_f32 != nullptr || layout.gated || residual.norm == nullptr ||
+        residual.x == nullptr || residual.band_sums == nullptr || layout.rows % kTileRows != 0) {
+      return fail("skinny gemm: " + std::to_string(layout.rows) +
+                  " rows into the residual stream (a multiple of 16, not gated, no other output)");
+    }
+  } else if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols) {
     return fail("skinny gemm: one output with a stride of at least " + std::to_string(y_cols));
   }
   if ((layout.gated && op.y_bf16 == nullptr) || (op.accumulate && op.y_f32 == nullptr)) {
     return fail("skinny gemm: a gated output is bfloat16, one that is added to is f32");
   }
+  const int factors = (op.normed.band_sums != nullptr) + (op.normed.factors != nullptr) +
+                      (op.token_scales != nullptr);
+  if (factors > 1) return fail("skinny gemm: two kinds of factors for the tokens");
   if (op.splits < 1 || (op.splits > 1 && op.workspace == nullptr)) {
     return fail("skinny gemm: " + std::to_string(op.splits) + " splits without a workspace");
   }
@@ -48,13 +60,19 @@ Result<void> check(const SkinnyGemm& op) {
 
 }  // namespace
 
-// The fewest splits that fill the device: two blocks on each multiprocessor, as long as each warp
-// keeps a few tiles in flight.
+// The fewest splits that fill the device with two blocks on each multiprocessor, as long as each
+// warp keeps a few tiles in flight. A matrix of so few rows that this leaves multiprocessors idle
+// is cut on until each has a block or each warp the least that there is.
 int32_t skinny_gemm_splits(const PackedLayout& layout, int32_t multiprocessor_count) {
   const int64_t blocks = (layout.rows_padded + kRowsOfBlock - 1) / kRowsOfBlock;
-  const int64_t wanted = (2 * int64_t{multiprocessor_count} + blocks - 1) / blocks;
-  const int64_t possible = layout.cols_padded / (64 * kSkinnyWarps * kWarpTilesMin);
-  return static_cast<int32_t>(std::max<int64_t>(1, std::min({wanted, possible, kSplitsMax})));
+  const auto fewest = [&](int64_t blocks_wanted) { return (blocks_wanted + blocks - 1) / blocks; };
+  const bool super = packed_format(layout.type).super_bytes != 0;  // whole ones
+  const int64_t least_cols = super ? kSuperBlock : 64;             // of a warp
+  const int64_t most = layout.cols_padded / (least_cols * kSkinnyWarps);
+  const int64_t busy = super ? most : most / kWarpTilesMin;
+  const int64_t full = std::min({fewest(2 * int64_t{multiprocessor_count}), busy, kSplitsMax});
+  const int64_t reached = std::min({fewest(multiprocessor_count), most, kSplitsOfFewRowsMax});
+  return static_cast<int32_t>(std::max({int64_t{1}, full, reached}));
 }
 
 size_t skinny_gemm_workspace_bytes(const PackedLayout& layout, int32_t splits) {
@@ -69,7 +87,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   SkinnyArguments in{};
   in.weight = PackedWeight::of(layout, op.weight);
   in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
-  in.out.token_scales = op.token_scales;
+  in.out.token_scales = op.normed.factors != nullptr ? op.normed.factors : op.token_scales;
   in.out.bias = op.bias;
   in.out.y_bf16 = op.y_bf16;
   in.out.y_f32 = op.y_f32;
@@ -78,11 +96,14 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   in.out.rows = static_cast<int32_t>(layout.rows);
   in.out.gated = layout.gated;
   in.out.accumulate = op.accumulate;
+  in.out.residual = op.residual;
+  in.band_sums = op.normed.band_sums;
+  in.eps = op.normed.eps;
   in.x = op.x;
   in.x_int8 = op.x_int8;
   in.counters = reinterpret_cast<uint32_t*>(op.workspace);
   in.partial = op.workspace == nullptr ? nullptr : op.workspace + kSkinnyCounterBytes;
-  in.x_stride = op.x_stride;
+  in.x_stride = static_cast<int32_t>(op.x_stride);
   in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
   in.cols = static_cast<int32_t>(layout.cols);
   switch (layout.type) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/base/result.h"
+#include "kernels/cuda/residual.h"
 #include "kernels/cuda/types.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -27,12 +28,14 @@ struct SkinnyGemm {
   int64_t x_stride = 0;         // elements, a multiple of 8
   int32_t tokens = 0;           // 1..64
   const float* bias = nullptr;  // [rows] or null
-  // [tokens, y_stride]; exactly one of the two outputs is given. A gated layout gives rows / 2
-  // outputs, silu(gate) * up of the two sums rounded to bfloat16, as bfloat16.
+  // [tokens, y_stride]; exactly one of the two outputs is given, or residual. A gated layout gives
+  // rows / 2 outputs, silu(gate) * up of the two sums rounded to bfloat16, as bfloat16.
   Bf16* y_bf16 = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
   bool accumulate = false;  // y_f32 += the product
+  ResidualOutput residual;  // in place of y, with hidden given
+  NormedInput normed;       // not beside token_scales
   // Blocks that share the columns: skinny_gemm_splits(). With more than one they need the
   // workspace.
   int32_t splits = 1;

@@ -25,15 +25,17 @@ struct SkinnyArguments {
   const int8_t* x_int8;  // I8
   void* partial;         // [splits, tokens, rows_padded] float or int32
   uint32_t* counters;    // [blocks of rows]
-  int64_t x_stride;
+  int32_t x_stride;
   int32_t bands;  // of 16 rows
   int32_t cols;
+  const float* band_sums;  // [tokens, cols / 16] or null: of a norm whose factor is still to come
+  float eps;
 };
 
 template <DType kType>
 UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int chunk, int t) {
   if (token >= in.out.tokens || chunk * kChunk >= in.cols) return {{0, 0, 0, 0}};
-  const int64_t at = token * in.x_stride + chunk * kChunk;
+  const int at = token * in.x_stride + chunk * kChunk;
   if constexpr (kType == DType::kI8) {
     const Vec8 both = load_written(reinterpret_cast<const Vec8*>(in.x_int8 + at + 8 * t));
     return {{both.word[0], both.word[1], 0, 0}};
@@ -49,7 +51,7 @@ UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int
 // The blocks that split the columns have each left their sums; the last to come adds them up in the
 // order of the columns.
 template <typename SumType, int kRowsOfBlock>
-UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, int row_first) {
+UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out, int row_first) {
   auto* last = shared_array<uint32_t, 1, 0>();
   fence();
   sync_block();
@@ -67,19 +69,21 @@ UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, int row_first) {
     SumType total = 0;
     for (uint32_t split = 0; split < grid_y(); ++split) {
       const volatile SumType* sums = static_cast<SumType*>(in.partial);  // written by other blocks
-      total += sums[(static_cast<int64_t>(split) * in.out.tokens + token) * rows_padded + row];
+      total += sums[(static_cast<int64_t>(split) * out.tokens + token) * rows_padded + row];
     }
     return static_cast<float>(total);
   };
-  const int outputs = in.out.gated ? rows_here / 2 : rows_here;
-  for (int i = static_cast<int>(thread_x()); i < in.out.tokens * outputs; i += kSkinnyThreads) {
+  const int outputs = out.gated ? rows_here / 2 : rows_here;
+  for (int i = static_cast<int>(thread_x()); i < out.tokens * outputs; i += kSkinnyThreads) {
     const int token = i / outputs;
     const int output = i % outputs;
-    if (in.out.gated) {
+    if (out.gated) {
       const int row = row_first + output / kTileRows * 2 * kTileRows + output % kTileRows;
-      write_gated(in.out, token, row, total_of(token, row), total_of(token, row + kTileRows));
+      write_gated(out, token, row, total_of(token, row), total_of(token, row + kTileRows));
+    } else if (out.residual.hidden != nullptr) {
+      write_residual(out, token, row_first + output, total_of(token, row_first + output));
     } else {
-      write_output(in.out, token, row_first + output, total_of(token, row_first + output));
+      write_output(out, token, row_first + output, total_of(token, row_first + output));
     }
   }
 }
@@ -93,6 +97,10 @@ skinny_gemm_kernel(SkinnyArguments in) {
   // for; four tiles of two bands are 32 KiB a block, of 16-bit weights 64.
   constexpr int kDepth = kTokenTiles <= 2 || (kTokenTiles == 4 && Registers::kSuper) ? 4 : 2;
   constexpr int kTokens = kTokenTiles * kTileTokens;
+  // Unrolled, the next chunk's weights are made early: more than there are registers for.
+  constexpr bool kRolled =
+      Registers::kTwoScaledChunks && (kTokenTiles == 8 ? Registers::kSuper || Registers::kHasMin
+                                                       : kTokenTiles == 4 && !Registers::kSuper);
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;
   const int g = lane / 4;
@@ -118,49 +126,72 @@ skinny_gemm_kernel(SkinnyArguments in) {
   let_next_start();
   wait_for_previous();
 
+  GemmOutput out = in.out;
+  if (in.band_sums != nullptr) {  // there before the first output: barriers are between
+    auto* factors = shared_array<float, kTokens, 1>();
+    for (int token = warp; token < in.out.tokens; token += kSkinnyWarps) {
+      const float* sums_of = in.band_sums + static_cast<int64_t>(token) * (in.cols / kNormBand);
+      const float factor = norm_factor(in.cols, in.eps, lane,
+                                       [&](int band) { return load_written(sums_of + band); });
+      if (lane == 0) factors[token] = factor;
+    }
+    out.token_scales = factors;
+  }
+
   SumType sums[kRowTiles][kTokenTiles][4] = {};
+  // Chunk `c` of the tiles, which is `chunk` of the columns.
+  const auto multiply = [&](const Registers(&tiles)[kRowTiles], int c, int chunk) {
+    if constexpr (kTokenTiles == 8) {
+      // The fragments of both bands stay in registers; the activations pass by.
+      ChunkOperand<kType> w[kRowTiles];
+      UPDRAFT_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) w[r] = make_operand(tiles[r], c);
+      UPDRAFT_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const Vec16 b = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
+        float column_sums[2] = {0.0F, 0.0F};
+        if constexpr (Registers::kHasMin) add_columns(b, column_sums);
+        UPDRAFT_UNROLL
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_chunk<kType>(w[r], b, column_sums, sums[r][n]);
+        }
+      }
+    } else {
+      Vec16 b[kTokenTiles];
+      float column_sums[kTokenTiles][2] = {};
+      UPDRAFT_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        b[n] = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
+      }
+      if constexpr (Registers::kHasMin) {
+        UPDRAFT_UNROLL
+        for (int n = 0; n < kTokenTiles; ++n) add_columns(b[n], column_sums[n]);
+      }
+      UPDRAFT_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) {
+        const ChunkOperand<kType> w = make_operand(tiles[r], c);
+        UPDRAFT_UNROLL
+        for (int n = 0; n < kTokenTiles; ++n) {
+          multiply_chunk<kType>(w, b[n], column_sums[n], sums[r][n]);
+        }
+      }
+    }
+  };
   for (int tile = tile_first; tile < tile_end; tile += kDepth) {
     UPDRAFT_UNROLL
     for (int d = 0; d < kDepth; ++d) {
       if (tile + d < tile_end) {
-        UPDRAFT_UNROLL
-        for (int c = 0; c < Registers::kChunks; ++c) {
-          const int chunk = (tile + d) * Registers::kChunks + c;
-          if constexpr (kTokenTiles == 8) {
-            // The fragments of both bands stay in registers; the activations pass by.
-            ChunkOperand<kType> w[kRowTiles];
+        const int chunk = (tile + d) * Registers::kChunks;
+        if constexpr (kRolled) {
+          UPDRAFT_NO_UNROLL
+          for (int c = 0; c < Registers::kChunks; ++c) {
+            multiply(ring[d], 0, chunk + c);
             UPDRAFT_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) w[r] = make_operand(ring[d][r], c);
-            UPDRAFT_UNROLL
-            for (int n = 0; n < kTokenTiles; ++n) {
-              const Vec16 b = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
-              float column_sums[2] = {0.0F, 0.0F};
-              if constexpr (Registers::kHasMin) add_columns(b, column_sums);
-              UPDRAFT_UNROLL
-              for (int r = 0; r < kRowTiles; ++r) {
-                multiply_chunk<kType>(w[r], b, column_sums, sums[r][n]);
-              }
-            }
-          } else {
-            Vec16 b[kTokenTiles];
-            float column_sums[kTokenTiles][2] = {};
-            UPDRAFT_UNROLL
-            for (int n = 0; n < kTokenTiles; ++n) {
-              b[n] = fetch_activations<kType>(in, n * kTileTokens + g, chunk, t);
-            }
-            if constexpr (Registers::kHasMin) {
-              UPDRAFT_UNROLL
-              for (int n = 0; n < kTokenTiles; ++n) add_columns(b[n], column_sums[n]);
-            }
-            UPDRAFT_UNROLL
-            for (int r = 0; r < kRowTiles; ++r) {
-              const ChunkOperand<kType> w = make_operand(ring[d][r], c);
-              UPDRAFT_UNROLL
-              for (int n = 0; n < kTokenTiles; ++n) {
-                multiply_chunk<kType>(w, b[n], column_sums[n], sums[r][n]);
-              }
-            }
+            for (int r = 0; r < kRowTiles; ++r) drop_chunk(ring[d][r]);
           }
+        } else {
+          UPDRAFT_UNROLL
+          for (int c = 0; c < Registers::kChunks; ++c) multiply(ring[d], c, chunk + c);
         }
         fetch(tile + d + kDepth, ring[d]);
       }
@@ -192,22 +223,23 @@ skinny_gemm_kernel(SkinnyArguments in) {
       const int token = i / kTileRows;
       const int row = (band_first + r) * kTileRows + i % kTileRows;
       if (grid_y() > 1) {
-        if (token < in.out.tokens && band_first + r < in.bands) {
-          static_cast<SumType*>(
-              in.partial)[(static_cast<int64_t>(block_y()) * in.out.tokens + token) * in.bands *
-                              kTileRows +
-                          row] = total;
+        if (token < out.tokens && band_first + r < in.bands) {
+          static_cast<SumType*>(in.partial)[(static_cast<int64_t>(block_y()) * out.tokens + token) *
+                                                in.bands * kTileRows +
+                                            row] = total;
         }
-      } else if (!in.out.gated) {
-        write_output(in.out, token, row, static_cast<float>(total));
+      } else if (out.residual.hidden != nullptr) {
+        write_residual(out, token, row, static_cast<float>(total));
+      } else if (!out.gated) {
+        write_output(out, token, row, static_cast<float>(total));
       } else if (r % 2 == 0) {
         gates[j] = static_cast<float>(total);
       } else {
-        write_gated(in.out, token, row - kTileRows, gates[j], static_cast<float>(total));
+        write_gated(out, token, row - kTileRows, gates[j], static_cast<float>(total));
       }
     }
   }
-  if (grid_y() > 1) join_splits<SumType, kRowTiles * kTileRows>(in, band_first * kTileRows);
+  if (grid_y() > 1) join_splits<SumType, kRowTiles * kTileRows>(in, out, band_first * kTileRows);
 }
 
 // Fewer bands a block spread a matrix over more of the device; more of them share one read of the

@@ -53,6 +53,7 @@ StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_co
     out.table_entries += (length + page_tokens - 1) / page_tokens;
     if (goes_one_by_one(batch, slice)) {
       out.decode_rows += slice.row_count;
+      out.sequences_share = out.sequences_share || slice.row_count > 1;
       out.decode_length_max = std::max(out.decode_length_max, length);
     } else {
       ++out.prefill_slices;

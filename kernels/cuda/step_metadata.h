@@ -29,6 +29,7 @@ struct StepShape {
   int32_t prefill_length_max = 0;  // positions that the last row of any of them sees
   int32_t decode_rows = 0;
   int32_t decode_length_max = 0;  // positions that any of them sees
+  bool sequences_share = false;   // two of them are of one sequence: drafts under test
   int32_t given_rows = 0;
   int32_t table_entries = 0;
   int32_t page_tokens = 0;

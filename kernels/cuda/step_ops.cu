@@ -14,6 +14,7 @@ LaunchShape shape_of(int64_t threads) {
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((threads + kThreads - 1) / kThreads), 1, 1};
   shape.block = {kThreads, 1, 1};
+  shape.early_start = true;
   return shape;
 }
 
@@ -23,28 +24,35 @@ UPDRAFT_DEVICE int64_t thread_index() {
 
 UPDRAFT_KERNEL(kThreads)
 take_tokens_kernel(TakeTokens in) {
+  let_next_start();
+  wait_for_previous();
   const int64_t row = thread_index();
   if (row >= in.rows) return;
   const int source = load(in.sources + row);
-  if (source >= 0) store(in.token_ids + row, load(in.chosen + source));
+  if (source >= 0) store(in.token_ids + row, load_written(in.chosen + source));
 }
 
 UPDRAFT_KERNEL(kThreads)
 gather_rows_kernel(GatherRows in) {
+  let_next_start();
+  wait_for_previous();
   const int vectors = in.cols / kVector;
   const int64_t index = thread_index();
   if (index >= static_cast<int64_t>(in.count) * vectors) return;
   const int row = load(in.rows + index / vectors);
   Vec16 value = {{0, 0, 0, 0}};
   if (row >= 0) {
-    value = load(reinterpret_cast<const Vec16*>(in.in + static_cast<int64_t>(row) * in.cols) +
-                 index % vectors);
+    value =
+        load_written(reinterpret_cast<const Vec16*>(in.in + static_cast<int64_t>(row) * in.cols) +
+                     index % vectors);
   }
   store(reinterpret_cast<Vec16*>(in.out) + index, value);
 }
 
 UPDRAFT_KERNEL(kThreads)
 ban_tokens_kernel(BanTokens in) {
+  let_next_start();
+  wait_for_previous();
   const int64_t index = thread_index();
   if (index >= static_cast<int64_t>(in.rows) * in.count) return;
   const int64_t row = index / in.count;

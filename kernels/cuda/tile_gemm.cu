@@ -33,6 +33,9 @@ Result<void> check(const SkinnyGemm& op) {
   if ((layout.gated && op.y_bf16 == nullptr) || (op.accumulate && op.y_f32 == nullptr)) {
     return fail("tile gemm: a gated output is bfloat16, one that is added to is f32");
   }
+  if (op.residual.hidden != nullptr || op.normed.band_sums != nullptr) {
+    return fail("tile gemm: the residual stream is the skinny product's");
+  }
   if (op.splits < 1) return fail("tile gemm: " + std::to_string(op.splits) + " splits");
   return {};
 }
@@ -45,7 +48,7 @@ Result<void> run_tile_gemm(const SkinnyGemm& op, Stream stream) {
   TileGemmArguments in{};
   in.weight = PackedWeight::of(layout, op.weight);
   in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
-  in.out.token_scales = op.token_scales;
+  in.out.token_scales = op.normed.factors != nullptr ? op.normed.factors : op.token_scales;
   in.out.bias = op.bias;
   in.out.y_bf16 = op.y_bf16;
   in.out.y_f32 = op.y_f32;

@@ -37,6 +37,7 @@ struct TileRegisters {
   static constexpr bool kHasMin =
       kType == DType::kQ4_K || kType == DType::kQ5_K || kType == DType::kQ5_1;
   static constexpr bool kScaled = kFormat.group_cols != 0;  // per chunk
+  static constexpr bool kTwoScaledChunks = kScaled && kChunks == 2 && kPieces == 1;
   static constexpr int kHighWords = kFormat.high_bits;
   static constexpr int kScaleWords = !kScaled                   ? 0
                                      : kFormat.scale_bytes == 4 ? 2 * kChunks
@@ -208,6 +209,20 @@ UPDRAFT_DEVICE void make_remainder(const TileRegisters<DType::kF16>& tile, int s
     const uint32_t pair = tile.quants[step].word[j];
     rest[j] = pack_bf16(low_half(pair) - low_bf16(a[j]), high_half(pair) - high_bf16(a[j]));
   }
+}
+
+// The tile's second chunk becomes its first, for formats of two chunks with a scale each.
+template <DType kType>
+UPDRAFT_DEVICE void drop_chunk(TileRegisters<kType>& tile) {
+  using Registers = TileRegisters<kType>;
+  static_assert(Registers::kTwoScaledChunks);
+  tile.quants[0].word[0] = tile.quants[0].word[2];
+  tile.quants[0].word[1] = tile.quants[0].word[3];
+  if constexpr (Registers::kHighWords == 2) tile.high[0] = tile.high[1];
+  if constexpr (Registers::kHighWords == 1) tile.high[0] >>= 16;
+  constexpr int kWords = Registers::kScaleWords / 2;
+  UPDRAFT_UNROLL
+  for (int i = 0; i < kWords; ++i) tile.scales[i] = tile.scales[kWords + i];
 }
 
 // What the sums of a chunk are multiplied by. [step][row g, row g + 8]: formats with one scale a

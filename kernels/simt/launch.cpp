@@ -11,6 +11,7 @@
 
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/thread.h"
+#include "kernels/simt/watch.h"
 
 namespace updraft::simt {
 namespace {
@@ -60,6 +61,7 @@ class Machine {
   void arrive(Thread& thread);
   void join_warp_operation(const Thread& thread);
   bool warp_is_ready(uint32_t warp) const;
+  bool previous_ends();
   std::string stuck_report() const;
   std::string position(const Thread& thread) const;
   Thread& lane(uint32_t warp, uint32_t lane) const { return *threads_[warp * kWarpLanes + lane]; }
@@ -171,8 +173,11 @@ void Machine::resume(Thread& thread) {
       return join_warp_operation(thread);
     case State::kBarrier:
       return arrive(thread);
+    case State::kPrevious:
+      return;
     case State::kDone:
       ++done_count_;
+      if (!thread.waited) error_ = position(thread) + ": ended without wait_for_previous()";
       if (!thread.open_copies.empty() || !thread.copy_groups.empty()) {
         error_ = position(thread) + ": ended with a cp.async that it did not wait for";
       }
@@ -185,6 +190,19 @@ bool Machine::warp_is_ready(uint32_t warp) const {
     if (lane(warp, i).state == State::kReady) return true;
   }
   return false;
+}
+
+// When the threads that can go on have come to wait_for_previous(): the launches in front end.
+bool Machine::previous_ends() {
+  if (!block_.previous_hidden) return false;
+  block_.previous_hidden = false;
+  auto written = overlap()->show();
+  if (written && !error_) error_ = "block " + to_string(block_.index) + ": " + *written;
+  if (error_) return false;
+  for (uint32_t i = 0; i < thread_count_; ++i) {
+    if (threads_[i]->state == State::kPrevious) threads_[i]->state = State::kReady;
+  }
+  return true;
 }
 
 // Each turn lets every ready lane go on to its next operation, from a random one on.
@@ -245,6 +263,9 @@ void Machine::run_block(const Dim3& index) {
   block_.static_shared.clear();
   MemoryBlock dynamic_shared("dynamic", Space::kShared, block_.shape.shared_bytes);
   block_.dynamic_shared = &dynamic_shared;
+  block_.lets_next_start = false;
+  block_.previous_hidden = block_.shape.early_start && overlap() != nullptr;
+  if (block_.previous_hidden) overlap()->hide();
   barriers_ = {};
   done_count_ = 0;
   for (uint32_t i = 0; i < thread_count_; ++i) {
@@ -265,7 +286,8 @@ void Machine::run_block(const Dim3& index) {
       if (warp_is_ready(warp)) ready.push_back(warp);
     }
     if (ready.empty()) {
-      error_ = stuck_report();
+      if (previous_ends()) continue;
+      if (!error_) error_ = stuck_report();
       break;
     }
     // A warp runs as far as it can, or one or three operations: the first meets bytes that are not
@@ -274,6 +296,7 @@ void Machine::run_block(const Dim3& index) {
     const uint32_t warp = ready[random_() % ready.size()];
     run_warp(warp, kTurns[random_() % kTurns.size()]);
   }
+  (void)previous_ends();  // of a block whose threads all ended, or one of them with an error
   if (!error_) error_ = guard_damage();
   block_.static_shared.clear();
   block_.dynamic_shared = nullptr;
@@ -301,6 +324,9 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
   error_.reset();
   while (threads_.size() < threads) threads_.push_back(std::make_unique<Thread>(kStackBytes));
 
+  LaunchRecord record{shape.kernel, shape.early_start, true};
+  if (overlap() != nullptr) overlap()->begin_launch(shape.early_start);
+
   std::vector<uint64_t> order(shape.grid.count());
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random_);
@@ -309,7 +335,10 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
                static_cast<uint32_t>(i / shape.grid.x % shape.grid.y),
                static_cast<uint32_t>(i / shape.grid.x / shape.grid.y)});
     if (error_) break;
+    record.lets_next_start = record.lets_next_start && block_.lets_next_start;
   }
+  if (overlap() != nullptr) overlap()->end_launch();
+  if (launch_log() != nullptr) launch_log()->add(std::move(record));
   kernel_ = nullptr;
   if (!error_) return {};
   fresh_from_ = 0;  // the threads stand somewhere inside the kernel that failed
@@ -336,6 +365,11 @@ void wait_for(const BarrierRequest& request) {
   Thread& thread = self();
   thread.barrier_request = request;
   thread.state = State::kBarrier;
+  machine().give_way();
+}
+
+void wait_for_launch_before() {
+  self().state = State::kPrevious;
   machine().give_way();
 }
 

@@ -38,10 +38,11 @@ struct LaunchShape {
   Dim3 grid;
   Dim3 block;               // at most 1024 threads
   size_t shared_bytes = 0;  // dynamic shared memory, at most 227 KiB
-  // May start before the launch before it on the stream has ended: up to its wait_for_previous()
-  // the kernel touches only what no kernel writes. Devices before capability 90 do not; launches
-  // here never overlap.
+  // May start before the launch before it on the stream has ended: up to its wait_for_previous(),
+  // which every thread comes to, the kernel touches only what no kernel writes. Devices before
+  // capability 90 do not; here a launch overlaps those in front where a test wants it (watch.h).
   bool early_start = false;
+  const char* kernel = "";  // its name, for who watches
 };
 
 // The schedule of launches that name none, per operating-system thread: the host code of a kernel,
@@ -61,7 +62,7 @@ const Schedule& current_schedule();
 // Runs the kernel; `kernel` is called once per thread. Errors name the block, the warp and the
 // place: a barrier that not all threads reach, lanes that differ at a warp operation, an access
 // outside its buffer or not aligned to its size, a guard that was written, a cp.async that nobody
-// waited for.
+// waited for, an early start whose thread did not wait for the launch before.
 Result<void> launch(const LaunchShape& shape, const Schedule& schedule,
                     const std::function<void()>& kernel);
 

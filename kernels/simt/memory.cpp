@@ -200,4 +200,18 @@ std::optional<std::string> guard_damage() {
   return std::nullopt;
 }
 
+std::vector<MemoryRange> global_memory() {
+  GlobalList& list = global_list();
+  const std::lock_guard lock(list.mutex);
+  std::vector<MemoryRange> out;
+  for (const auto& [address, block] : list.blocks) out.push_back({block->data(), block->bytes()});
+  return out;
+}
+
+std::string place_in_global_memory(const void* at) {
+  const auto found = find_global(reinterpret_cast<uintptr_t>(at));
+  if (!found) return "an address that lies in no global buffer";
+  return "byte " + std::to_string(found->offset) + " of " + described(*found);
+}
+
 }  // namespace updraft::simt

@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "common/base/check.h"
 
@@ -85,5 +86,14 @@ std::optional<std::string> range_error(const void* at, size_t bytes);
 
 // The damage of the first block whose guards were written.
 std::optional<std::string> guard_damage();
+
+// All blocks of global memory.
+struct MemoryRange {
+  std::byte* data;
+  size_t bytes;
+};
+std::vector<MemoryRange> global_memory();
+// "byte 12 of global buffer 'y' (64 bytes)".
+std::string place_in_global_memory(const void* at);
 
 }  // namespace updraft::simt

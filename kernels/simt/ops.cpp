@@ -143,6 +143,12 @@ uint32_t reduce_min(uint32_t value, uint32_t mask, Place place) {
   return reduce("reduce_min", value, mask, place, execute_reduce<Smaller>);
 }
 
+void wait_for_previous() {
+  Thread& thread = self();
+  if (block().previous_hidden) wait_for_launch_before();
+  thread.waited = true;
+}
+
 void check_waited(const char* name, const Place& place) {
   if (!self().waited) stop(std::string(name) + " before wait_for_previous()", place);
 }

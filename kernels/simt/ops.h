@@ -144,8 +144,8 @@ T load_written(const T* at, Place place = Place::current()) {
 }
 // griddepcontrol.wait and .launch_dependents, for launches with early_start: what the launch before
 // has written is there; the launch behind may begin as soon as all blocks have said so.
-inline void wait_for_previous() { self().waited = true; }
-inline void let_next_start() {}
+void wait_for_previous();
+inline void let_next_start() { block().lets_next_start = true; }
 template <typename T>
 void store(T* at, const T& value, Place place = Place::current()) {
   check_waited("store", place);

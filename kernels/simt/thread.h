@@ -42,7 +42,8 @@ struct AsyncCopy {
   const std::byte* from;  // null: zeros
 };
 
-enum class State : uint8_t { kReady, kWarpOperation, kBarrier, kDone };
+// kPrevious: at wait_for_previous(), until all threads of the block are there.
+enum class State : uint8_t { kReady, kWarpOperation, kBarrier, kPrevious, kDone };
 
 struct Thread {
   explicit Thread(size_t stack_bytes) : fiber(stack_bytes) {}
@@ -62,6 +63,8 @@ struct Block {
   LaunchShape shape;
   Schedule schedule;
   Dim3 index;
+  bool previous_hidden = false;  // what launches in front have written (watch.h)
+  bool lets_next_start = false;
   MemoryBlock* dynamic_shared = nullptr;
   std::vector<std::pair<const void*, std::unique_ptr<MemoryBlock>>> static_shared;  // by key
 };
@@ -71,6 +74,7 @@ Block& block();
 // Gives the scheduler a request; returns when it is done.
 void wait_for(WarpRequest& request);
 void wait_for(const BarrierRequest& request);
+void wait_for_launch_before();
 // Ends the launch with an error: "block (0,0,0) warp 1 lane 3: <what> at <place>". Takes the text:
 // the thread is never resumed, so nothing that it holds is ever freed.
 [[noreturn]] void stop(std::string&& what, const Place& place);

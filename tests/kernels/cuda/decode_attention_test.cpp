@@ -37,8 +37,10 @@ struct Rows {
   }
 
   // The rows `which` in one launch; -1 is a row that is not ours.
+  enum class Joined : uint8_t { kByLastBlock, kBySecondKernel };
   std::vector<Bf16> run(const std::vector<int32_t>& which, const Schedule& schedule = {},
-                        int32_t multiprocessor_count = 132) const {
+                        int32_t multiprocessor_count = 132,
+                        Joined joined = Joined::kByLastBlock) const {
     const ScheduleScope scope(schedule);
     const CacheShape& shape = cache.shape;
     Buffer<Bf16> rows_q("rows q", which.size() * row_elems);
@@ -56,12 +58,11 @@ struct Rows {
     }
     const auto rows = static_cast<int32_t>(which.size());
     Buffer<Bf16> out("out", which.size() * row_elems);
-    Buffer<std::byte> workspace(
-        "workspace",
-        decode_attention_workspace_bytes(cache.pages, rows, shape.head_count, length_max));
+    Buffer<std::byte> workspace("workspace", decode_attention_workspace_bytes(
+                                                 cache.pages, rows, shape.head_count, length_max));
     Buffer<int32_t> item_count("item count", 1);
-    Buffer<DecodeWorkItem> items(
-        "items", static_cast<size_t>(decode_work_items_max(rows, length_max)));
+    Buffer<DecodeWorkItem> items("items",
+                                 static_cast<size_t>(decode_work_items_max(rows, length_max)));
     require_ok(run_decode_work(
         {rows, rows_length.data(), rows_line.data(), length_max, item_count.data(), items.data()},
         nullptr));
@@ -82,7 +83,12 @@ struct Rows {
     op.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
     op.out = out.data();
     op.workspace = workspace.data();
+    Buffer<uint32_t> counters("counters",
+                              decode_attention_counter_bytes(rows, shape.head_count) / 4);
+    std::fill(counters.span().begin(), counters.span().end(), 0U);
+    if (joined == Joined::kByLastBlock) op.counters = counters.data();
     require_ok(run_decode_attention(op, nullptr));
+    for (const uint32_t counter : counters.span()) CHECK(counter == 0);
     return {out.span().begin(), out.span().end()};
   }
 };
@@ -125,6 +131,113 @@ TEST_CASE("a sequence of several chunks is joined from its parts") {
     const Rows rows(cache);
     std::vector<Bf16> got = rows.run({0, 1, 2});
     CHECK(difference(std::span(got), rows.expected({0, 1, 2})) < 2 * kBf16Step);
+  }
+}
+
+TEST_CASE("the block that comes last joins a row's chunks as a second kernel does, bit for bit") {
+  for (const CacheShape& shape :
+       {CacheShape{KvType::kBf16, 64, 4, 2, 64}, CacheShape{KvType::kInt8, 128, 18, 1, 64}}) {
+    const KvCache cache(shape, {kAttentionChunk + 1, 90, 0, 8 * kAttentionChunk - 3});
+    const Rows rows(cache);
+    for (const Schedule& schedule : schedules()) {
+      const std::vector<int32_t> which = {3, -1, 2, 0, 1};
+      const auto inside = rows.run(which, schedule);
+      const auto behind = rows.run(which, schedule, 132, Rows::Joined::kBySecondKernel);
+      CHECK(same_bits(inside.data(), behind.data(), inside.size()));
+    }
+  }
+}
+
+TEST_CASE(
+    "attention that prepares its rows gives the bits of both kernels, and leaves their pages") {
+  for (const CacheShape& shape :
+       {CacheShape{KvType::kBf16, 64, 4, 2, 16}, CacheShape{KvType::kBf16, 128, 20, 1, 64},
+        CacheShape{KvType::kInt8, 128, 3, 3, 32}, CacheShape{KvType::kInt8, 80, 2, 1, 16},
+        CacheShape{KvType::kFp8, 64, 5, 1, 32}, CacheShape{KvType::kBf16, 96, 3, 1, 16}}) {
+    CAPTURE(shape.head_dim);
+    CAPTURE(shape.head_count);
+    CAPTURE(static_cast<int>(shape.type));
+    // Alone in its page, at a page's begin, at a chunk's end and begin, padded.
+    const std::vector<int32_t> lengths = {1, 65, kAttentionChunk, 0, kAttentionChunk + 1, 300};
+    const auto rows = static_cast<int32_t>(lengths.size());
+    const auto row_elems =
+        static_cast<size_t>((shape.head_count + 2 * shape.kv_head_count) * shape.head_dim);
+    const auto out_elems = static_cast<size_t>(shape.head_count * shape.head_dim);
+    Buffer<Bf16> start("qkv", lengths.size() * row_elems);
+    fill_normal(start.span(), 7);
+    Buffer<float> norm("norm", static_cast<size_t>(shape.head_dim));
+    fill_normal(norm.span(), 8);
+    Buffer<Float2> rotations("rotations", lengths.size() * static_cast<size_t>(shape.head_dim / 2));
+    fill_normal(std::span(&rotations.data()->x, 2 * rotations.size()), 9);
+    std::vector<int32_t> lines(lengths.size());
+    std::vector<int32_t> positions;
+    for (const int32_t length : lengths) positions.push_back(length - 1);
+    std::iota(lines.begin(), lines.end(), 0);
+    const Buffer<int32_t> device_lengths("lengths", std::span(lengths));
+    const Buffer<int32_t> device_lines("lines", std::span(lines));
+    const Buffer<int32_t> device_positions("kv positions", std::span(positions));
+    const int32_t length_max = *std::max_element(lengths.begin(), lengths.end());
+    const Buffer<int32_t> item_count("item count", 1);
+    const Buffer<DecodeWorkItem> items(
+        "items", static_cast<size_t>(decode_work_items_max(rows, length_max)));
+    require_ok(run_decode_work({rows, device_lengths.data(), device_lines.data(), length_max,
+                                item_count.data(), items.data()},
+                               nullptr));
+    // What either way leaves: the output, then the pages.
+    const auto run = [&](bool together, const Schedule& schedule, int32_t multiprocessor_count) {
+      const ScheduleScope scope(schedule);
+      const KvCache cache(shape, lengths);
+      const Buffer<Bf16> qkv("qkv", start.span());
+      PrepareQkv prepare;
+      prepare.pages = cache.pages;
+      prepare.layer = KvCache::kLayer;
+      prepare.rows = rows;
+      prepare.head_count = shape.head_count;
+      prepare.qkv = qkv.data();
+      prepare.q_norm = norm.data();
+      prepare.k_norm = norm.data();
+      prepare.eps = 1e-5F;
+      prepare.rotations = rotations.data();
+      prepare.rope_dims = shape.head_dim;
+      prepare.kv_positions = device_positions.data();
+      prepare.lines = device_lines.data();
+      prepare.table = cache.table.data();
+      prepare.table_stride = cache.table_stride;
+      const Buffer<Bf16> out("out", lengths.size() * out_elems);
+      const Buffer<std::byte> workspace(
+          "workspace",
+          decode_attention_workspace_bytes(cache.pages, rows, shape.head_count, length_max));
+      DecodeAttention op;
+      op.pages = cache.pages;
+      op.layer = KvCache::kLayer;
+      op.rows = rows;
+      op.head_count = shape.head_count;
+      op.q = qkv.data();
+      op.q_stride = static_cast<int64_t>(row_elems);
+      op.lengths = device_lengths.data();
+      op.length_max = length_max;
+      op.item_count = item_count.data();
+      op.items = items.data();
+      op.table = cache.table.data();
+      op.table_stride = cache.table_stride;
+      op.multiprocessor_count = multiprocessor_count;
+      op.scale = 0.1F;
+      op.out = out.data();
+      op.workspace = workspace.data();
+      if (together) {
+        op.prepare = &prepare;
+      } else {
+        require_ok(run_prepare_qkv(prepare, nullptr));
+      }
+      require_ok(run_decode_attention(op, nullptr));
+      const auto* bytes = reinterpret_cast<const std::byte*>(out.data());
+      std::vector<std::byte> left(bytes, bytes + out.size() * sizeof(Bf16));
+      left.insert(left.end(), cache.memory.span().begin(), cache.memory.span().end());
+      return left;
+    };
+    const auto expected = run(false, {}, 132);
+    for (const Schedule& schedule : schedules()) CHECK(run(true, schedule, 132) == expected);
+    CHECK(run(true, {5}, 1) == expected);  // blocks have several chunks one after another
   }
 }
 

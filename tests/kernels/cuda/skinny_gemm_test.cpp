@@ -1,6 +1,8 @@
 // The skinny product against a sum in double precision over the reference decoder's weights.
 #include "kernels/cuda/skinny_gemm.h"
 
+#include <cstring>
+
 #include "kernels/cuda/row_ops.h"
 #include "tests/kernels/cuda/gemm_support.h"
 
@@ -214,8 +216,7 @@ TEST_CASE("a product can be added to what is there") {
     Buffer<float> y("y", 3 * 40);
     fill_normal(y.span(), 6);
     const std::vector<float> before(y.span().begin(), y.span().end());
-    Buffer<std::byte> workspace("workspace",
-                                      skinny_gemm_workspace_bytes(problem.layout, splits));
+    Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(problem.layout, splits));
     std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
     SkinnyGemm op;
     op.layout = problem.layout;
@@ -233,6 +234,132 @@ TEST_CASE("a product can be added to what is there") {
     int wrong = 0;
     for (size_t i = 0; i < 120; ++i) wrong += y[i] == before[i] + product[i] ? 0 : 1;
     CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("a product into the residual stream leaves what product, addition and norm leave") {
+  constexpr int64_t kDim = 80;  // 5 bands: a block of 2 has one of its own alone
+  constexpr float kEps = 1e-5F;
+  for (const DType type : {DType::kQ4_K, DType::kF8_E4M3}) {
+    for (const int32_t tokens : {1, 33}) {
+      for (const int32_t splits : {1, 2}) {
+        CAPTURE(dtype_info(type).name);
+        CAPTURE(tokens);
+        CAPTURE(splits);
+        const Problem problem(type, kDim, 2048, tokens);
+        const auto count = static_cast<size_t>(tokens * kDim);
+        Buffer<float> start("start", count);
+        fill_normal(start.span(), 4, 100.0F);
+        Buffer<float> norm("norm", kDim);
+        fill_normal(norm.span(), 5);
+        Buffer<std::byte> workspace("workspace",
+                                    skinny_gemm_workspace_bytes(problem.layout, splits));
+        std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes),
+                    std::byte{0});
+        SkinnyGemm op = problem.operation(0, tokens, true);
+        op.splits = splits;
+        op.workspace = workspace.data();
+
+        const Buffer<float> hidden("hidden", start.span());
+        const Buffer<Bf16> y("y", count);
+        const Buffer<Bf16> x("x", count);
+        const Buffer<float> factors("factors", static_cast<size_t>(tokens));
+        op.y_bf16 = y.data();
+        require_ok(run_skinny_gemm(op, nullptr));
+        ResidualNorm behind;
+        behind.rows = tokens;
+        behind.dim = kDim;
+        behind.hidden = hidden.data();
+        behind.delta = y.data();
+        behind.norm = norm.data();
+        behind.eps = kEps;
+        behind.out = x.data();
+        behind.factors = factors.data();
+        require_ok(run_residual_norm(behind, nullptr));
+
+        std::vector<float> first;
+        for (const Schedule& schedule : schedules()) {
+          const ScheduleScope scope(schedule);
+          const Buffer<float> own_hidden("own hidden", start.span());
+          const Buffer<Bf16> own_x("own x", count);
+          const Buffer<float> bands("bands", count / 16);
+          op.y_bf16 = nullptr;
+          op.residual = {own_hidden.data(), norm.data(), own_x.data(), bands.data()};
+          require_ok(run_skinny_gemm(op, nullptr));
+          CHECK(std::equal(hidden.span().begin(), hidden.span().end(), own_hidden.span().begin()));
+          CHECK(std::memcmp(x.data(), own_x.data(), count * sizeof(Bf16)) == 0);
+          if (!first.empty()) CHECK(std::equal(first.begin(), first.end(), bands.span().begin()));
+          first.assign(bands.span().begin(), bands.span().end());
+        }
+        for (int32_t t = 0; t < tokens; ++t) {
+          double squares = 0;
+          double of_bands = 0;
+          for (int64_t i = 0; i < kDim; ++i) {
+            const auto at = static_cast<size_t>(t * kDim + i);
+            const auto h = static_cast<double>(hidden[at]);
+            squares += h * h;
+            if (i % 16 == 0) of_bands += static_cast<double>(first[at / 16]);
+          }
+          CHECK(of_bands == doctest::Approx(squares).epsilon(1e-6));
+          CHECK(static_cast<double>(factors[static_cast<size_t>(t)]) ==
+                doctest::Approx(1 / std::sqrt(squares / kDim + static_cast<double>(kEps)))
+                    .epsilon(1e-6));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a product that takes its norm's factors is that of the normed rows") {
+  constexpr int64_t kDim = 608;  // 38 bands: lanes have one or two
+  constexpr int32_t kTokens = 35;
+  for (const DType type : {DType::kQ4_0, DType::kBF16, DType::kF8_E4M3}) {
+    CAPTURE(dtype_info(type).name);
+    const Problem problem(type, 48, kDim, kTokens);
+    const Buffer<float> bands("bands", static_cast<size_t>(kTokens * kDim / 16));
+    fill_normal(bands.span(), 6);
+    std::vector<double> expected = problem.expected(kTokens, false);
+    std::vector<float> factors;
+    for (size_t t = 0; t < kTokens; ++t) {
+      double sum = 0;
+      for (size_t i = 0; i < kDim / 16; ++i) {
+        float& band = bands[t * (kDim / 16) + i];
+        band = std::abs(band) * static_cast<float>(1 + t);
+        sum += static_cast<double>(band);
+      }
+      const double factor = 1 / std::sqrt(sum / kDim + 1e-5);
+      factors.push_back(static_cast<float>(factor));
+      for (size_t r = 0; r < 48; ++r) {
+        double& e = expected[t * 48 + r];
+        e = e * factor + static_cast<double>((*problem.bias)[r]);
+      }
+    }
+    const Buffer<float> device_factors("factors", std::span(factors));
+    std::vector<float> whole;
+    for (const int32_t splits : {1, 2}) {
+      const Buffer<float> y("y", kTokens * 48);
+      Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(problem.layout, splits));
+      std::fill_n(workspace.data(), std::min(workspace.size(), kSkinnyCounterBytes), std::byte{0});
+      SkinnyGemm op = problem.operation(0, kTokens, true);
+      op.y_f32 = y.data();
+      op.normed = {bands.data(), nullptr, 1e-5F};
+      op.splits = splits;
+      op.workspace = workspace.data();
+      require_ok(run_skinny_gemm(op, nullptr));
+      std::vector<float> got(y.span().begin(), y.span().end());
+      CHECK(difference(std::span(got), expected) < 2e-6);
+      if (splits == 1) whole = got;
+      op.normed = {nullptr, device_factors.data(), 0.0F};
+      require_ok(run_skinny_gemm(op, nullptr));
+      CHECK(difference(y.span(), expected) < 2e-6);
+    }
+    // A token alone.
+    const Buffer<float> y("y", 48);
+    SkinnyGemm op = problem.operation(20, 1, true);
+    op.y_f32 = y.data();
+    op.normed = {bands.data() + 20 * kDim / 16, nullptr, 1e-5F};
+    require_ok(run_skinny_gemm(op, nullptr));
+    CHECK(std::equal(y.span().begin(), y.span().end(), whole.begin() + 20 * 48));
   }
 }
 
@@ -271,6 +398,37 @@ TEST_CASE("the shapes of the models fill a device of 132 multiprocessors where t
   }
 }
 
+TEST_CASE("a matrix of few rows gives every multiprocessor a block, or every warp its least") {
+  for (const int32_t multiprocessors : {108, 132}) {
+    for (const DType type : {DType::kBF16, DType::kQ4_0, DType::kQ8_0, DType::kQ4_K}) {
+      const bool super = dtype_info(type).block_elems == 256;
+      for (const int64_t rows : {256, 384, 512, 768, 1024}) {
+        for (const int64_t cols : {1024, 2048, 4096, 13824}) {
+          const auto layout = PackedLayout::of(type, rows, cols);
+          REQUIRE(layout.ok());
+          const int64_t splits = skinny_gemm_splits(*layout, multiprocessors);
+          const int64_t blocks = splits * (rows / 32);
+          CAPTURE(dtype_info(type).name);
+          CAPTURE(rows);
+          CAPTURE(cols);
+          CAPTURE(splits);
+          // One more split would leave warps without columns.
+          const bool least = cols < (splits + 1) * 8 * (super ? 256 : 64);
+          CHECK((blocks >= multiprocessors || least || splits == 16));
+          CHECK((splits == 1 || cols >= splits * 8 * (super ? 256 : 64)));
+        }
+      }
+    }
+  }
+  // Of 4,096 columns 512 rows or more reach all of an A100's, and of an H100's from 544 on.
+  const auto blocks = [](int64_t rows, int32_t multiprocessors) {
+    const auto layout = PackedLayout::of(DType::kBF16, rows, 4096);
+    return skinny_gemm_splits(*layout, multiprocessors) * (rows / 32);
+  };
+  for (int64_t rows = 512; rows <= 1024; rows += 32) CHECK(blocks(rows, 108) >= 108);
+  for (int64_t rows = 544; rows <= 1024; rows += 32) CHECK(blocks(rows, 132) >= 132);
+}
+
 TEST_CASE("a shape that the skinny product does not take is refused with its value") {
   const Problem problem(DType::kQ8_0, 16, 64, 1);
   Buffer<float> y("y", 16);
@@ -289,4 +447,13 @@ TEST_CASE("a shape that the skinny product does not take is refused with its val
   op.x_stride = 64;
   op.splits = 2;
   CHECK(run_skinny_gemm(op, nullptr).message().find("workspace") != std::string::npos);
+  op.splits = 1;
+  Buffer<float> row("row", 32);
+  op.residual = {row.data(), nullptr, nullptr, nullptr};
+  CHECK(run_skinny_gemm(op, nullptr).message().find("into the residual stream") !=
+        std::string::npos);
+  op.residual = {};
+  op.token_scales = row.data();
+  op.normed.factors = row.data();
+  CHECK(run_skinny_gemm(op, nullptr).message().find("two kinds of factors") != std::string::npos);
 }

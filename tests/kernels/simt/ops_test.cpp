@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/quant/quant.h"
+#include "kernels/simt/watch.h"
 
 using namespace updraft;
 using namespace updraft::simt;
@@ -350,6 +351,7 @@ TEST_CASE("a kernel that may start early waits before it touches what others wri
         copy_wait<0>();
       }
       if (which == 3) load(memory.data() + thread_x());  // what nobody writes
+      wait_for_previous();
     });
   };
   CHECK(contains(touches(0, false), "store before wait_for_previous"));
@@ -359,4 +361,86 @@ TEST_CASE("a kernel that may start early waits before it touches what others wri
   for (int which = 0; which < 4; ++which) CHECK(touches(which, true).empty());
   shape.early_start = false;
   CHECK(touches(0, false).empty());
+}
+
+TEST_CASE("a kernel that may start early waits before it ends") {
+  LaunchShape shape = kOneWarp;
+  shape.early_start = true;
+  const auto error = error_of(shape, [] {
+    if (thread_x() < 31) wait_for_previous();
+  });
+  CHECK(contains(error, "lane 31: ended without wait_for_previous()"));
+}
+
+TEST_CASE("launches that overlap find nothing of those in front before they have waited") {
+  Buffer<uint32_t> memory("memory", 64);
+  const Overlap overlap;
+  LaunchShape plain = kOneWarp;
+  LaunchShape early = kOneWarp;
+  early.early_start = true;
+  uint32_t number = 0;
+  const auto writes = [&](const LaunchShape& shape) {
+    ++number;
+    require_runs(shape, {}, [&] {
+      wait_for_previous();
+      memory[thread_x()] = number;
+    });
+  };
+  uint32_t before = 0;
+  uint32_t after = 0;
+  uint32_t untouched = 0;
+  memory[40] = 7;
+  const auto reads = [&] {
+    require_runs(early, {}, [&] {
+      if (thread_x() == 3) {
+        before = memory[3];
+        untouched = memory[40];
+      }
+      sync_block();  // a barrier before the wait is met
+      wait_for_previous();
+      if (thread_x() == 3) after = memory[3];
+    });
+  };
+  writes(plain);
+  reads();
+  CHECK(before == 0xFFFFFFFF);
+  CHECK(after == 1);
+  CHECK(untouched == 7);
+  // The reader started early and may be waiting still, and what it waits for may not have ended.
+  reads();
+  CHECK(before == 0xFFFFFFFF);
+  writes(early);
+  reads();
+  CHECK(before == 0xFFFFFFFF);
+  CHECK(after == 2);
+  // A launch that does not start early waits for all in front of it.
+  require_runs(plain, {}, [] {});
+  reads();
+  CHECK(before == 2);
+
+  writes(plain);
+  const auto error = error_of(early, [&] {
+    if (thread_x() == 5) memory[5] = 9;
+    wait_for_previous();
+  });
+  CHECK(contains(error, "a write before wait_for_previous() to byte 20 of global buffer 'memory'"));
+  CHECK(memory[5] == 3);
+}
+
+TEST_CASE("a log has each launch, and whether all its blocks let the next one start") {
+  LaunchShape shape{{2, 1, 1}, {32, 1, 1}, 0};
+  shape.kernel = "one";
+  const LaunchLog log;
+  require_runs(shape, {}, [] { let_next_start(); });
+  shape.early_start = true;
+  require_runs(shape, {}, [] {
+    if (block_x() == 1 && thread_x() == 4) let_next_start();
+    wait_for_previous();
+  });
+  REQUIRE(log.records().size() == 2);
+  CHECK(log.records()[0].kernel == "one");
+  CHECK(!log.records()[0].early_start);
+  CHECK(log.records()[0].lets_next_start);
+  CHECK(log.records()[1].early_start);
+  CHECK(!log.records()[1].lets_next_start);
 }
