@@ -9,6 +9,7 @@
 #include <random>
 #include <string_view>
 
+#include "kernels/simt/group_products.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/thread.h"
 
@@ -60,6 +61,10 @@ class Machine {
   void arrive(Thread& thread);
   void join_warp_operation(const Thread& thread);
   bool warp_is_ready(uint32_t warp) const;
+  bool pass_phases();
+  bool land_some_copy(bool now);
+  bool give_up_phases();
+  void end_block();
   std::string stuck_report() const;
   std::string position(const Thread& thread) const;
   Thread& lane(uint32_t warp, uint32_t lane) const { return *threads_[warp * kWarpLanes + lane]; }
@@ -171,6 +176,8 @@ void Machine::resume(Thread& thread) {
       return join_warp_operation(thread);
     case State::kBarrier:
       return arrive(thread);
+    case State::kPhase:
+      return;
     case State::kDone:
       ++done_count_;
       if (!thread.open_copies.empty() || !thread.copy_groups.empty()) {
@@ -185,6 +192,43 @@ bool Machine::warp_is_ready(uint32_t warp) const {
     if (lane(warp, i).state == State::kReady) return true;
   }
   return false;
+}
+
+// Threads whose phase is over go on.
+bool Machine::pass_phases() {
+  bool any = false;
+  for (uint32_t i = 0; i < thread_count_; ++i) {
+    Thread& thread = *threads_[i];
+    if (thread.state != State::kPhase || !phase_is_over(thread.phase_wait)) continue;
+    thread.phase_wait.passed = true;
+    thread.state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
+// One of the copies under way, whichever; unless `now`, only sometimes.
+bool Machine::land_some_copy(bool now) {
+  std::vector<BulkCopy>& copies = block_.copies_under_way;
+  if (copies.empty() || (!now && random_() % 8 != 0)) return false;
+  const auto one = copies.begin() + static_cast<ptrdiff_t>(random_() % copies.size());
+  land(*one);
+  copies.erase(one);
+  return true;
+}
+
+// Nothing can move any more.
+bool Machine::give_up_phases() {
+  if (block_.schedule.stuck != Stuck::kGiveUp) return false;
+  bool any = false;
+  for (uint32_t i = 0; i < thread_count_; ++i) {
+    Thread& thread = *threads_[i];
+    if (thread.state != State::kPhase) continue;
+    thread.phase_wait.passed = false;
+    thread.state = State::kReady;
+    any = true;
+  }
+  return any;
 }
 
 // Each turn lets every ready lane go on to its next operation, from a random one on.
@@ -220,6 +264,12 @@ std::string Machine::stuck_report() const {
                std::to_string(barrier.arrived_count) + " of " +
                std::to_string(barrier.thread_count) + " threads have arrived, at " +
                simt::to_string(request.place);
+      } else if (thread.state == State::kPhase) {
+        const PhaseWait& wait = thread.phase_wait;
+        const TransactionBarrier& barrier = block_.transaction_barriers.at(wait.barrier);
+        what = "wait for phase " + std::to_string(barrier.phase) + " of an mbarrier that lacks " +
+               std::to_string(barrier.pending) + " arrivals and " + std::to_string(barrier.bytes) +
+               " bytes, at " + simt::to_string(wait.place);
       }
       if (groups.empty() || groups.back().first != what) {
         const auto found = std::find_if(groups.begin(), groups.end(),
@@ -245,6 +295,10 @@ void Machine::run_block(const Dim3& index) {
   block_.static_shared.clear();
   MemoryBlock dynamic_shared("dynamic", Space::kShared, block_.shape.shared_bytes);
   block_.dynamic_shared = &dynamic_shared;
+  block_.shared_base = 128 * (8 + static_cast<uint32_t>(random_() % 8));
+  block_.transaction_barriers.clear();
+  block_.copies_under_way.clear();
+  block_.products = std::make_unique<GroupProducts>(warp_count());
   barriers_ = {};
   done_count_ = 0;
   for (uint32_t i = 0; i < thread_count_; ++i) {
@@ -261,10 +315,13 @@ void Machine::run_block(const Dim3& index) {
   std::vector<uint32_t> ready;
   while (!error_ && done_count_ < thread_count_) {
     ready.clear();
+    land_some_copy(false);
+    pass_phases();
     for (uint32_t warp = 0; warp < warp_count(); ++warp) {
       if (warp_is_ready(warp)) ready.push_back(warp);
     }
     if (ready.empty()) {
+      if (land_some_copy(true) || give_up_phases()) continue;
       error_ = stuck_report();
       break;
     }
@@ -274,9 +331,20 @@ void Machine::run_block(const Dim3& index) {
     const uint32_t warp = ready[random_() % ready.size()];
     run_warp(warp, kTurns[random_() % kTurns.size()]);
   }
-  if (!error_) error_ = guard_damage();
+  if (!error_) end_block();
   block_.static_shared.clear();
   block_.dynamic_shared = nullptr;
+}
+
+void Machine::end_block() {
+  error_ = guard_damage();
+  if (error_ || block_.schedule.stuck == Stuck::kGiveUp) return;
+  const std::string where = "block " + to_string(block_.index) + ": ";
+  if (!block_.copies_under_way.empty()) {
+    error_ = where + "ended with a bulk copy that nobody waited for";
+  } else if (auto unfinished = unfinished_products()) {
+    error_ = where + *unfinished;
+  }
 }
 
 Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
@@ -322,6 +390,9 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
 
 }  // namespace
 
+Block::Block() = default;
+Block::~Block() = default;
+
 Thread& self() { return machine().current(); }
 Block& block() { return machine().block(); }
 
@@ -337,6 +408,16 @@ void wait_for(const BarrierRequest& request) {
   thread.barrier_request = request;
   thread.state = State::kBarrier;
   machine().give_way();
+}
+
+void pause() { machine().give_way(); }
+
+bool wait_for(const PhaseWait& wait) {
+  Thread& thread = self();
+  thread.phase_wait = wait;
+  thread.state = State::kPhase;
+  machine().give_way();
+  return thread.phase_wait.passed;
 }
 
 void stop(std::string&& what, const Place& place) { machine().stop(std::move(what), place); }
