@@ -10,7 +10,7 @@
 // Every wait has a bound: who gives up has NaN for sums, and goes on to the end.
 #pragma once
 
-#include "kernels/cuda/gemm_output.h"
+#include "kernels/cuda/group_output.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm_kernel.h"
 #include "kernels/cuda/warpgroup_gemm.h"
@@ -202,37 +202,6 @@ UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
   }
 }
 
-// Sum i of a lane is of row g + 8 * (i / 2 % 2), token 8 * (i / 4) + 2 * t + i % 2.
-template <int kTokens>
-UPDRAFT_DEVICE void write_sums(const GemmOutput& out, int row_first, int token_first, int lane,
-                               const float (&sums)[kTokens / 2]) {
-  UPDRAFT_UNROLL
-  for (int i = 0; i < kTokens / 2; ++i) {
-    const int token = token_first + i / 4 * 8 + 2 * (lane % 4) + i % 2;
-    write_output(out, token, row_first + lane / 4 + i / 2 % 2 * 8, sums[i]);
-  }
-}
-
-// Gates are an even warp's, ups the next one's: they meet in shared memory.
-template <int kTokens>
-UPDRAFT_DEVICE void write_gated_sums(const GemmOutput& out, float* ups, int warp, int row_first,
-                                     int token_first, int lane, const float (&sums)[kTokens / 2]) {
-  constexpr uint32_t kBarrier = 1;
-  float* own = ups + warp / 2 * (kTokens / 2 * 32) + lane;
-  sync_named(kBarrier, 2 * kGroupThreads);  // all have left the stages
-  if (warp % 2 == 1) {
-    UPDRAFT_UNROLL
-    for (int i = 0; i < kTokens / 2; ++i) own[i * 32] = sums[i];
-  }
-  sync_named(kBarrier, 2 * kGroupThreads);
-  if (warp % 2 == 1) return;
-  UPDRAFT_UNROLL
-  for (int i = 0; i < kTokens / 2; ++i) {
-    const int token = token_first + i / 4 * 8 + 2 * (lane % 4) + i % 2;
-    write_gated(out, token, row_first + lane / 4 + i / 2 % 2 * 8, sums[i], own[i * 32]);
-  }
-}
-
 template <DType kType, int kTokens>
 UPDRAFT_KERNEL(kGroupGemmThreads)
 warpgroup_gemm_kernel(const UPDRAFT_GRID_CONSTANT TensorMap x, WarpgroupGemmArguments in) {
@@ -263,8 +232,8 @@ warpgroup_gemm_kernel(const UPDRAFT_GRID_CONSTANT TensorMap x, WarpgroupGemmArgu
       const int row_first = (static_cast<int>(block_x()) * kGroupGemmWarps + warp) * kTileRows;
       const int token_first = static_cast<int>(block_y()) * kTokens;
       if (in.out.gated) {
-        write_gated_sums<kTokens>(in.out, reinterpret_cast<float*>(ring.stages), warp, row_first,
-                                  token_first, lane, sums);
+        write_gated_sums<kTokens>(in.out, reinterpret_cast<float*>(ring.stages), 2 * kGroupThreads,
+                                  warp, row_first, token_first, lane, sums);
       } else {
         write_sums<kTokens>(in.out, row_first, token_first, lane, sums);
       }

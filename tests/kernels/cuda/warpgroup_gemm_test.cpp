@@ -144,7 +144,6 @@ TEST_CASE("the warpgroup product's outputs are the tile product's forms") {
   // Gate and up, in alternating bands; the bias lies in the order of the two matrices.
   Buffer<Bf16> gated("gated", 70 * 32);
   op.product.layout.gated = true;
-  op.product.bias = nullptr;
   op.product.y_f32 = nullptr;
   op.product.accumulate = false;
   op.product.y_bf16 = gated.data();
@@ -153,8 +152,10 @@ TEST_CASE("the warpgroup product's outputs are the tile product's forms") {
   const std::vector<float> plain = product(problem, {0, 70, 128, false});
   for (size_t i = 0; i < 70 * 32; ++i) {
     const size_t gate_row = i % 32 / 16 * 32 + i % 16;
-    const float gate = bf16_to_float(float_to_bf16(plain[i / 32 * 64 + gate_row]));
-    const float up = bf16_to_float(float_to_bf16(plain[i / 32 * 64 + gate_row + 16]));
+    const float* sums = plain.data() + i / 32 * 64 + gate_row;
+    const float* bias = problem.bias->data() + i % 32;
+    const float gate = bf16_to_float(float_to_bf16(sums[0] + bias[0]));
+    const float up = bf16_to_float(float_to_bf16(sums[16] + bias[32]));
     const float expected = up * gate / (1.0F + std::exp(-gate));
     wrong += std::abs(value(gated[i]) - expected) <= 0.005F * std::abs(expected) ? 0 : 1;
   }
