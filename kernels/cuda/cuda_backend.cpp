@@ -27,6 +27,7 @@
 #include "kernels/cuda/step_ops.h"
 #include "kernels/cuda/step_ring.h"
 #include "kernels/cuda/upload.h"
+#include "kernels/cuda/warpgroup_check.h"
 #include "kernels/cuda/weight_stream.h"
 #include "kernels/quant/quant.h"
 
@@ -983,6 +984,12 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
   if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
+  // Written for this one capability; the emulator's tests ask by themselves.
+  if (properties->compute_major == 9 && properties->compute_minor == 0 && !properties->emulated) {
+    const auto verdict = check_warpgroup_gemm(stream->get());
+    if (!verdict) return verdict.error();
+    (*gemm_device)->set_warpgroup(verdict->right);
+  }
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),

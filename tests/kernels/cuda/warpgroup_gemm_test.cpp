@@ -78,6 +78,7 @@ TEST_CASE("arranged columns are what one step of the packed weights multiplies")
 }
 
 TEST_CASE("the warpgroup product of every format equals the sum in double precision") {
+  if (!has_warpgroups()) return;
   for (const DType type : kTypes) {
     CAPTURE(dtype_info(type).name);
     const bool super = dtype_info(type).block_elems == 256;
@@ -90,6 +91,7 @@ TEST_CASE("the warpgroup product of every format equals the sum in double precis
 }
 
 TEST_CASE("a token's bits are the same alone, in every batch, block size and schedule") {
+  if (!has_warpgroups()) return;
   for (const DType type : {DType::kQ4_K, DType::kQ8_0, DType::kBF16}) {
     CAPTURE(dtype_info(type).name);
     const Problem problem(type, 32, 1024, 260);
@@ -104,6 +106,7 @@ TEST_CASE("a token's bits are the same alone, in every batch, block size and sch
 }
 
 TEST_CASE("13,696 columns are summed by the warpgroup product as in double precision") {
+  if (!has_warpgroups()) return;
   Problem problem(DType::kQ4_0, 16, 13696, 3);
   round_weights(problem);
   std::vector<float> got = product(problem, {0, 3, 128});
@@ -111,6 +114,7 @@ TEST_CASE("13,696 columns are summed by the warpgroup product as in double preci
 }
 
 TEST_CASE("the warpgroup product's outputs are the tile product's forms") {
+  if (!has_warpgroups()) return;
   const Problem problem(DType::kBF16, 64, 160, 70);
   const std::vector<float> exact = product(problem, {0, 70, 128, true});
   Buffer<Bf16> arranged("arranged", 70 * 160);
