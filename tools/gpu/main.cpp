@@ -5,6 +5,7 @@
 //   updraft_gpu parity FOLDER           the engine against transformers (compare_transformers.py)
 //   updraft_gpu attention [--smoke]     attention kernels against the memory's bandwidth
 //   updraft_gpu model [--smoke]         decode, prefill and requests on models of real shapes
+//   updraft_gpu load FOLDER [--smoke]   a model file onto the device, against the disk's rate
 //   updraft_gpu gguf SHAPE FORMAT FILE  a random model as a file, for comparing with peers
 //   updraft_gpu file FILE               what llama-bench and llama-batched-bench measure, on it
 #include <cstdio>
@@ -14,9 +15,10 @@
 
 #include "tools/gpu/attention_bench.h"
 #include "tools/gpu/device.h"
+#include "tools/gpu/load_bench.h"
 #include "tools/gpu/model_bench.h"
 #include "tools/gpu/parity.h"
-#include "tools/gpu/random_weights.h"
+#include "tools/gpu/random_file.h"
 
 namespace {
 
@@ -61,7 +63,8 @@ int run(const std::vector<std::string>& words, bool smoke) {
   const std::string path = words.size() > 1 ? words[1] : "";
   // A smoke run asks whether the program works, not how fast the device is.
   Ceilings ceilings;
-  if (what == "ceilings" || (!smoke && (what == "attention" || what == "model"))) {
+  if (what == "ceilings" ||
+      (!smoke && (what == "attention" || what == "model" || what == "load"))) {
     const auto measured = device_ceilings();
     if (!measured) return complain(measured.message());
     ceilings = *measured;
@@ -84,11 +87,16 @@ int run(const std::vector<std::string>& words, bool smoke) {
     run_model_bench(config, open_device, print);
     return 0;
   }
+  if (what == "load") {
+    if (path.empty()) return complain("load: give FOLDER, where there is room for 7 GB");
+    const auto done = run_load_bench({ceilings, path, smoke}, open_device, print);
+    return done ? 0 : complain(done.message());
+  }
   if (what == "gguf" || what == "file") {
     const auto done = what == "gguf" ? write_gguf(words) : run_file_bench(path, open_device, print);
     return done ? 0 : complain(done.message());
   }
-  return complain("'" + what + "' is none of ceilings, parity, attention, model, gguf, file");
+  return complain("'" + what + "' is none of ceilings, parity, attention, model, load, gguf, file");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "common/base/clock.h"
 #include "common/engine/engine.h"
@@ -113,8 +114,7 @@ class Bench {
     const std::string model = std::string(shape) + " " + format;
     if (!made) return failed("decode", model, made.message());
     Stepper& stepper = **made;
-    for (const int batch : {1, 64, 256}) {
-      const int count = std::min(batch, sequences);
+    for (const int count : config_.smoke ? std::vector<int>{1, 8} : std::vector<int>{1, 64, 256}) {
       const double seconds = median_of([&] { return stepper.decode(count, context, steps); });
       Line line;
       line.group = "decode";
@@ -133,8 +133,7 @@ class Bench {
       print_(line);
     }
     if (!with_prefill) return;
-    for (const int tokens : {2048, 8192}) {
-      const int count = config_.smoke ? 100 : tokens;
+    for (const int count : config_.smoke ? std::vector<int>{100} : std::vector<int>{2048, 8192}) {
       const double seconds = median_of([&] { return stepper.prefill(count); });
       Line line;
       line.group = "prefill";

@@ -4,9 +4,7 @@
 #include <cstring>
 #include <random>
 
-#include "common/model/gguf_writer.h"
 #include "kernels/quant/quant.h"
-#include "tools/convert/gguf_layout.h"
 
 namespace updraft::gpu {
 namespace {
@@ -119,78 +117,6 @@ Result<std::shared_ptr<const Model>> RandomWeights::make(const std::string& name
       static_cast<uint64_t>(h.layer_count * per_layer + 2 * int64_t{h.vocab_count} * h.hidden_dim);
   for (const auto& bytes : model->storage_) model->file_bytes_ += bytes.size();
   return std::shared_ptr<const Model>(std::move(model));
-}
-
-namespace {
-
-const WeightView* matrix_of(const Weights& weights, const LayoutTensor& tensor) {
-  if (tensor.layer < 0)
-    return tensor.role == TensorRole::kHead ? &weights.head : &weights.embedding;
-  const LayerWeights& layer = weights.layers[static_cast<size_t>(tensor.layer)];
-  switch (tensor.role) {
-    case TensorRole::kQ:
-      return &layer.q;
-    case TensorRole::kK:
-      return &layer.k;
-    case TensorRole::kV:
-      return &layer.v;
-    case TensorRole::kO:
-      return &layer.o;
-    case TensorRole::kGate:
-      return &layer.gate;
-    case TensorRole::kUp:
-      return &layer.up;
-    case TensorRole::kDown:
-      return &layer.down;
-    default:
-      return nullptr;
-  }
-}
-
-// The bytes of a matrix, or of gate's rows and then up's.
-Result<void> write_matrix(GgufWriter& writer, const Weights& weights, const LayoutTensor& tensor) {
-  std::vector<const WeightView*> parts = {matrix_of(weights, tensor)};
-  if (tensor.role == TensorRole::kGateUp) {
-    const LayerWeights& layer = weights.layers[static_cast<size_t>(tensor.layer)];
-    parts = {&layer.gate, &layer.up};
-  }
-  for (const WeightView* part : parts) {
-    UPDRAFT_CHECK(part != nullptr, "a tensor that is a matrix of the model");
-    const auto bytes = static_cast<size_t>(part->rows * row_bytes(part->type, part->cols));
-    if (const auto done = writer.write({part->data, bytes}); !done) return done;
-  }
-  return {};
-}
-
-}  // namespace
-
-Result<void> write_random_gguf(const std::string& shape, DType type, const std::string& path) {
-  const auto h = shape_of(shape);
-  if (!h) return h.error();
-  const auto model = RandomWeights::make(shape, *h, type);
-  if (!model) return model.error();
-  LayoutParts parts;
-  parts.head = true;
-  parts.qkv_bias =
-      h->architecture == Architecture::kQwen2 || h->architecture == Architecture::kGlm4;
-  const std::vector<LayoutTensor> tensors = gguf_layout(*h, parts);
-  GgufWriter writer;
-  set_model_keys(writer, *h, "random " + shape);
-  writer.set_text("tokenizer.ggml.model", "no_vocab");
-  for (const LayoutTensor& tensor : tensors)
-    writer.add_tensor(tensor.name, tensor.is_vector() ? DType::kF32 : type, tensor.ne);
-  if (const auto begun = writer.begin(path); !begun) return begun;
-  for (const LayoutTensor& tensor : tensors) {
-    if (tensor.is_vector()) {
-      const bool bias = tensor.role == TensorRole::kQBias || tensor.role == TensorRole::kKBias ||
-                        tensor.role == TensorRole::kVBias;
-      const std::vector<float> values(static_cast<size_t>(tensor.ne[0]), bias ? 0.1F : 1.0F);
-      if (const auto done = writer.write(std::as_bytes(std::span(values))); !done) return done;
-    } else if (const auto done = write_matrix(writer, (*model)->weights(), tensor); !done) {
-      return done;
-    }
-  }
-  return writer.finish();
 }
 
 }  // namespace updraft::gpu

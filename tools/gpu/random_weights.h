@@ -27,10 +27,6 @@ class RandomWeights final : public Model {
   std::vector<std::vector<std::byte>> storage_;
 };
 
-// Writes such a model as a GGUF file that llama.cpp opens too (it has no tokenizer: "no_vocab").
-// Errors: as above; the disk.
-Result<void> write_random_gguf(const std::string& shape, DType type, const std::string& path);
-
 // Shapes of GLM-4-9B-0414, Llama-2-7B, Qwen2.5-7B, Qwen3-8B and a small one for smoke runs, by name
 // ("glm-4-9b", ...). Source: the models' published configurations. Errors: another name; the
 // message lists the known ones.

@@ -15,6 +15,7 @@
 
 #include "common/log/log.h"
 #include "tests/common/http/http_fixture.h"
+#include "tests/support/resident_memory.h"
 #include "wire_node.h"
 
 using namespace updraft;
@@ -23,11 +24,6 @@ using testing::RawSocket;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kMemoryIsMeant = false;  // they keep what is freed
-#else
-constexpr bool kMemoryIsMeant = true;
-#endif
 constexpr int kSlots = 1024;
 
 // A line for each of thousands of requests is nothing to read.
@@ -136,5 +132,5 @@ TEST_CASE("thousands of requests leave no memory behind in the router (LiteLLM #
   std::printf("%d requests: %lld KiB more\n", kMore, static_cast<long long>(grown_kib));
   CHECK(good.load() == kWarm + kMore);
   // A sixth of what keeping the requests' text alone would take.
-  if (kMemoryIsMeant) CHECK(grown_kib < 2048);
+  if (testing::kMemoryIsMeant) CHECK(grown_kib < 2048);
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -14,6 +13,7 @@
 
 #include "common/base/clock.h"
 #include "tests/common/http/http_fixture.h"
+#include "tests/support/resident_memory.h"
 
 using namespace updraft;
 using namespace updraft::testing;
@@ -21,26 +21,16 @@ using namespace updraft::testing;
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kProbeMsMax = 5000;   // instrumented code is several times slower
-constexpr bool kMemoryIsMeant = false;  // and keeps what is freed
+constexpr int64_t kProbeMsMax = 5000;  // instrumented code is several times slower
 #else
 constexpr int64_t kProbeMsMax = 1000;
-constexpr bool kMemoryIsMeant = true;
 #endif
-constexpr int64_t kGrowthKibMax = 64 * 1024;
-
-int64_t resident_kib() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6));
-  }
-  return 0;
-}
+constexpr int64_t kGrowthBytesMax = 64 << 20;
 
 // Asks for /livez again and again on fresh connections, and watches the memory.
 class Probe {
  public:
-  explicit Probe(uint16_t port) : begin_kib_(resident_kib()) {
+  explicit Probe(uint16_t port) : begin_(resident_bytes()) {
     thread_ = std::thread([this, port] {
       while (!stop_.load()) {
         const int64_t begin_ns = monotonic_ns();
@@ -49,7 +39,7 @@ class Probe {
         socket.read_to_end(10'000);
         if (status_of(socket.received()) == 200) ++answered_;
         worst_ms_ = std::max(worst_ms_, (monotonic_ns() - begin_ns) / kNsPerMs);
-        grown_kib_ = std::max(grown_kib_, resident_kib() - begin_kib_);
+        grown_ = std::max(grown_, resident_bytes() - begin_);
         ++asked_;
         std::this_thread::sleep_for(std::chrono::milliseconds(2));  // leaves the server its time
       }
@@ -66,17 +56,17 @@ class Probe {
     end();
     CHECK(answered_ == asked_.load());
     CHECK(worst_ms_ < kProbeMsMax);
-    if (kMemoryIsMeant) CHECK(grown_kib_ < kGrowthKibMax);
+    if (kMemoryIsMeant) CHECK(grown_ < kGrowthBytesMax);
   }
 
  private:
-  const int64_t begin_kib_;
+  const int64_t begin_;
   std::thread thread_;
   std::atomic<bool> stop_{false};
   std::atomic<int> asked_{0};
   int answered_ = 0;  // these three: the thread's, read after its end
   int64_t worst_ms_ = 0;
-  int64_t grown_kib_ = 0;
+  int64_t grown_ = 0;
 };
 
 using Sockets = std::vector<std::unique_ptr<RawSocket>>;
