@@ -985,7 +985,8 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   if (!gemm_device) return gemm_device.error();
   if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
   // Written for this one capability; the emulator's tests ask by themselves.
-  if (properties->compute_major == 9 && properties->compute_minor == 0 && !properties->emulated) {
+  if (config.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0 &&
+      !properties->emulated) {
     const auto verdict = check_warpgroup_gemm(stream->get());
     if (!verdict) return verdict.error();
     (*gemm_device)->set_warpgroup(verdict->right);

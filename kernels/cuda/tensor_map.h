@@ -23,7 +23,7 @@ struct BoxedMatrix {
 };
 
 // Errors: a matrix or box outside the above; a driver without the function, or one that refuses.
-Result<TensorMap> make_tensor_map(const BoxedMatrix& matrix);
+Result<void> make_tensor_map(const BoxedMatrix& matrix, TensorMap* out);
 
 // What is wrong with the description; for both builds.
 Result<void> check_boxed_matrix(const BoxedMatrix& matrix);

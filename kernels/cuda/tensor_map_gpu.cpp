@@ -25,8 +25,8 @@ Encode find_encode() {
 
 }  // namespace
 
-Result<TensorMap> make_tensor_map(const BoxedMatrix& matrix) {
-  if (Result<void> checked = check_boxed_matrix(matrix); !checked) return checked.error();
+Result<void> make_tensor_map(const BoxedMatrix& matrix, TensorMap* out) {
+  if (Result<void> checked = check_boxed_matrix(matrix); !checked) return checked;
   static const Encode encode = find_encode();
   if (encode == nullptr) return fail("cuda: the driver has no cuTensorMapEncodeTiled");
   const cuuint64_t dims[2] = {static_cast<cuuint64_t>(matrix.cols),
@@ -44,10 +44,9 @@ Result<TensorMap> make_tensor_map(const BoxedMatrix& matrix) {
                 std::to_string(matrix.cols) + ": error " +
                 std::to_string(static_cast<int>(encoded)));
   }
-  TensorMap out{};
-  static_assert(sizeof map == sizeof out);
-  std::memcpy(&out, &map, sizeof out);
-  return out;
+  static_assert(sizeof map == sizeof *out);
+  std::memcpy(out, &map, sizeof map);
+  return {};
 }
 
 }  // namespace updraft::cuda

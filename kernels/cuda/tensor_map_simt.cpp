@@ -6,8 +6,8 @@
 
 namespace updraft::cuda {
 
-Result<TensorMap> make_tensor_map(const BoxedMatrix& matrix) {
-  if (Result<void> checked = check_boxed_matrix(matrix); !checked) return checked.error();
+Result<void> make_tensor_map(const BoxedMatrix& matrix, TensorMap* out) {
+  if (Result<void> checked = check_boxed_matrix(matrix); !checked) return checked;
   simt::TensorMap facts;
   facts.data = reinterpret_cast<const std::byte*>(matrix.data);
   facts.cols = static_cast<uint64_t>(matrix.cols);
@@ -15,10 +15,10 @@ Result<TensorMap> make_tensor_map(const BoxedMatrix& matrix) {
   facts.row_bytes = static_cast<uint64_t>(matrix.stride) * sizeof(Bf16);
   facts.box_cols = kBoxCols;
   facts.box_rows = static_cast<uint32_t>(matrix.box_rows);
-  TensorMap out{};
-  static_assert(sizeof facts <= sizeof out);
-  std::memcpy(&out, &facts, sizeof facts);
-  return out;
+  static_assert(sizeof facts <= sizeof *out);
+  *out = {};
+  std::memcpy(out, &facts, sizeof facts);
+  return {};
 }
 
 }  // namespace updraft::cuda

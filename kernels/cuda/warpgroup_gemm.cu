@@ -85,9 +85,9 @@ Result<void> run_warpgroup_gemm(const WarpgroupGemm& op, Stream stream) {
   const SkinnyGemm& product = op.product;
   const PackedLayout& layout = product.layout;
   const int block_tokens = choose_block_tokens(op);
-  const Result<TensorMap> map =
-      make_tensor_map({op.arranged, product.tokens, layout.cols, layout.cols, block_tokens});
-  if (!map) return map.error();
+  TensorMap map;
+  const BoxedMatrix boxed{op.arranged, product.tokens, layout.cols, layout.cols, block_tokens};
+  if (Result<void> made = make_tensor_map(boxed, &map); !made) return made;
   ArrangeColumns arrange;
   arrange.weights = layout.type;
   arrange.x = product.x;
@@ -110,7 +110,7 @@ Result<void> run_warpgroup_gemm(const WarpgroupGemm& op, Stream stream) {
   in.out.gated = layout.gated;
   in.out.accumulate = product.accumulate;
   in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
-  return run_of_format(layout.type, block_tokens, *map, in, stream);
+  return run_of_format(layout.type, block_tokens, map, in, stream);
 }
 
 }  // namespace updraft::cuda

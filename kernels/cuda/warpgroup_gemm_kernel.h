@@ -80,7 +80,9 @@ struct GroupRing {
   }
 };
 
-// One warp: its first lane asks for the activations, its first eight each for a band.
+// One warp: its first lane asks for the activations, its first eight each for a band. (A phase may
+// hear of bytes before it is told to expect them: the one arrival that it lacks comes with the
+// telling.)
 template <DType kType, int kTokens>
 UPDRAFT_DEVICE void bring_stages(const WarpgroupGemmArguments& in, const TensorMap* x,
                                  const GroupRing<kType, kTokens>& ring, int stage_count, int lane) {
@@ -104,7 +106,6 @@ UPDRAFT_DEVICE void bring_stages(const WarpgroupGemmArguments& in, const TensorM
           static_cast<uint32_t>(S::kBoxBytes + bands_here * tiles_here * T::kTileBytes));
       copy_box(ring.stage(slot), x, s * kStageCols, token_first, ring.full + slot);
     }
-    sync_warp();  // the phase knows of its bytes before they land
     if (lane < bands_here) {
       const TilePlace from = place_of<kType>(in.weight, band_first + lane, tile);
       std::byte* to = ring.band(slot, lane);

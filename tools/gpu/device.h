@@ -10,7 +10,9 @@
 
 namespace updraft::gpu {
 
-Result<std::unique_ptr<Backend>> open_device();
+// warpgroups: whether the warpgroup product may be asked whether it is right. A kernel that faults
+// takes the process's device with it.
+Result<std::unique_ptr<Backend>> open_device(bool warpgroups);
 Result<Ceilings> device_ceilings();
 
 }  // namespace updraft::gpu

@@ -94,6 +94,22 @@ class GpuCheck(unittest.TestCase):
         self.assertIn("124", self.line(document, "updraft_gpu ceilings")["note"])
         self.assertEqual(self.line(document, "model")["note"], "no time left")
 
+    def test_a_warpgroup_product_that_is_wrong_is_left_alone_from_then_on(self):
+        verdict = dict(group="products", name="warpgroup product = tile product", value=0.0, unit="")
+        for lines, left_alone in (
+            ([json.dumps(dict(verdict, **{"pass": True}))], False),
+            ([json.dumps(verdict)], False),  # not for this GPU
+            ([json.dumps(dict(verdict, note="Q4_0: token 3", **{"pass": False}))], True),
+            ([], True),  # it fell before it said anything
+        ):
+            self.behaviour["updraft_gpu products"] = dict(lines=lines)
+            (self.build / "calls.log").unlink(missing_ok=True)
+            status, _, _ = self.run_check("--only", "products", "kernels", "model")
+            calls = (self.build / "calls.log").read_text().splitlines()
+            self.assertEqual("updraft_gpu model --without-warpgroups" in calls, left_alone, calls)
+            self.assertEqual("test_cuda_gpu -tce=*warpgroup*" in calls, left_alone, calls)
+            self.assertIn("updraft_gpu products", calls)
+
     def test_kernels_that_found_no_gpu_or_ran_no_case_did_not_pass(self):
         self.behaviour["test_cuda_gpu tests"] = dict(status=77)
         self.behaviour["test_cuda tests"] = dict(lines=["nothing"], status=0)
