@@ -174,7 +174,9 @@ UPDRAFT_DEVICE void weigh(Scores& scores, Sums<kDim>& sums, const std::byte* val
       fade[m][i] = exp2_fast((sums.largest[m][i] - top) * scale_log2);
       fades = fades || top > sums.largest[m][i];
       sums.largest[m][i] = top;
-      const float base = -top * scale_log2;
+      // A row that has seen nothing of the chunk has weights of zero, not of 2^(a rounding error of
+      // 1e30).
+      const float base = top > kNever ? -top * scale_log2 : 0.0F;
       float weight = 0.0F;
       UPDRAFT_UNROLL
       for (int n = 0; n < kTilePositions / 8; ++n) {
