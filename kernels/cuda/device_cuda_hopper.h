@@ -112,6 +112,20 @@ UPDRAFT_DEVICE void copy_box(void* to_shared, const TensorMap* map, int32_t colu
 }
 
 // --- products of a warpgroup ---
+UPDRAFT_DEVICE void fence_async() {
+#if defined(UPDRAFT_WARPGROUPS)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+// What was computed so far for these registers is computed here: the compiler does not move it
+// between products under way, which ptxas would take for a reason to make them wait.
+template <int Count>
+UPDRAFT_DEVICE void pin(float (&registers)[Count]) {
+  UPDRAFT_UNROLL
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
 UPDRAFT_DEVICE void group_fence() {
 #if defined(UPDRAFT_WARPGROUPS)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -150,6 +164,9 @@ UPDRAFT_DEVICE void more_registers() {
 #define UPDRAFT_SUMS4(at) "+f"(sums[at]), "+f"(sums[at + 1]), "+f"(sums[at + 2]), "+f"(sums[at + 3])
 #define UPDRAFT_SUMS16(at) \
   UPDRAFT_SUMS4(at), UPDRAFT_SUMS4(at + 4), UPDRAFT_SUMS4(at + 8), UPDRAFT_SUMS4(at + 12)
+#define UPDRAFT_OUT4(at) "=f"(sums[at]), "=f"(sums[at + 1]), "=f"(sums[at + 2]), "=f"(sums[at + 3])
+#define UPDRAFT_OUT16(at) \
+  UPDRAFT_OUT4(at), UPDRAFT_OUT4(at + 4), UPDRAFT_OUT4(at + 8), UPDRAFT_OUT4(at + 12)
 // clang-format off
 UPDRAFT_DEVICE void group_mma_bf16(float (&sums)[64], const uint32_t (&a)[4], uint64_t b) {
 #if defined(UPDRAFT_WARPGROUPS)
@@ -187,7 +204,67 @@ UPDRAFT_DEVICE void group_mma_bf16(float (&sums)[128], const uint32_t (&a)[4], u
   __trap();
 #endif
 }
+UPDRAFT_DEVICE void group_mma_bf16(float (&sums)[32], const uint32_t (&a)[4], uint64_t b) {
+#if defined(UPDRAFT_WARPGROUPS)
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+      : UPDRAFT_SUMS16(0), UPDRAFT_SUMS16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+#else
+  __trap();
+#endif
+}
+UPDRAFT_DEVICE void group_mma_bf16_first(float (&sums)[32], const uint32_t (&a)[4], uint64_t b) {
+#if defined(UPDRAFT_WARPGROUPS)
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+      : UPDRAFT_OUT16(0), UPDRAFT_OUT16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(0));
+#else
+  __trap();
+#endif
+}
+UPDRAFT_DEVICE void group_mma_bf16_transposed(float (&sums)[32], const uint32_t (&a)[4], uint64_t b) {
+#if defined(UPDRAFT_WARPGROUPS)
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
+      : UPDRAFT_SUMS16(0), UPDRAFT_SUMS16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+#else
+  __trap();
+#endif
+}
+UPDRAFT_DEVICE void group_mma_bf16_transposed(float (&sums)[64], const uint32_t (&a)[4], uint64_t b) {
+#if defined(UPDRAFT_WARPGROUPS)
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
+      : UPDRAFT_SUMS16(0), UPDRAFT_SUMS16(16), UPDRAFT_SUMS16(32), UPDRAFT_SUMS16(48)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
+#else
+  __trap();
+#endif
+}
 // clang-format on
+#undef UPDRAFT_OUT16
+#undef UPDRAFT_OUT4
 #undef UPDRAFT_SUMS16
 #undef UPDRAFT_SUMS4
 

@@ -47,12 +47,15 @@ using simt::copy_wait;
 using simt::Dim3;
 using simt::dynamic_shared;
 using simt::fence;
+using simt::fence_async;
 using simt::fewer_registers;
 using simt::grid_x;
 using simt::grid_y;
 using simt::group_commit;
 using simt::group_fence;
 using simt::group_mma_bf16;
+using simt::group_mma_bf16_first;
+using simt::group_mma_bf16_transposed;
 using simt::group_wait;
 using simt::init_barrier;
 using simt::LaunchShape;
@@ -86,6 +89,8 @@ using simt::wait_phase;
 // NOLINTEND
 
 inline constexpr bool kHasWarpgroups = true;
+template <int Count>
+void pin(float (&/*registers*/)[Count]) {}
 inline void stop_device() { simt::stop("a kernel that this device has no instructions for", {}); }
 
 // --- numbers ---

@@ -12,6 +12,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/prefill_sums.h"
+#include "kernels/cuda/prefill_warpgroup.h"
 
 namespace updraft::cuda {
 namespace {
@@ -381,6 +382,10 @@ Result<void> run(const PrefillAttention& op, PrefillArguments in, Stream stream)
   const int64_t chunks = chunk_count(op.length_max);
   in.split =
       chunks > 1 && tiles < op.multiprocessor_count && tiles * chunks <= split_slots_max(kDim);
+  if constexpr (kType == KvType::kBf16) {
+    if (op.warpgroup)
+      return run_prefill_warpgroup(op, in, in.split ? tiles * chunks : tiles, stream);
+  }
   LaunchShape shape;
   shape.grid.x = static_cast<uint32_t>(
       std::min<int64_t>(in.split ? tiles * chunks : tiles,

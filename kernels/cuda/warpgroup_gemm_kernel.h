@@ -13,18 +13,14 @@
 #include "kernels/cuda/group_output.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm_kernel.h"
+#include "kernels/cuda/warpgroup.h"
 #include "kernels/cuda/warpgroup_gemm.h"
 
 namespace updraft::cuda {
 
-inline constexpr int kGroupThreads = 128;
 inline constexpr int kGroupGemmThreads = 3 * kGroupThreads;
 inline constexpr int kGroupGemmWarps = 8;  // that multiply, one band each
 inline constexpr int kGroupGemmSteps = kStageCols / 16;
-inline constexpr int kPatternBytes = 1024;  // of the swizzling
-// 65,536 registers: 128 * 40 + 256 * 232.
-inline constexpr int kBringRegisters = 40;
-inline constexpr int kMultiplyRegisters = 232;
 
 struct WarpgroupGemmArguments {
   PackedWeight weight;
@@ -51,14 +47,6 @@ struct GroupStage {
   static_assert(kCount * kBytes >= kGroupGemmWarps / 2 * kTokens / 2 * 32 * 4);
 };
 
-// "Matrix descriptor" of the PTX ISA: K-major with 128-byte swizzling, 8 rows a pattern, patterns
-// one behind the other.
-UPDRAFT_DEVICE uint64_t matrix_descriptor(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kStride = uint64_t{kPatternBytes >> 4} << 32;
-  return kSwizzle128 | kStride | (address >> 4 & 0x3FFFU);
-}
-
 // The stages' memory as both sides see it.
 template <DType kType, int kTokens>
 struct GroupRing {
@@ -70,9 +58,8 @@ struct GroupRing {
   static UPDRAFT_DEVICE GroupRing of_block() {
     auto* memory = dynamic_shared<std::byte>();
     auto* barriers = reinterpret_cast<uint64_t*>(memory);
-    std::byte* behind = memory + 2 * S::kCount * sizeof(uint64_t);
-    const uint32_t over = shared_address(behind) % kPatternBytes;
-    return {barriers, barriers + S::kCount, behind + (kPatternBytes - over) % kPatternBytes};
+    return {barriers, barriers + S::kCount,
+            next_pattern(memory + 2 * S::kCount * sizeof(uint64_t))};
   }
   UPDRAFT_DEVICE std::byte* stage(int slot) const { return stages + slot * S::kBytes; }
   UPDRAFT_DEVICE std::byte* band(int slot, int band_here) const {
@@ -172,7 +159,7 @@ UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
   const auto multiply_stage = [&](int s, uint32_t(&a)[kGroupGemmSteps][4]) {
     if (whole) whole = all(wait_phase(ring.full + slot, parity));
     unpack_stage<kType>(ring.band(slot, warp), chunk_count - 2 * s, lane, a);
-    const uint64_t b = matrix_descriptor(shared_address(ring.stage(slot)));
+    const uint64_t b = k_major_matrix(shared_address(ring.stage(slot)));
     group_fence();
     UPDRAFT_UNROLL
     for (int step = 0; step < kGroupGemmSteps; ++step) {

@@ -151,13 +151,17 @@ void copy_box(void* to_shared, const void* map, int32_t column, int32_t row, uin
   }
   BulkCopy copy;
   copy.bytes = bytes;
-  const std::byte* end = in.data + (in.rows - 1) * in.row_bytes + in.cols * 2;
-  if (auto error = range_error(in.data, static_cast<size_t>(end - in.data))) {
-    error->insert(0, "cp.async.bulk.tensor of a matrix of ");
-    stop(std::move(*error), place);
-  }
   for (uint32_t r = 0; r < in.box_rows; ++r) {
     const int64_t at_row = int64_t{row} + r;
+    const int64_t begin = std::max<int64_t>(column, 0);
+    const int64_t end = std::min(int64_t{column} + in.box_cols, static_cast<int64_t>(in.cols));
+    if (at_row >= 0 && at_row < static_cast<int64_t>(in.rows) && begin < end) {
+      const std::byte* first = in.data + at_row * static_cast<int64_t>(in.row_bytes) + begin * 2;
+      if (auto error = range_error(first, static_cast<size_t>(end - begin) * 2)) {
+        error->insert(0, "cp.async.bulk.tensor of a row of ");
+        stop(std::move(*error), place);
+      }
+    }
     for (uint32_t c = 0; c < kRowBytes / 2; ++c) {
       const int64_t at_column = int64_t{column} + c;
       const uint32_t lies_at = swizzled(address + r * kRowBytes + c * 2);

@@ -19,19 +19,23 @@ uint32_t own_warp() { return self().linear / kWarpLanes; }
 // "Matrix descriptor": fields of 14 bits hold bits 4..17 of a byte count.
 struct Matrix {
   uint32_t start;
-  uint32_t stride_bytes;  // from 8 rows to the next 8
+  uint32_t leading_bytes;  // MN-major: from 64 rows to the next 64
+  uint32_t stride_bytes;   // K-major: from 8 rows to the next 8; MN-major: from 8 k to the next 8
   uint32_t base_offset;
   uint32_t swizzling;
 
   explicit Matrix(uint64_t bits)
       : start(static_cast<uint32_t>(bits & 0x3FFF) << 4),
+        leading_bytes(static_cast<uint32_t>(bits >> 16 & 0x3FFF) << 4),
         stride_bytes(static_cast<uint32_t>(bits >> 32 & 0x3FFF) << 4),
         base_offset(static_cast<uint32_t>(bits >> 49 & 7)),
         swizzling(static_cast<uint32_t>(bits >> 62)) {}
   // The pattern of 1,024 bytes begins where the base offset says; here only at multiples of 1,024.
   bool has_meaning() const { return base_offset == 0 && (start >> 7 & 7U) == 0; }
-  uint32_t address_of(uint32_t row, uint32_t k) const {
-    const uint32_t address = start + row / 8 * stride_bytes + row % 8 * 128 + k * 2;
+  uint32_t address_of(uint32_t row, uint32_t k, bool transposed) const {
+    const uint32_t address = transposed ? start + row / 64 * leading_bytes + k / 8 * stride_bytes +
+                                              k % 8 * 128 + row % 64 * 2
+                                        : start + row / 8 * stride_bytes + row % 8 * 128 + k * 2;
     return address ^ (address >> 7 & 7U) << 4;
   }
 };
@@ -40,14 +44,17 @@ std::byte* shared_byte(uint32_t address) {
   return block().dynamic_shared->data() + (address - block().shared_base);
 }
 
-void check_matrix(const char* name, const Matrix& matrix, uint32_t rows, const Place& place) {
+void check_matrix(const char* name, const Matrix& matrix, uint32_t rows, bool transposed,
+                  const Place& place) {
   constexpr uint32_t kSwizzled128 = 1;
   if (matrix.swizzling != kSwizzled128) {
     stop(std::string(name) + " of a matrix with swizzling mode " +
              std::to_string(matrix.swizzling) + " (only 1, 128 bytes, is emulated)",
          place);
   }
-  const uint32_t end = matrix.start / 1024 * 1024 + (rows / 8 - 1) * matrix.stride_bytes + 1024;
+  const uint32_t last = transposed ? (rows - 1) / 64 * matrix.leading_bytes + matrix.stride_bytes
+                                   : (rows / 8 - 1) * matrix.stride_bytes;
+  const uint32_t end = matrix.start / 1024 * 1024 + last + 1024;
   const uint32_t base = block().shared_base;
   if (matrix.start < base || end > base + block().dynamic_shared->bytes()) {
     stop(std::string(name) + " of a matrix that reaches from " + std::to_string(matrix.start) +
@@ -60,9 +67,10 @@ float element(bool is_f16, uint32_t bits) {
   return is_f16 ? half_to_float(static_cast<uint16_t>(bits))
                 : bf16_to_float(static_cast<uint16_t>(bits));
 }
-float matrix_element(const GroupProduct& product, const Matrix& matrix, uint32_t row, uint32_t k) {
+float matrix_element(const GroupProduct& product, const Matrix& matrix, uint32_t row, uint32_t k,
+                     bool transposed) {
   uint16_t bits = 0;
-  std::memcpy(&bits, shared_byte(matrix.address_of(row, k)), sizeof bits);
+  std::memcpy(&bits, shared_byte(matrix.address_of(row, k, transposed)), sizeof bits);
   return element(product.is_f16, bits);
 }
 
@@ -73,8 +81,8 @@ std::array<std::array<double, kDepth>, 16> rows_of(const GroupProduct& product, 
     const Matrix matrix(product.a_matrix);
     for (uint32_t r = 0; r < 16; ++r) {
       for (uint32_t k = 0; k < kDepth; ++k) {
-        out[r][k] =
-            static_cast<double>(matrix_element(product, matrix, warp % kGroupWarps * 16 + r, k));
+        out[r][k] = static_cast<double>(
+            matrix_element(product, matrix, warp % kGroupWarps * 16 + r, k, false));
       }
     }
     return out;
@@ -104,7 +112,7 @@ void compute(GroupProduct& product, uint32_t warp, GroupSums& sums) {
   std::array<std::array<double, 256>, kDepth> columns;
   for (uint32_t n = 0; n < product.columns; ++n) {
     for (uint32_t k = 0; k < kDepth; ++k) {
-      columns[k][n] = static_cast<double>(matrix_element(product, b, n, k));
+      columns[k][n] = static_cast<double>(matrix_element(product, b, n, k, product.b_transposed));
     }
   }
   std::array<double, 256> row;
@@ -117,7 +125,7 @@ void compute(GroupProduct& product, uint32_t warp, GroupSums& sums) {
       const uint32_t lane = 4 * (r % 8) + n % 8 / 2;
       const uint32_t i = n / 8 * 4 + r / 8 * 2 + n % 2;
       float& sum = sums.values[size_t{lane} * half + i];
-      sum = static_cast<float>(static_cast<double>(sum) + row[n]);
+      sum = static_cast<float>((product.first ? 0.0 : static_cast<double>(sum)) + row[n]);
     }
   }
 }
@@ -135,6 +143,8 @@ void execute_issue(WarpRequest* const* lanes) {
   GroupProduct product{};
   product.columns = first.in->columns;
   product.is_f16 = first.in->is_f16;
+  product.b_transposed = first.in->b_transposed;
+  product.first = first.in->first;
   product.a_in_registers = first.in->a != nullptr;
   product.a_matrix = first.in->a_matrix;
   product.b_matrix = first.in->b_matrix;
@@ -211,8 +221,8 @@ void multiply_group(const char* name, const GroupOperands& in, const Place& plac
   if (in.columns % 8 != 0 || in.columns > 256) {
     stop(std::string(name) + " of " + std::to_string(in.columns) + " columns", place);
   }
-  check_matrix(name, Matrix(in.b_matrix), in.columns, place);
-  if (in.a == nullptr) check_matrix(name, Matrix(in.a_matrix), 64, place);
+  check_matrix(name, Matrix(in.b_matrix), in.columns, in.b_transposed, place);
+  if (in.a == nullptr) check_matrix(name, Matrix(in.a_matrix), 64, false, place);
   const Issue issue{own_warp(), &in};
   WarpRequest request{name, kAllLanes, place, &issue, nullptr, execute_issue};
   wait_for(request);

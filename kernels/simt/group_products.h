@@ -16,6 +16,8 @@ namespace updraft::simt {
 struct GroupProduct {
   uint32_t columns;  // N
   bool is_f16;
+  bool b_transposed;
+  bool first;  // not added to what the accumulator holds
   bool a_in_registers;
   uint64_t a_matrix;  // descriptors
   uint64_t b_matrix;
@@ -27,8 +29,8 @@ struct GroupProduct {
   // The same for the four warps of a group, whatever their registers.
   bool like(const GroupProduct& other) const {
     return columns == other.columns && is_f16 == other.is_f16 &&
-           a_in_registers == other.a_in_registers && b_matrix == other.b_matrix &&
-           (a_in_registers || a_matrix == other.a_matrix);
+           b_transposed == other.b_transposed && a_in_registers == other.a_in_registers &&
+           b_matrix == other.b_matrix && (a_in_registers || a_matrix == other.a_matrix);
   }
 };
 

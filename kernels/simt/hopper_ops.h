@@ -56,13 +56,16 @@ uint32_t shared_address(const void* at, Place place = Place::current());
 // wgmma.mma_async.m64nNk16: sums[64][N] += a[64][16] * b[16][N], N = 8 .. 256 in eights. Warp w has
 // the rows 16 * w ..; within them lane 4 * g + t has in sums[4 * j + i] row g + 8 * (i / 2), column
 // 8 * j + 2 * t + i % 2, and its registers of `a` are those of mma.m16n8k16. Matrices in shared
-// memory by descriptor: K-major rows of 128 bytes with 128-byte swizzling.
+// memory by descriptor, in rows of 128 bytes with 128-byte swizzling: K-major, rows of 64 k; b
+// `transposed` MN-major, rows of 64 n.
 //
 // From here to the group_wait() that covers it, `sums` and `a` belong to the product: neither may
 // be read or written. A group_fence() comes before the first product of each group.
 struct GroupOperands {
   uint32_t columns;
   bool is_f16;
+  bool b_transposed;
+  bool first;         // the product alone, not added to what the sums hold
   const uint32_t* a;  // null: a_matrix
   uint64_t a_matrix;
   uint64_t b_matrix;
@@ -72,20 +75,31 @@ void multiply_group(const char* name, const GroupOperands& in, const Place& plac
 template <int Half>
 void group_mma_bf16(float (&sums)[Half], const uint32_t (&a)[4], uint64_t b,
                     Place place = Place::current()) {
-  multiply_group("group_mma_bf16", {2 * Half, false, a, 0, b, sums}, place);
+  multiply_group("group_mma_bf16", {2 * Half, false, false, false, a, 0, b, sums}, place);
 }
 template <int Half>
 void group_mma_bf16(float (&sums)[Half], uint64_t a, uint64_t b, Place place = Place::current()) {
-  multiply_group("group_mma_bf16", {2 * Half, false, nullptr, a, b, sums}, place);
+  multiply_group("group_mma_bf16", {2 * Half, false, false, false, nullptr, a, b, sums}, place);
+}
+// sums = a * b, whatever they hold.
+template <int Half>
+void group_mma_bf16_first(float (&sums)[Half], const uint32_t (&a)[4], uint64_t b,
+                          Place place = Place::current()) {
+  multiply_group("group_mma_bf16_first", {2 * Half, false, false, true, a, 0, b, sums}, place);
+}
+template <int Half>
+void group_mma_bf16_transposed(float (&sums)[Half], const uint32_t (&a)[4], uint64_t b,
+                               Place place = Place::current()) {
+  multiply_group("group_mma_bf16_transposed", {2 * Half, false, true, false, a, 0, b, sums}, place);
 }
 template <int Half>
 void group_mma_f16(float (&sums)[Half], const uint32_t (&a)[4], uint64_t b,
                    Place place = Place::current()) {
-  multiply_group("group_mma_f16", {2 * Half, true, a, 0, b, sums}, place);
+  multiply_group("group_mma_f16", {2 * Half, true, false, false, a, 0, b, sums}, place);
 }
 template <int Half>
 void group_mma_f16(float (&sums)[Half], uint64_t a, uint64_t b, Place place = Place::current()) {
-  multiply_group("group_mma_f16", {2 * Half, true, nullptr, a, b, sums}, place);
+  multiply_group("group_mma_f16", {2 * Half, true, false, false, nullptr, a, b, sums}, place);
 }
 void group_fence(Place place = Place::current());
 void group_commit(Place place = Place::current());
@@ -95,6 +109,9 @@ template <int Groups>
 void group_wait(Place place = Place::current()) {
   wait_groups(Groups, place);
 }
+
+// fence.proxy.async: what this thread wrote to shared memory is there for products and copies.
+inline void fence_async() {}
 
 // setmaxnreg of the whole warpgroup: a promise to the hardware, without effect here.
 template <int Registers>

@@ -51,6 +51,10 @@ class Machine {
   Thread& current() { return *current_; }
   Block& block() { return block_; }
   void give_way() { Fiber::switch_to(current_->fiber, scheduler_); }
+  void pause() {
+    change_warps_ = true;
+    give_way();
+  }
   [[noreturn]] void stop(std::string&& what, const Place& place);
 
  private:
@@ -83,6 +87,7 @@ class Machine {
   uint32_t done_count_ = 0;
   std::array<Barrier, kBarrierCount> barriers_;
   std::mt19937_64 random_;
+  bool change_warps_ = false;
   std::optional<std::string> error_;
 };
 
@@ -233,7 +238,8 @@ bool Machine::give_up_phases() {
 
 // Each turn lets every ready lane go on to its next operation, from a random one on.
 void Machine::run_warp(uint32_t warp, uint32_t turns) {
-  for (uint32_t turn = 0; turn < turns && warp_is_ready(warp); ++turn) {
+  change_warps_ = false;
+  for (uint32_t turn = 0; turn < turns && !change_warps_ && warp_is_ready(warp); ++turn) {
     const uint32_t count = lanes_of(warp);
     const auto first = static_cast<uint32_t>(random_() % count);
     for (uint32_t i = 0; i < count; ++i) {
@@ -410,7 +416,7 @@ void wait_for(const BarrierRequest& request) {
   machine().give_way();
 }
 
-void pause() { machine().give_way(); }
+void pause() { machine().pause(); }
 
 bool wait_for(const PhaseWait& wait) {
   Thread& thread = self();

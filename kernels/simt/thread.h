@@ -115,7 +115,7 @@ Block& block();
 // Gives the scheduler a request; returns when it is done.
 void wait_for(WarpRequest& request);
 void wait_for(const BarrierRequest& request);
-// Others may go on before this thread does.
+// Another warp may go on before this one does.
 void pause();
 // False: it gave up, as it would on a GPU after a long time.
 bool wait_for(const PhaseWait& wait);

@@ -212,6 +212,64 @@ TEST_CASE("wgmma multiplies 64 rows by any number of columns in the layouts of t
   }
 }
 
+TEST_CASE("a transposed matrix has its columns in rows of 64, those beyond in the next rows") {
+  // b [k][n] of 64 x 128, in two boxes of 64 columns; the product takes k = 32 .. 47.
+  std::mt19937 random(4);
+  std::uniform_int_distribution<int> small(-7, 7);
+  Buffer<uint16_t> b("b", 64 * 128);
+  for (uint16_t& v : b.span()) v = float_to_bf16(static_cast<float>(small(random)));
+  const TensorMap map = map_of(b, 64, 128, 64);
+  for (const uint32_t leading_bytes : {8192U, 4096U}) {
+    std::vector<float> got(64 * 128, NAN);
+    const Result<void> ran = launch(kOneGroup, {1}, [&] {
+      auto* barrier = dynamic_shared<uint64_t>();
+      std::byte* tile = aligned(dynamic_shared<std::byte>() + 64);
+      if (thread_x() == 0) {
+        init_barrier(barrier, 1);
+        publish_barriers();
+        arrive_expecting(barrier, 2 * 64 * 128);
+        copy_box(tile, &map, 0, 0, barrier);
+        copy_box(tile + 8192, &map, 64, 0, barrier);
+      }
+      sync_block();
+      wait_phase(barrier, 0);
+      const uint32_t warp = thread_x() / 32;
+      const uint32_t g = own_lane() / 4;
+      const uint32_t t = own_lane() % 4;
+      float sums[64] = {};
+      // a[row][k] = row + k
+      uint32_t a[4];
+      for (uint32_t j = 0; j < 4; ++j) {
+        const auto at = static_cast<float>(16 * warp + g + j % 2 * 8 + 2 * t + j / 2 * 8);
+        const uint16_t both[2] = {float_to_bf16(at), float_to_bf16(at + 1)};
+        a[j] = pair_of(both);
+      }
+      const uint64_t matrix =
+          descriptor(shared_address(tile) + 32 * 128) | uint64_t{leading_bytes >> 4} << 16;
+      group_fence();
+      group_mma_bf16_transposed(sums, a, matrix);
+      group_commit();
+      group_wait<0>();
+      for (uint32_t i = 0; i < 64; ++i) {
+        const size_t row = 16 * warp + g + i / 2 % 2 * 8;
+        got[row * 128 + i / 4 * 8 + 2 * t + i % 2] = sums[i];
+      }
+    });
+    REQUIRE_MESSAGE(ran.ok(), ran.message());
+    int wrong = 0;
+    for (size_t r = 0; r < 64; ++r) {
+      for (size_t n = 0; n < 128; ++n) {
+        float sum = 0;
+        for (size_t k = 0; k < 16; ++k) {
+          sum += static_cast<float>(r + k) * bf16_to_float(b[(32 + k) * 128 + n]);
+        }
+        wrong += got[r * 128 + n] == sum ? 0 : 1;
+      }
+    }
+    CHECK((wrong == 0) == (leading_bytes == 8192));
+  }
+}
+
 namespace {
 
 enum class Bug {
