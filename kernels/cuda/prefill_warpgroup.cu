@@ -1,8 +1,8 @@
 // Flash attention over pages of bfloat16 by three warpgroups. The third brings in tiles of 64
 // positions, keys and values each in a ring of their own. The other two have 64 rows of a unit's
 // 128 each: the queries stay in registers; scores are queries times keys (K-major), sums are
-// weights from registers times values (MN-major). While the values of one tile are added up the
-// scores of the next are made, and while those become weights too.
+// weights from registers times values (MN-major). While the values of one tile are added up, the
+// scores of the next become weights; while one group waits for scores, the other is elsewhere.
 //
 // Sums, chunks and units are those of prefill_attention.cu, so a row's bits depend on its position
 // alone here too; they are not that kernel's bits.
@@ -290,44 +290,36 @@ struct Multiplier {
                              : static_cast<int64_t>(block_x());
     return in.workspace + slot * kSlotVectors<GroupSums<kDim>> * kMultiplyThreads;
   }
-  // At the end of a chunk that is not the last, where all chunks are ours.
-  UPDRAFT_DEVICE void end_chunk(const PrefillUnit& unit, int first) {
-    if (first >= kPrefillChunk) join<false>(sums, aside(unit), in.scale_log2);
-    put_aside(sums, aside(unit));
-    clear(sums);
+  UPDRAFT_DEVICE void make_scores(GroupScores& scores, const GroupQueries<kDim>& queries) {
+    wait(rings.keys, turn.slot, turn.parity);
+    start_scores(scores, queries, rings.keys.tiles + turn.slot * T::kTileBytes);
+    group_wait<0>();
+    release(rings.keys, turn.slot);
+  }
+  // What the other group alone sees.
+  UPDRAFT_DEVICE void pass_over(int tiles) {
+    UPDRAFT_NO_UNROLL
+    for (int i = 0; i < tiles; ++i) {
+      wait(rings.keys, turn.slot, turn.parity);
+      release(rings.keys, turn.slot);
+      wait(rings.values, turn.slot, turn.parity);
+      release(rings.values, turn.slot);
+      turn.advance();
+    }
   }
 
-  UPDRAFT_DEVICE void attend(const PrefillUnit& unit) {
-    const Positions positions = positions_of(in, unit);
-    GroupQueries<kDim> queries;
-    queries.load_rows(in, unit, warp, lane);
-    // Of the group: the last position that its first and its last row see.
-    const int rows_before = unit.tile * kPrefillTileRows + warp / 4 * kGroupRows;
-    const int row_last = unit.rows(in.shared_heads) - 1;
-    const auto position_of = [&](int row) {
-      return unit.slice.cached_count + (row < row_last ? row : row_last) / in.shared_heads;
-    };
-    const int first_seen = position_of(rows_before);
-    const int last_seen = position_of(rows_before + kGroupRows - 1);
-    const auto chunk_ends = [&](int first) {
-      return !in.split && (first + kTilePositions) % kPrefillChunk == 0 &&
-             first + kTilePositions < positions.end;
-    };
-
-    clear(sums);
+  // The positions [begin, end) of one chunk, of which some row of the group sees the begin;
+  // first_seen: the last one that its first row sees. Nothing is under way before and after it:
+  // ptxas wants sums that other instructions touch apart from the products.
+  UPDRAFT_DEVICE void attend_chunk(const GroupQueries<kDim>& queries, int begin, int end,
+                                   int first_seen) {
     GroupScores scores;
     uint32_t weights[kSteps][4];
-    int first = positions.begin;
     bool open = false;  // products with the values of slot_before are under way
     int slot_before = 0;
-    if (first < positions.end && first <= last_seen) {
-      wait(rings.keys, turn.slot, turn.parity);
-      start_scores(scores, queries, rings.keys.tiles + turn.slot * T::kTileBytes);
-      group_wait<0>();
-      release(rings.keys, turn.slot);
-    }
+    make_scores(scores, queries);
     UPDRAFT_NO_UNROLL
-    for (; first < positions.end && first <= last_seen; first += kTilePositions) {
+    for (int first = begin; first < end; first += kTilePositions) {
       if (first + kTilePositions - 1 > first_seen) mask(scores, first, queries.last, lane);
       float fade[2];
       weigh(scores, sums, fade, in.scale_log2);
@@ -348,48 +340,54 @@ struct Multiplier {
       const Turn now = turn;
       turn.advance();
       const int next = first + kTilePositions;
-      const bool more = next < positions.end && next <= last_seen;
-      if (more) {
-        wait(rings.keys, turn.slot, turn.parity);
-        start_scores(scores, queries, rings.keys.tiles + turn.slot * T::kTileBytes);
-      }
+      // Not beside the products with the values: ptxas would make both wait.
+      if (next < end) make_scores(scores, queries);
       wait(rings.values, now.slot, now.parity);
       std::byte* values = rings.values.tiles + now.slot * T::kTileBytes;
-      if (next > positions.end) clear_behind_end<kDim>(values, positions.end - first);
+      if (next > end) clear_behind_end<kDim>(values, end - first);
       start_values(sums, weights, values);
-      if (more) {
-        group_wait<1>();  // the scores
-        release(rings.keys, turn.slot);
-      }
       open = true;
       slot_before = now.slot;
-      if (chunk_ends(first)) {
-        group_wait<0>();
-        release(rings.values, slot_before);
-        open = false;
-        end_chunk(unit, first);
-      }
     }
     group_wait<0>();
-    if (open) release(rings.values, slot_before);
-    // What the other group alone sees.
-    UPDRAFT_NO_UNROLL
-    for (; first < positions.end; first += kTilePositions) {
-      wait(rings.keys, turn.slot, turn.parity);
-      release(rings.keys, turn.slot);
-      wait(rings.values, turn.slot, turn.parity);
-      release(rings.values, turn.slot);
-      turn.advance();
-      if (chunk_ends(first)) end_chunk(unit, first);
-    }
+    release(rings.values, slot_before);
+  }
 
-    if (!whole) sums.weight[0][0] = sums.weight[0][1] = bits_float(0x7FC00000U);
+  UPDRAFT_DEVICE void attend(const PrefillUnit& unit) {
+    const Positions positions = positions_of(in, unit);
     if (positions.begin >= positions.end) return;  // a chunk that none of the rows sees
-    if (in.split) {
-      put_aside(sums, aside(unit));
-      return;
+    GroupQueries<kDim> queries;
+    queries.load_rows(in, unit, warp, lane);
+    // Of the group: the last position that its first and its last row see.
+    const int rows_before = unit.tile * kPrefillTileRows + warp / 4 * kGroupRows;
+    const int row_last = unit.rows(in.shared_heads) - 1;
+    const auto position_of = [&](int row) {
+      return unit.slice.cached_count + (row < row_last ? row : row_last) / in.shared_heads;
+    };
+    const int first_seen = position_of(rows_before);
+    const int last_seen = position_of(rows_before + kGroupRows - 1);
+
+    UPDRAFT_NO_UNROLL
+    for (int begin = positions.begin; begin < positions.end; begin += kPrefillChunk) {
+      const int end = begin + kPrefillChunk < positions.end ? begin + kPrefillChunk : positions.end;
+      // Whole tiles, as long as some row of the group sees their begin.
+      const int tiles = (end - begin + kTilePositions - 1) / kTilePositions;
+      int seen = last_seen < begin ? 0 : (last_seen - begin) / kTilePositions + 1;
+      seen = seen < tiles ? seen : tiles;
+      clear(sums);
+      if (seen > 0) {
+        const int seen_end = begin + seen * kTilePositions;
+        attend_chunk(queries, begin, seen_end < end ? seen_end : end, first_seen);
+      }
+      pass_over(tiles - seen);
+      if (!whole) sums.weight[0][0] = sums.weight[0][1] = bits_float(0x7FC00000U);
+      if (in.split) {
+        put_aside(sums, aside(unit));
+        return;
+      }
+      if (begin > 0) join<false>(sums, aside(unit), in.scale_log2);
+      if (end < positions.end) put_aside(sums, aside(unit));
     }
-    if (positions.end > kPrefillChunk) join<false>(sums, aside(unit), in.scale_log2);
     finish<KvType::kBf16>(in, unit, sums);
   }
 };
@@ -414,10 +412,10 @@ prefill_warpgroup_kernel(const UPDRAFT_GRID_CONSTANT TensorMap map, PrefillArgum
     }
     sync_block();
     if (warp >= kMultiplyWarps) {
-      fewer_registers<kBringRegisters>();
+      if constexpr (kDim == 128) fewer_registers<kBringRegisters>();
       if (warp == kMultiplyWarps) bring_tiles<kDim>(in, page, &map, rings, lane);
     } else {
-      more_registers<kMultiplyRegisters>();
+      if constexpr (kDim == 128) more_registers<kMultiplyRegisters>();  // else they have enough
       Multiplier<kDim> multiplier{in, rings, warp, lane, {}, true, {}};
       for (int64_t number = block_x();; number += grid_x()) {
         PrefillUnit unit;
