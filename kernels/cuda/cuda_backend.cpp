@@ -80,13 +80,15 @@ struct Activation {
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
-              OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device)
+              OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device,
+              bool warpgroup_attention)
       : config_(config),
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
         uploader_(std::move(uploader)),
-        gemm_device_(std::move(gemm_device)) {}
+        gemm_device_(std::move(gemm_device)),
+        warpgroup_attention_(warpgroup_attention) {}
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
     (void)use_device(config_.device);
@@ -210,7 +212,8 @@ class CudaBackend final : public Backend {
   OwnedStream stream_;
   Uploader uploader_;
   std::unique_ptr<GemmDevice> gemm_device_;
-  uint64_t weight_room_ = 0;  // 0: whatever is there
+  const bool warpgroup_attention_;  // of all prefills: a row's bits depend on it
+  uint64_t weight_room_ = 0;        // 0: whatever is there
   uint64_t weight_bytes_ = 0;
   uint64_t largest_part_bytes_ = 0;
   WeightStream streamed_;
@@ -779,6 +782,7 @@ void CudaBackend::attention(const Attention& op) {
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
     run.out = rows_of(op.out, out_cols);
+    run.warpgroup = warpgroup_attention_;
     run.workspace = workspace_.data();
     must(run_prefill_attention(run, stream()));
     if (shape_.decode_rows == 0) return;
@@ -985,16 +989,18 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   if (!gemm_device) return gemm_device.error();
   if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
   // Written for this one capability; the emulator's tests ask by themselves.
+  WarpgroupUse use;
   if (config.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0 &&
       !properties->emulated) {
-    const auto verdict = check_warpgroup_gemm(stream->get());
-    if (!verdict) return verdict.error();
-    (*gemm_device)->set_warpgroup(verdict->right);
+    const auto asked = ask_for_warpgroups(properties->multiprocessor_count, stream->get());
+    if (!asked) return asked.error();
+    use = *asked;
   }
+  (*gemm_device)->set_warpgroup(use.products);
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
-      std::move(*stream), std::move(*uploader), std::move(*gemm_device)));
+      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention));
 }
 
 }  // namespace updraft::cuda

@@ -16,15 +16,16 @@
 #include "kernels/cuda/warpgroup.h"
 
 namespace updraft::cuda {
-namespace {
+// Not nameless: what targets without warpgroups leave unused is no warning then.
+namespace prefill_groups {
 
-constexpr int kMultiplyThreads = 2 * kGroupThreads;
-constexpr int kMultiplyWarps = kMultiplyThreads / 32;
-constexpr int kThreads = 3 * kGroupThreads;
-constexpr int kGroupRows = 64;
-constexpr int kStages = 4;
-constexpr int kHalfBytes = kTilePositions * 128;  // 64 positions of 64 dimensions
-constexpr int kSteps = kTilePositions / 16;
+inline constexpr int kMultiplyThreads = 2 * kGroupThreads;
+inline constexpr int kMultiplyWarps = kMultiplyThreads / 32;
+inline constexpr int kThreads = 3 * kGroupThreads;
+inline constexpr int kGroupRows = 64;
+inline constexpr int kStages = 4;
+inline constexpr int kHalfBytes = kTilePositions * 128;  // 64 positions of 64 dimensions
+inline constexpr int kSteps = kTilePositions / 16;
 
 template <int kDim>
 struct GroupTiles {
@@ -482,12 +483,12 @@ Result<void> run(const PrefillAttention& op, const PrefillArguments& in, int64_t
   return launch(join_group_chunks_kernel<kDim>, shape, stream, in);
 }
 
-}  // namespace
+}  // namespace prefill_groups
 
 Result<void> run_prefill_warpgroup(const PrefillAttention& op, const PrefillArguments& in,
                                    int64_t units, Stream stream) {
-  return op.pages.padded_dim == 64 ? run<64>(op, in, units, stream)
-                                   : run<128>(op, in, units, stream);
+  return op.pages.padded_dim == 64 ? prefill_groups::run<64>(op, in, units, stream)
+                                   : prefill_groups::run<128>(op, in, units, stream);
 }
 
 }  // namespace updraft::cuda

@@ -15,7 +15,7 @@ struct CudaConfig {
   std::shared_ptr<Comm> comm;     // of the group that the GPU is in; null: alone
   bool fp8_weights = false;       // float weights of layers are kept in e4m3, with a scale per row
   bool graphs = true;             // decode steps are captured and replayed
-  // On capability 9.0: the warpgroup product is checked when the GPU is opened, and may be taken.
+  // On capability 9.0: the kernels for it are checked when the GPU is opened, and may be taken.
   bool warpgroups = true;
   int32_t pack_threads = 0;       // that bring weights into the device's order; 0: one per core
 };

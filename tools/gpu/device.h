@@ -10,8 +10,8 @@
 
 namespace updraft::gpu {
 
-// warpgroups: whether the warpgroup product may be asked whether it is right. A kernel that faults
-// takes the process's device with it.
+// warpgroups: whether the kernels for capability 9.0 may be asked whether they are right. One that
+// faults takes the process's device with it.
 Result<std::unique_ptr<Backend>> open_device(bool warpgroups);
 Result<Ceilings> device_ceilings();
 

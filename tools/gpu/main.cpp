@@ -4,14 +4,14 @@
 //   updraft_gpu ceilings                what the GPU can do at best
 //   updraft_gpu parity FOLDER           the engine against transformers (compare_transformers.py)
 //   updraft_gpu products [--smoke]      ways of wide products against the tensor cores' rate; first
-//                                       whether the warpgroup product is right on this GPU
+//                                       whether the kernels for capability 9.0 are right here
 //   updraft_gpu attention [--smoke]     attention kernels against the memory's bandwidth
 //   updraft_gpu model [--smoke]         decode, prefill and requests on models of real shapes
 //   updraft_gpu load FOLDER [--smoke]   a model file onto the device, against the disk's rate
 //   updraft_gpu gguf SHAPE FORMAT FILE  a random model as a file, for comparing with peers
 //   updraft_gpu file FILE               what llama-bench and llama-batched-bench measure, on it
 //
-// --without-warpgroups: leave the warpgroup product alone, for a GPU that it faulted on.
+// --without-warpgroups: leave the kernels for capability 9.0 alone, for a GPU that they fault on.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -86,7 +86,7 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
     return done ? 0 : complain(done.message());
   }
   if (what == "attention") {
-    const auto done = run_attention_bench({ceilings, smoke}, print);
+    const auto done = run_attention_bench({ceilings, smoke, warpgroups}, print);
     return done ? 0 : complain(done.message());
   }
   if (what == "model") {

@@ -60,19 +60,17 @@ class Bench {
     const auto properties = device_properties(0);
     if (!properties) return properties.error();
     const int32_t capability = 10 * properties->compute_major + properties->compute_minor;
-    Line line;
-    line.group = "products";
-    line.name = "warpgroup product = tile product";
-    if (capability != 90) {
-      line.note = "not for capability " + std::to_string(capability);
-      print_(line);
+    if (auto judged = judge("warpgroup product = tile product", capability,
+                            [&] { return check_warpgroup_gemm(stream_); });
+        !judged) {
+      return judged.error();
     } else {
-      const auto verdict = check_warpgroup_gemm(stream_);
-      line.passed = verdict.ok() && verdict->right;
-      line.note = verdict ? verdict->why : verdict.message();
-      print_(line);
-      if (!verdict) return verdict.error();
-      right_ = verdict->right;
+      right_ = *judged;
+    }
+    if (auto judged = judge("warpgroup attention = mma.sync attention", capability,
+                            [&] { return check_warpgroup_attention(stream_); });
+        !judged) {
+      return judged.error();
     }
     auto cublas = Cublas::open();
     if (!cublas) return cublas.error();
@@ -88,6 +86,25 @@ class Bench {
   }
 
  private:
+  // Whether a kernel for capability 9.0 is right: a line, and false elsewhere.
+  template <typename Check>
+  Result<bool> judge(const char* name, int32_t capability, const Check& check) {
+    Line line;
+    line.group = "products";
+    line.name = name;
+    if (capability != 90) {
+      line.note = "not for capability " + std::to_string(capability);
+      print_(line);
+      return false;
+    }
+    const auto verdict = check();
+    line.passed = verdict.ok() && verdict->right;
+    line.note = verdict ? verdict->why : verdict.message();
+    print_(line);
+    if (!verdict) return verdict.error();
+    return verdict->right;
+  }
+
   // Bytes whose bfloat16, fp16 and e4m3 are numbers below two.
   Result<DeviceMemory> random_memory(size_t bytes, const char* what) {
     auto memory = DeviceMemory::allocate(bytes, what);

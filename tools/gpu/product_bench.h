@@ -1,6 +1,6 @@
-// Products of many tokens with matrices of GLM-4-9B's shapes: whether the warpgroup product
-// (kernels/cuda/warpgroup_gemm.h) is right on this GPU, and what each way of a product reaches of
-// the rate of the tensor cores.
+// Whether the kernels for capability 9.0 are right on this GPU (kernels/cuda/warpgroup_check.h);
+// then products of many tokens with matrices of GLM-4-9B's shapes: what each way of a product
+// reaches of the rate of the tensor cores.
 #pragma once
 
 #include <functional>
@@ -16,7 +16,7 @@ struct ProductBenchConfig {
   bool smoke = false;
 };
 
-// The first line is the verdict; only a right kernel is timed. Errors: those of the device.
+// The first two lines are the verdicts; only a right kernel is timed. Errors: those of the device.
 Result<void> run_product_bench(const ProductBenchConfig& config,
                                const std::function<void(const Line&)>& print);
 

@@ -1,5 +1,5 @@
-// The check of the warpgroup product: content with the kernel as it is, and not with one whose
-// waits give up.
+// The checks that a GPU is asked to pass before it runs the kernels for capability 9.0: the
+// emulator passes them.
 #include "kernels/cuda/warpgroup_check.h"
 
 #include "kernels/cuda/runtime.h"
@@ -14,6 +14,15 @@ TEST_CASE("the warpgroup product agrees with the tile product bit for bit in eve
   const auto stream = OwnedStream::create();
   REQUIRE(stream.ok());
   const auto verdict = check_warpgroup_gemm(stream->get());
+  REQUIRE_MESSAGE(verdict.ok(), verdict.message());
+  CHECK_MESSAGE(verdict->right, verdict->why);
+}
+
+TEST_CASE("warpgroup attention agrees with that of mma.sync bit for bit where sums are exact") {
+  if (!has_warpgroups()) return;
+  const auto stream = OwnedStream::create();
+  REQUIRE(stream.ok());
+  const auto verdict = check_warpgroup_attention(stream->get());
   REQUIRE_MESSAGE(verdict.ok(), verdict.message());
   CHECK_MESSAGE(verdict->right, verdict->why);
 }
