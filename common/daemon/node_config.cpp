@@ -52,6 +52,7 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get_choice("model.backend", model.backend, {"auto", "cpu", "cuda"});
   file.get_choice("model.weights", model.weights, {"as is", "fp8"});
   file.get("model.offload", model.offload);
+  file.get("model.warpgroups", model.warpgroups);
   file.get("model.gpus", model.gpus, 0, 63);
   if (model.gpus.empty() || model.gpus.size() > 16)
     file.refuse("model.gpus",

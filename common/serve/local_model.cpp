@@ -440,6 +440,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
       return fail("weights = \"" + config.weights + "\" is not one of \"as is\", fp8");
     }
     cuda.fp8_weights = config.weights == "fp8";
+    cuda.warpgroups = config.warpgroups;
     cuda.max_memory_bytes = config.max_memory_bytes;
     auto opened = open_gpus(cuda, config.gpus);
     if (opened) return opened;
