@@ -52,15 +52,33 @@ void arrive(const char* name, uint64_t* at, uint32_t bytes, const Place& place) 
   pause();
 }
 
-void start(const char* name, BulkCopy&& copy, uint64_t* at, const Place& place) {
+// Before a copy is put together: what stop() leaves behind is never freed.
+void check_known_to_copies(const char* name, const uint64_t* at, const Place& place) {
   if (!barrier_at(name, at, place).fenced) {
     stop(std::string(name) + " with an mbarrier before publish_barriers()", place);
   }
-  copy.barrier = at;
+}
+
+void start(BulkCopy&& copy) {
   if (block().schedule.landing == Landing::kAtIssue) {
     land(copy);
   } else {
     block().copies_under_way.push_back(std::move(copy));
+  }
+}
+
+// What of a box lies within the matrix lies within a buffer.
+void check_box_rows(const TensorMap& in, int32_t column, int32_t row, const Place& place) {
+  const int64_t begin = std::max<int64_t>(column, 0);
+  const int64_t end = std::min(int64_t{column} + in.box_cols, static_cast<int64_t>(in.cols));
+  if (begin >= end) return;
+  for (int64_t r = std::max<int64_t>(row, 0); r < int64_t{row} + in.box_rows; ++r) {
+    if (r >= static_cast<int64_t>(in.rows)) return;
+    const std::byte* first = in.data + r * static_cast<int64_t>(in.row_bytes) + begin * 2;
+    if (auto error = range_error(first, static_cast<size_t>(end - begin) * 2)) {
+      error->insert(0, "cp.async.bulk.tensor of a row of ");
+      stop(std::move(*error), place);
+    }
   }
 }
 
@@ -128,10 +146,12 @@ void copy_bulk(void* to_shared, const void* from_global, uint32_t bytes, uint64_
     error->insert(0, "cp.async.bulk of ");
     stop(std::move(*error), place);
   }
+  check_known_to_copies("cp.async.bulk", barrier, place);
   BulkCopy copy;
   copy.pieces.push_back({to, from, bytes});
+  copy.barrier = barrier;
   copy.bytes = bytes;
-  start("cp.async.bulk", std::move(copy), barrier, place);
+  start(std::move(copy));
 }
 
 void copy_box(void* to_shared, const void* map, int32_t column, int32_t row, uint64_t* barrier,
@@ -149,19 +169,13 @@ void copy_box(void* to_shared, const void* map, int32_t column, int32_t row, uin
   if (address % kRowBytes != 0) {
     stop("cp.async.bulk.tensor to an address that is no multiple of 128", place);
   }
+  check_known_to_copies("cp.async.bulk.tensor", barrier, place);
+  check_box_rows(in, column, row, place);
   BulkCopy copy;
+  copy.barrier = barrier;
   copy.bytes = bytes;
   for (uint32_t r = 0; r < in.box_rows; ++r) {
     const int64_t at_row = int64_t{row} + r;
-    const int64_t begin = std::max<int64_t>(column, 0);
-    const int64_t end = std::min(int64_t{column} + in.box_cols, static_cast<int64_t>(in.cols));
-    if (at_row >= 0 && at_row < static_cast<int64_t>(in.rows) && begin < end) {
-      const std::byte* first = in.data + at_row * static_cast<int64_t>(in.row_bytes) + begin * 2;
-      if (auto error = range_error(first, static_cast<size_t>(end - begin) * 2)) {
-        error->insert(0, "cp.async.bulk.tensor of a row of ");
-        stop(std::move(*error), place);
-      }
-    }
     for (uint32_t c = 0; c < kRowBytes / 2; ++c) {
       const int64_t at_column = int64_t{column} + c;
       const uint32_t lies_at = swizzled(address + r * kRowBytes + c * 2);
@@ -183,7 +197,7 @@ void copy_box(void* to_shared, const void* map, int32_t column, int32_t row, uin
       }
     }
   }
-  start("cp.async.bulk.tensor", std::move(copy), barrier, place);
+  start(std::move(copy));
 }
 
 uint32_t shared_address(const void* at, Place place) {

@@ -124,6 +124,34 @@ TEST_CASE("a box lies in swizzled rows of 128 bytes, with zeros beyond the matri
   }
 }
 
+TEST_CASE("copies that leave their buffer or are not aligned are reported") {
+  Buffer<uint16_t> matrix("matrix", 64 * 8);
+  TensorMap map = map_of(matrix, 9, 64, 16);  // one row more than there is
+  const auto error_of = [&](int which) {
+    return launch({{1, 1, 1}, {32, 1, 1}, 8192}, {1},
+                  [&, which] {
+                    auto* barrier = dynamic_shared<uint64_t>();
+                    std::byte* to = aligned(dynamic_shared<std::byte>() + 64);
+                    if (thread_x() != 0) return;
+                    init_barrier(barrier, 1);
+                    publish_barriers();
+                    arrive_expecting(barrier, 2048);
+                    if (which == 0) copy_box(to, &map, 0, 0, barrier);
+                    if (which == 1) copy_box(to + 64, &map, 0, 0, barrier);
+                    if (which == 2) copy_bulk(to, matrix.data() + 8, 1024, barrier);
+                    if (which == 3) copy_bulk(to, matrix.data() + 4, 64, barrier);
+                    if (which == 4) copy_bulk(to, matrix.data(), 24, barrier);
+                  })
+        .message();
+  };
+  const std::vector<std::string> expected = {"'matrix'", "no multiple of 128", "'matrix'",
+                                             "is not aligned", "24 bytes"};
+  for (int which = 0; which < 5; ++which) {
+    const std::string error = error_of(which);
+    CHECK_MESSAGE(error.find(expected[static_cast<size_t>(which)]) != std::string::npos, error);
+  }
+}
+
 namespace {
 
 // sums + a * b of 64 x 16 by 16 x Columns, A from registers or by descriptor; operands at the third
