@@ -9,7 +9,9 @@
 
 namespace updraft::cuda {
 
-UPDRAFT_DEVICE constexpr int sum_token(int i) { return i / 4 * 8 + i % 2; }  // from the lane's first one on
+UPDRAFT_DEVICE constexpr int sum_token(int i) {
+  return i / 4 * 8 + i % 2;
+}  // from the lane's first one on
 UPDRAFT_DEVICE constexpr int sum_half(int i) { return i / 2 % 2; }
 
 // A row's part of scaled() and of the bias.
