@@ -55,6 +55,7 @@ void read_model_section(TomlFile& file, LocalModelConfig& model) {
   file.get("model.offload", model.offload);
   file.get("model.tune", model.tune);
   file.get_path("model.tune_cache", model.tune_cache);
+  file.get("model.warpgroups", model.warpgroups);
   file.get("model.gpus", model.gpus, 0, 63);
   if (model.gpus.empty() || model.gpus.size() > 16)
     file.refuse("model.gpus",

@@ -452,6 +452,7 @@ Result<std::unique_ptr<Backend>> open_backend(const LocalModelConfig& config, st
       return fail("activations = \"" + config.activations + "\" is not one of bf16, int8, fp8");
     }
     cuda.fp8_weights = config.weights == "fp8";
+    cuda.warpgroups = config.warpgroups;
     cuda.max_memory_bytes = config.max_memory_bytes;
     cuda.tune = config.tune;
     cuda.tune_folder = config.tune_cache.empty() ? default_tune_folder() : config.tune_cache;

@@ -51,6 +51,7 @@ struct LocalModelConfig {
   bool offload = false;             // weights that the GPU has no room for stay in host memory
   bool tune = true;                 // on a GPU: at start-up the ways of each product are timed and the fastest kept
   std::string tune_cache;           // folder for what was measured; empty: default_tune_folder()
+  bool warpgroups = true;           // on an H100 or H200: its own kernels, where they are right and faster
   std::vector<int32_t> gpus = {0};  // indexes of the GPUs; several share the model (tensor parallel)
   int32_t tensor_parallel = 1;      // on the CPU: groups of cores that share the model, one for each socket; 1..16
   std::string isa;                  // empty: the best here; else one of isa_choices()

@@ -30,6 +30,7 @@
 #include "kernels/cuda/step_ring.h"
 #include "kernels/cuda/swap_space.h"
 #include "kernels/cuda/tune.h"
+#include "kernels/cuda/warpgroup_check.h"
 #include "kernels/cuda/weight_store.h"
 #include "kernels/quant/quant.h"
 
@@ -80,14 +81,16 @@ std::optional<DType> float_format(const CudaConfig& config) {
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
-              OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device)
+              OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device,
+              bool warpgroup_attention)
       : config_(config),
         properties_(std::move(properties)),
         budget_(budget),
         stream_(std::move(stream)),
         weights_(std::move(uploader), float_format(config),
                  config.activations != CudaActivations::kBf16),
-        gemm_device_(std::move(gemm_device)) {}
+        gemm_device_(std::move(gemm_device)),
+        warpgroup_attention_(warpgroup_attention) {}
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
     (void)use_device(config_.device);
@@ -237,6 +240,7 @@ class CudaBackend final : public Backend {
   OwnedStream stream_;
   WeightStore weights_;
   std::unique_ptr<GemmDevice> gemm_device_;
+  const bool warpgroup_attention_;  // of all prefills: a row's bits depend on it
   std::vector<Activation> activations_;
   int64_t rows_max_ = 0;
   int64_t cols_max_ = 0;
@@ -960,6 +964,7 @@ void CudaBackend::attention(const Attention& op) {
     run.multiprocessor_count = properties_.multiprocessor_count;
     run.scale = op.scale;
     run.out = output_of(op.out, out_cols);
+    run.warpgroup = warpgroup_attention_;
     run.workspace = workspace_.data();
     must(run_prefill_attention(run, stream()));
     if (shape_.decode_rows == 0) return;
@@ -1193,10 +1198,19 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
   if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
+  // Written for this one capability; the emulator's tests ask by themselves.
+  WarpgroupUse use;
+  if (config.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0 &&
+      !properties->emulated) {
+    const auto asked = ask_for_warpgroups(properties->multiprocessor_count, stream->get());
+    if (!asked) return asked.error();
+    use = *asked;
+  }
+  (*gemm_device)->set_warpgroup(use.products);
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
-      std::move(*stream), std::move(*uploader), std::move(*gemm_device)));
+      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention));
 }
 
 }  // namespace updraft::cuda

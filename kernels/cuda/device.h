@@ -10,15 +10,18 @@
 //   UPDRAFT_UNROLL_BY(count)  so many turns of it at a time
 //   UPDRAFT_NO_UNROLL         leave the loop behind it rolled: what it computes is not worth
 //                             registers
+//   UPDRAFT_GRID_CONSTANT     before a const parameter that the kernel takes the address of
 //   launch(kernel, shape, stream, arguments...)
 //
-// The functions, their layouts and rules: kernels/simt/ops.h.
+// The functions, their layouts and rules: kernels/simt/ops.h; those of capability 9.0, for kernels
+// that ask kHasWarpgroups: kernels/simt/hopper_ops.h.
 #pragma once
 
 #include "kernels/cuda/types.h"
 
 #if defined(__CUDACC__)
 #include "kernels/cuda/device_cuda.h"
+#include "kernels/cuda/device_cuda_hopper.h"
 #else
 #include "kernels/cuda/device_simt.h"
 #endif

@@ -21,6 +21,7 @@
 #define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
 #define UPDRAFT_PRAGMA(text) _Pragma(#text)
 #define UPDRAFT_NO_UNROLL _Pragma("unroll 1")
+#define UPDRAFT_GRID_CONSTANT __grid_constant__
 
 namespace updraft::cuda {
 

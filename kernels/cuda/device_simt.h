@@ -10,6 +10,7 @@
 #include "common/base/result.h"
 #include "kernels/cuda/types.h"
 #include "kernels/quant/quant.h"
+#include "kernels/simt/hopper_ops.h"
 #include "kernels/simt/launch.h"
 #include "kernels/simt/ops.h"
 #include "kernels/simt/stream.h"
@@ -19,12 +20,15 @@
 #define UPDRAFT_UNROLL
 #define UPDRAFT_UNROLL_BY(count)
 #define UPDRAFT_NO_UNROLL
+#define UPDRAFT_GRID_CONSTANT
 
 namespace updraft::cuda {
 
 // NOLINTBEGIN(misc-unused-using-decls): the device functions
 using simt::all;
 using simt::any;
+using simt::arrive_at;
+using simt::arrive_expecting;
 using simt::arrive_named;
 using simt::atomic_add;
 using simt::atomic_compare_exchange;
@@ -37,13 +41,24 @@ using simt::block_x;
 using simt::block_y;
 using simt::block_z;
 using simt::copy_async16;
+using simt::copy_box;
+using simt::copy_bulk;
 using simt::copy_commit;
 using simt::copy_wait;
 using simt::Dim3;
 using simt::dynamic_shared;
 using simt::fence;
+using simt::fence_async;
+using simt::fewer_registers;
 using simt::grid_x;
 using simt::grid_y;
+using simt::group_commit;
+using simt::group_fence;
+using simt::group_mma_bf16;
+using simt::group_mma_bf16_first;
+using simt::group_mma_bf16_transposed;
+using simt::group_wait;
+using simt::init_barrier;
 using simt::LaunchShape;
 using simt::let_next_start;
 using simt::load;
@@ -54,9 +69,12 @@ using simt::load_written;
 using simt::mma_bf16;
 using simt::mma_f16;
 using simt::mma_s8;
+using simt::more_registers;
+using simt::publish_barriers;
 using simt::reduce_add;
 using simt::reduce_max;
 using simt::reduce_min;
+using simt::shared_address;
 using simt::shared_array;
 using simt::shuffle;
 using simt::shuffle_down;
@@ -68,7 +86,13 @@ using simt::sync_named;
 using simt::sync_warp;
 using simt::thread_x;
 using simt::wait_for_previous;
+using simt::wait_phase;
 // NOLINTEND
+
+inline constexpr bool kHasWarpgroups = true;
+template <int Count>
+void pin(float (&/*registers*/)[Count]) {}
+inline void stop_device() { simt::stop("a kernel that this device has no instructions for", {}); }
 
 // --- numbers ---
 inline float to_float(Bf16 value) { return bf16_to_float(value.bits); }

@@ -1,7 +1,7 @@
 // The choice between the kernels, and the passes around them. The scratch, in this order: the
 // skinny product's counters, which nothing else touches, and its partial sums; in their place, for
-// wide products, cuBLASLt's workspace, a tile of unpacked weights, a tile of the product; behind
-// both, widened activations.
+// wide products, cuBLASLt's workspace, a tile of unpacked weights, a tile of the product, or
+// arranged activations; behind all, widened activations.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -12,6 +12,7 @@
 #include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/unpack_weights.h"
+#include "kernels/cuda/warpgroup_gemm.h"
 
 namespace updraft::cuda {
 namespace {
@@ -72,6 +73,7 @@ Result<void> check(const Gemm& op) {
 // Bound of the product of the tile of weights that is unpacked at a time.
 constexpr int64_t kProductBytesMax = int64_t{256} << 20;
 constexpr int32_t kFloat8Capability = 90;
+constexpr int32_t kWarpgroupCapability = 90;
 constexpr int64_t kRowsUnit = 128;  // of a tile that is not the last
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -90,6 +92,7 @@ int64_t product_rows_max(const GemmDevice& device, const PackedLayout& layout, i
 
 struct ScratchPlan {
   int64_t workspace = 0;  // offsets
+  int64_t arranged = 0;
   int64_t unpacked = 0;
   int64_t product = 0;
   int64_t widened = 0;
@@ -114,6 +117,10 @@ ScratchPlan plan_scratch(const GemmDevice& device, const PackedLayout& layout, i
         std::max(std::min(tokens_max * unpacked_rows_max(device, layout) * 4, kProductBytesMax),
                  tokens_max * kRowsUnit * 4);
     at = std::max(at, out.product + product);
+  }
+  out.arranged = counters;
+  if (device.facts().capability == kWarpgroupCapability && tokens_max > kSkinnyTokensMax) {
+    at = std::max(at, out.arranged + tokens_max * layout.cols * 2);
   }
   out.widened = rounded_up(at, 256);
   if (layout.type == DType::kF8_E4M3) at = out.widened + tokens_max * layout.cols * 2;
@@ -294,7 +301,37 @@ Result<void> run_chosen(const Gemm& op, const WideChoice* choice, Stream stream)
   product.normed = op.normed;
   product.splits = skinny_gemm_splits(layout, device.facts().multiprocessor_count);
   product.workspace = op.scratch.data;
+  if (choice != nullptr && choice->method == WideMethod::kWarpgroup) {
+    WarpgroupGemm wide;
+    wide.product = product;
+    wide.arranged =
+        reinterpret_cast<Bf16*>(op.scratch.data + plan_scratch(device, layout, op.tokens).arranged);
+    wide.multiprocessor_count = device.facts().multiprocessor_count;
+    return run_warpgroup_gemm(wide, stream);
+  }
   return choice == nullptr ? run_skinny_gemm(product, stream) : run_tile_gemm(product, stream);
+}
+
+Result<void> add_cublas_candidates(const Gemm& op, int algorithms_max,
+                                   std::vector<WideChoice>* candidates) {
+  const GemmDevice& device = *op.device;
+  const Input input = input_of(op, true);
+  const CublasAlgorithm heuristic;
+  const CublasTile tile{&op,
+                        input.x,
+                        input.x_stride,
+                        input.token_scales,
+                        &heuristic,
+                        plan_scratch(device, op.layout, op.tokens)};
+  const int64_t rows = product_rows_max(device, op.layout, op.tokens);
+  const TileWork work = plan_tile(tile, 0, std::min(rows, op.layout.rows));
+  Result<std::vector<CublasAlgorithm>> algorithms =
+      device.cublas()->candidates(work.product, algorithms_max);
+  if (!algorithms) return algorithms.error();
+  for (const CublasAlgorithm& algorithm : *algorithms) {
+    candidates->push_back({WideMethod::kCublas, algorithm});
+  }
+  return {};
 }
 
 }  // namespace
@@ -320,24 +357,17 @@ Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seco
                        Stream stream) {
   if (Result<void> checked = check(op); !checked) return checked;
   GemmDevice& device = *op.device;
-  if (op.tokens <= kSkinnyTokensMax || device.cublas() == nullptr) return {};
+  if (op.tokens <= kSkinnyTokensMax) return {};
   std::vector<WideChoice> candidates = {{WideMethod::kTile, {}}};
-  const Input input = input_of(op, true);
-  const CublasAlgorithm heuristic;
-  const CublasTile tile{&op,
-                        input.x,
-                        input.x_stride,
-                        input.token_scales,
-                        &heuristic,
-                        plan_scratch(device, op.layout, op.tokens)};
-  const int64_t rows = product_rows_max(device, op.layout, op.tokens);
-  const TileWork work = plan_tile(tile, 0, std::min(rows, op.layout.rows));
-  Result<std::vector<CublasAlgorithm>> algorithms =
-      device.cublas()->candidates(work.product, algorithms_max);
-  if (!algorithms) return algorithms.error();
-  for (const CublasAlgorithm& algorithm : *algorithms) {
-    candidates.push_back({WideMethod::kCublas, algorithm});
+  if (device.warpgroup() && warpgroup_gemm_takes(op.layout.type)) {
+    candidates.push_back({WideMethod::kWarpgroup, {}});
   }
+  if (device.cublas() != nullptr) {
+    if (Result<void> added = add_cublas_candidates(op, algorithms_max, &candidates); !added) {
+      return added;
+    }
+  }
+  if (candidates.size() == 1) return {};
   const WideChoice* best = nullptr;
   double best_seconds = 0;
   for (const WideChoice& candidate : candidates) {

@@ -33,7 +33,7 @@ bool parse(std::string_view word, int base, T* out) {
   return result.ec == std::errc() && result.ptr == end;
 }
 
-// "<format> <rows> <cols> <tokens> tile" or "... cublas <8 words in hexadecimal>"
+// "<format> <rows> <cols> <tokens> tile", "... warpgroup" or "... cublas <8 words in hexadecimal>"
 bool parse_choice(std::string_view line, std::string* key, WideChoice* choice) {
   const std::vector<std::string_view> words = words_of(line);
   if (words.size() != 5 && words.size() != 13) return false;
@@ -44,8 +44,8 @@ bool parse_choice(std::string_view line, std::string* key, WideChoice* choice) {
   *key = std::string(words[0]);
   for (size_t i = 1; i < 4; ++i) *key += " " + std::string(words[i]);
   if (words.size() == 5) {
-    choice->method = WideMethod::kTile;
-    return words[4] == "tile";
+    choice->method = words[4] == "warpgroup" ? WideMethod::kWarpgroup : WideMethod::kTile;
+    return words[4] == "tile" || words[4] == "warpgroup";
   }
   choice->method = WideMethod::kCublas;
   if (words[4] != "cublas") return false;
@@ -75,11 +75,23 @@ std::string GemmDevice::choice_key(const PackedLayout& layout, int32_t tokens) {
          std::to_string(layout.cols) + " " + std::to_string(next_power_of_two(tokens));
 }
 
+bool GemmDevice::has(WideMethod method, DType type) const {
+  switch (method) {
+    case WideMethod::kTile:
+      return true;
+    case WideMethod::kCublas:
+      return cublas_ != nullptr;
+    case WideMethod::kWarpgroup:
+      return warpgroup_ && type != DType::kI8;
+  }
+  return false;
+}
+
 WideChoice GemmDevice::choice(const PackedLayout& layout, int32_t tokens) const {
-  if (cublas_ == nullptr || batch_invariant_) return {};
+  if (batch_invariant_) return {};
   const auto found = choices_.find(choice_key(layout, tokens));
-  if (found != choices_.end()) return found->second;
-  return {WideMethod::kCublas, {}};
+  if (found != choices_.end() && has(found->second.method, layout.type)) return found->second;
+  return {cublas_ != nullptr ? WideMethod::kCublas : WideMethod::kTile, {}};
 }
 
 void GemmDevice::set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice) {
@@ -89,7 +101,9 @@ void GemmDevice::set_choice(const PackedLayout& layout, int32_t tokens, const Wi
 std::string GemmDevice::choices_text() const {
   std::string out;
   for (const auto& [key, choice] : choices_) {
-    out += key + (choice.method == WideMethod::kTile ? " tile" : " cublas");
+    out += key + (choice.method == WideMethod::kTile        ? " tile"
+                  : choice.method == WideMethod::kWarpgroup ? " warpgroup"
+                                                            : " cublas");
     if (choice.method == WideMethod::kCublas) {
       for (const uint64_t word : choice.algorithm.words) {
         char text[20];

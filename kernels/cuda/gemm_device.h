@@ -17,8 +17,9 @@ namespace updraft::cuda {
 
 // The ways of a product of more than kSkinnyTokensMax tokens.
 enum class WideMethod : uint8_t {
-  kTile,    // tile_gemm.h: packed weights in our own kernel; the same bits as the skinny product
-  kCublas,  // a tile of the weights unpacked, then cuBLASLt
+  kTile,       // tile_gemm.h: packed weights in our own kernel; the same bits as the skinny product
+  kCublas,     // a tile of the weights unpacked, then cuBLASLt
+  kWarpgroup,  // warpgroup_gemm.h: packed weights in the kernel for capability 9.0
 };
 
 struct WideChoice {
@@ -43,12 +44,17 @@ class GemmDevice {
   const GemmDeviceFacts& facts() const { return facts_; }
   Cublas* cublas() const { return cublas_.get(); }  // null: there is none
 
+  // True: products may take kWarpgroup. For a device of capability 9.0 whose kernel was seen to be
+  // right (warpgroup_check.h); in tests for the emulator. Scratches are as large either way.
+  void set_warpgroup(bool on) { warpgroup_ = on; }
+  bool warpgroup() const { return warpgroup_; }
+
   // True: every product takes kTile, so that a row's bits do not depend on how many rows run beside
   // it.
   void set_batch_invariant(bool on) { batch_invariant_ = on; }
 
-  // What a product of this matrix with `tokens` takes: what was set for the next power of two, else
-  // kCublas where there is one.
+  // What a product of this matrix with `tokens` takes: what was set for the next power of two, as
+  // far as it is there; else kCublas where there is one.
   WideChoice choice(const PackedLayout& layout, int32_t tokens) const;
   void set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice);
 
@@ -63,8 +69,10 @@ class GemmDevice {
 
  private:
   GemmDevice() = default;
+  bool has(WideMethod method, DType type) const;
   GemmDeviceFacts facts_;
   std::unique_ptr<Cublas> cublas_;
+  bool warpgroup_ = false;
   bool batch_invariant_ = false;
   std::map<std::string, WideChoice> choices_;  // by "<format> <rows> <cols> <tokens>"
 };

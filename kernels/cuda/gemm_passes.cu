@@ -12,6 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kVector = 8;
+constexpr int kArrangedCols = 32;
 
 UPDRAFT_DEVICE float as_float(Bf16 value) { return to_float(value); }
 UPDRAFT_DEVICE float as_float(float value) { return value; }
@@ -70,6 +71,37 @@ widen_float8_kernel(WidenFloat8 in) {
                             to_float(Float8{static_cast<uint8_t>(pair >> 8 & 0xFFU)}));
   }
   store(reinterpret_cast<Vec16*>(in.out + token * in.cols + column), out);
+}
+
+// A thread turns 32 columns around, words of two at a time.
+template <bool kHalves>
+UPDRAFT_KERNEL(kThreads)
+arrange_columns_kernel(ArrangeColumns in) {
+  let_next_start();
+  wait_for_previous();
+  const int chunks = in.cols / kArrangedCols;
+  const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
+  const int64_t token = index / chunks;
+  if (token >= in.tokens) return;
+  const int64_t column = index % chunks * kArrangedCols;
+  const auto* from = reinterpret_cast<const Vec16*>(in.x + token * in.x_stride + column);
+  auto* to = reinterpret_cast<Vec16*>(in.out + token * in.cols + column);
+  Vec16 words[4];
+  UPDRAFT_UNROLL
+  for (int i = 0; i < 4; ++i) words[i] = load_written(from + i);
+  UPDRAFT_UNROLL
+  for (int s = 0; s < 2; ++s) {
+    UPDRAFT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      Vec16 out;
+      UPDRAFT_UNROLL
+      for (int t = 0; t < 4; ++t) {
+        out.word[t] =
+            kHalves ? words[2 * s + t / 2].word[2 * (t % 2) + h] : words[t].word[2 * s + h];
+      }
+      store(to + 2 * s + h, out);
+    }
+  }
 }
 
 struct Eight {
@@ -160,6 +192,18 @@ Result<void> run_widen_float8(const WidenFloat8& op, Stream stream) {
   }
   return launch(widen_float8_kernel, threads_shape(int64_t{op.tokens} * op.cols / kVector), stream,
                 op);
+}
+
+Result<void> run_arrange_columns(const ArrangeColumns& op, Stream stream) {
+  if (op.tokens < 1 || op.cols < kArrangedCols || op.cols % kArrangedCols != 0 ||
+      op.x_stride < op.cols || op.x_stride % kVector != 0) {
+    return fail("arranging the columns of " + std::to_string(op.tokens) + " tokens of " +
+                std::to_string(op.cols) + " with a stride of " + std::to_string(op.x_stride) +
+                " (columns in 32s, strides in 8s)");
+  }
+  const LaunchShape shape = threads_shape(int64_t{op.tokens} * op.cols / kArrangedCols);
+  return op.weights == DType::kQ6_K ? launch(arrange_columns_kernel<true>, shape, stream, op)
+                                    : launch(arrange_columns_kernel<false>, shape, stream, op);
 }
 
 Result<void> run_quantize_rows(const QuantizeRows& op, Stream stream) {

@@ -6,6 +6,7 @@
 
 #include "common/base/result.h"
 #include "kernels/cuda/types.h"
+#include "kernels/quant/dtype.h"
 
 namespace updraft::cuda {
 
@@ -42,6 +43,19 @@ struct WidenFloat8 {
   Bf16* out = nullptr;  // [tokens, cols]
 };
 Result<void> run_widen_float8(const WidenFloat8& op, Stream stream);
+
+// The columns of each 32 in the order in which packed weights of `weights` hold them
+// (weight_layout.h): so that 16 in a row are what one step multiplies. Of step s the columns
+// 8 * t + 4 * s + 2 * h + e (in Q6_K 16 * s + 4 * t + 2 * h + e) lie at 16 * s + 8 * h + 2 * t + e.
+struct ArrangeColumns {
+  DType weights = DType::kBF16;
+  const Bf16* x = nullptr;  // [tokens, x_stride]
+  int64_t x_stride = 0;     // a multiple of 8
+  int32_t tokens = 0;
+  int32_t cols = 0;     // a multiple of 32
+  Bf16* out = nullptr;  // [tokens, cols], not x
+};
+Result<void> run_arrange_columns(const ArrangeColumns& op, Stream stream);
 
 // Rows as bytes with one scale each: value = byte * scale[row], the largest of a row = 127 (int8)
 // or 448 (e4m3). Of a gated unit's input (gated: in [rows, 2 * cols], gate before up) or of plain

@@ -1,8 +1,6 @@
-// Flash attention over pages. The query heads that share a key head lie beside each other in the
-// rows of a tile: row i of 128 is query row i / shared of the slice, head i % shared of the key
-// head. Each of 4 warps has 32 of them and reads the same tiles of 64 positions: the next keys
-// arrive while the values are added up, the values while the scores are made. Blocks take tile
-// after tile, the longest ones first.
+// Flash attention over pages. Each of 4 warps has 32 rows of a tile (prefill_unit.h) and reads the
+// same tiles of 64 positions: the next keys arrive while the values are added up, the values while
+// the scores are made. Blocks take tile after tile, the longest ones first.
 //
 // The sums of a chunk of positions live in registers; at its end they are added to those of the
 // chunks before, which wait in the block's part of the workspace. A launch with too few tiles for
@@ -12,8 +10,9 @@
 #include <string>
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/kv_tile.h"
 #include "kernels/cuda/prefill_attention.h"
+#include "kernels/cuda/prefill_sums.h"
+#include "kernels/cuda/prefill_warpgroup.h"
 
 namespace updraft::cuda {
 namespace {
@@ -22,24 +21,21 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMmaRows = 16;
 constexpr int kWarpTiles = 2;  // of 16 rows
-constexpr int kTileRows = kWarps * kWarpTiles * kMmaRows;
+constexpr int kTileRows = kPrefillTileRows;
+static_assert(kTileRows == kWarps * kWarpTiles * kMmaRows);
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kSplitBytesMax = int64_t{64} << 20;
 
-struct Arguments {
-  KvLayer layer;
-  const Bf16* q;
-  int64_t q_stride;
-  const PrefillSlice* slices;
-  int32_t slice_count;
-  const int32_t* table;
-  int32_t table_stride;
-  int32_t head_count;
-  int32_t shared_heads;  // query heads of one key head
-  float scale_log2;
-  Bf16* out;
-  Vec16* workspace;
-  bool split;  // a block for each chunk
+// What a warp's lane keeps of its rows g, g + 8, g + 16, g + 24.
+template <int kOfDim>
+struct Sums {
+  static constexpr int kTiles = kWarpTiles;
+  static constexpr int kDim = kOfDim;
+  static constexpr int kThreads = 32 * kWarps;
+  float values[kTiles][kDim / 8][4];
+  float largest[kTiles][2];  // score, not scaled
+  float weight[kTiles][2];   // of the lane's columns
+  UPDRAFT_DEVICE float& at(int m, int n, int i) { return values[m][n][i]; }
 };
 
 template <KvType kType, int kDim>
@@ -50,141 +46,11 @@ struct Shape {
   static constexpr int kSharedBytes = kQueryBytes + 2 * Tile::kTileBytes;
 };
 
-// What a warp's lane keeps of its rows g, g + 8, g + 16, g + 24.
-template <int kDim>
-struct Sums {
-  float values[kWarpTiles][kDim / 8][4];
-  float largest[kWarpTiles][2];  // score, not scaled
-  float weight[kWarpTiles][2];   // of the lane's columns
-};
-// Vectors of a thread in a slot of the workspace.
-template <int kDim>
-constexpr int kSlotVectors = kWarpTiles*(kDim / 8 + 1);
-
-template <int kDim>
-UPDRAFT_DEVICE void clear(Sums<kDim>& sums) {
-  UPDRAFT_UNROLL
-  for (int m = 0; m < kWarpTiles; ++m) {
-    UPDRAFT_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) {
-      UPDRAFT_UNROLL
-      for (int i = 0; i < 4; ++i) sums.values[m][n][i] = 0.0F;
-    }
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      sums.largest[m][i] = kNever;
-      sums.weight[m][i] = 0.0F;
-    }
-  }
-}
-
-UPDRAFT_DEVICE Vec16 bits_of(float a, float b, float c, float d) {
-  return {{float_bits(a), float_bits(b), float_bits(c), float_bits(d)}};
-}
-
-template <int kDim>
-UPDRAFT_DEVICE void put_aside(const Sums<kDim>& sums, Vec16* slot) {
-  slot += thread_x();
-  UPDRAFT_UNROLL
-  for (int m = 0; m < kWarpTiles; ++m) {
-    UPDRAFT_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) {
-      const float(&v)[4] = sums.values[m][n];
-      store(slot, bits_of(v[0], v[1], v[2], v[3]));
-      slot += kThreads;
-    }
-    store(slot,
-          bits_of(sums.largest[m][0], sums.largest[m][1], sums.weight[m][0], sums.weight[m][1]));
-    slot += kThreads;
-  }
-}
-
-// Joins the sums with those in a slot, which are of the chunks before, or of the chunk behind. A
-// row that sees nothing of the later chunk has no scores there: its part is multiplied by zero.
-template <bool kSlotIsLater, int kDim>
-UPDRAFT_DEVICE void join(Sums<kDim>& sums, const Vec16* slot, float scale_log2) {
-  slot += thread_x();
-  UPDRAFT_UNROLL
-  for (int m = 0; m < kWarpTiles; ++m) {
-    const Vec16 state = slot[kDim / 8 * kThreads];
-    float own[2];
-    float other[2];
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const float theirs = bits_float(state.word[i]);
-      const float top = sums.largest[m][i] > theirs ? sums.largest[m][i] : theirs;
-      own[i] = exp2_fast((sums.largest[m][i] - top) * scale_log2);
-      other[i] = exp2_fast((theirs - top) * scale_log2);
-      sums.largest[m][i] = top;
-      const float weight = bits_float(state.word[2 + i]);
-      sums.weight[m][i] = kSlotIsLater ? fma(weight, other[i], sums.weight[m][i] * own[i])
-                                       : fma(sums.weight[m][i], own[i], weight * other[i]);
-    }
-    UPDRAFT_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) {
-      const Vec16 v = *slot;
-      slot += kThreads;
-      UPDRAFT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        float& mine = sums.values[m][n][i];
-        const float theirs = bits_float(v.word[i]);
-        mine = kSlotIsLater ? fma(theirs, other[i / 2], mine * own[i / 2])
-                            : fma(mine, own[i / 2], theirs * other[i / 2]);
-      }
-    }
-    slot += kThreads;
-  }
-}
-
-// One tile of a slice for one key head, all of its positions or one chunk of them.
-struct Unit {
-  PrefillSlice slice;
-  int tile;
-  int kv_head;
-  int chunk;     // where blocks have a chunk each
-  int chunks;    // of the slice
-  int64_t slot;  // chunk 0's in the workspace; kv_head_count slots to the next chunk's
-
-  UPDRAFT_DEVICE int rows(int shared_heads) const { return slice.row_count * shared_heads; }
-  // One behind the last position that a row of the tile sees.
-  UPDRAFT_DEVICE int end(int shared_heads) const {
-    const int last = (tile + 1) * kTileRows - 1;
-    const int rows_all = rows(shared_heads);
-    return slice.cached_count + (last < rows_all ? last : rows_all - 1) / shared_heads + 1;
-  }
-};
-
-// The unit of this number, of whole tiles or of chunks of them; false behind the last.
-template <bool kOfChunks>
-UPDRAFT_DEVICE bool find(const Arguments& in, int64_t number, Unit* out) {
-  int64_t slot_first = 0;
-  for (int s = 0; s < in.slice_count; ++s) {
-    const PrefillSlice slice = load(in.slices + s);
-    const int tiles = (slice.row_count * in.shared_heads + kTileRows - 1) / kTileRows;
-    const int chunks = (slice.cached_count + slice.row_count + kPrefillChunk - 1) / kPrefillChunk;
-    const int heads = in.layer.kv_head_count;
-    const int64_t units = static_cast<int64_t>(tiles) * heads * (kOfChunks ? chunks : 1);
-    if (number < units) {
-      const auto in_slice = static_cast<int>(number);
-      out->slice = slice;
-      out->kv_head = in_slice % heads;
-      out->chunk = kOfChunks ? in_slice / heads % chunks : 0;
-      const int rank = kOfChunks ? in_slice / heads / chunks : in_slice / heads;
-      out->tile = tiles - 1 - rank;
-      out->chunks = chunks;
-      out->slot = slot_first + static_cast<int64_t>(rank) * chunks * heads + out->kv_head;
-      return true;
-    }
-    number -= units;
-    slot_first += static_cast<int64_t>(tiles) * heads * chunks;
-  }
-  return false;
-}
-
 // The tile's queries into shared memory; rows and dimensions behind the last are zero. Where pages
 // hold bytes the dimensions of 16 change places as those of the keys do (kv_tile.h).
 template <KvType kType, int kDim>
-UPDRAFT_DEVICE void load_queries(const Arguments& in, const Unit& unit, std::byte* queries) {
+UPDRAFT_DEVICE void load_queries(const PrefillArguments& in, const PrefillUnit& unit,
+                                 std::byte* queries) {
   using S = Shape<kType, kDim>;
   const int rows = unit.rows(in.shared_heads);
   for (int i = static_cast<int>(thread_x()); i < kTileRows * kDim / 16; i += kThreads) {
@@ -309,7 +175,9 @@ UPDRAFT_DEVICE void weigh(Scores& scores, Sums<kDim>& sums, const std::byte* val
       fade[m][i] = exp2_fast((sums.largest[m][i] - top) * scale_log2);
       fades = fades || top > sums.largest[m][i];
       sums.largest[m][i] = top;
-      const float base = -top * scale_log2;
+      // A row that has seen nothing of the chunk has weights of zero, not of 2^(a rounding error of
+      // 1e30).
+      const float base = top > kNever ? -top * scale_log2 : 0.0F;
       float weight = 0.0F;
       UPDRAFT_UNROLL
       for (int n = 0; n < kTilePositions / 8; ++n) {
@@ -382,90 +250,8 @@ UPDRAFT_DEVICE void add_values(Sums<kDim>& sums, const Scores& weights, const st
   }
 }
 
-// v = H v of the rows' values (head_rotation.h), whose dimensions lie as KvTile::value_dim says for
-// bytes: bit 0 in n, bit 1 in i, bits 2 and 3 in the lane, those above in n. Blocks are of 8 at
-// least.
-template <int kDim>
-UPDRAFT_DEVICE void rotate(float (&v)[kDim / 8][4], int block, int lane) {
-  const auto turn = [](float& a, float& b) {
-    const float sum = a + b;
-    b = a - b;
-    a = sum;
-  };
-  UPDRAFT_UNROLL
-  for (int n = 0; n < kDim / 8; n += 2) {
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 4; ++i) turn(v[n][i], v[n + 1][i]);
-  }
-  UPDRAFT_UNROLL
-  for (int n = 0; n < kDim / 8; ++n) {
-    turn(v[n][0], v[n][1]);
-    turn(v[n][2], v[n][3]);
-  }
-  UPDRAFT_UNROLL
-  for (int step = 1; step <= 2; step *= 2) {
-    if (4 * step >= block) continue;
-    UPDRAFT_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) {
-      UPDRAFT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float other = shuffle_xor(v[n][i], static_cast<uint32_t>(step));
-        v[n][i] = (lane & step) != 0 ? other - v[n][i] : v[n][i] + other;
-      }
-    }
-  }
-  UPDRAFT_UNROLL
-  for (int step = 2; step < kDim / 8; step *= 2) {
-    if (8 * step >= block) continue;
-    UPDRAFT_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) {
-      if ((n & step) != 0) continue;
-      UPDRAFT_UNROLL
-      for (int i = 0; i < 4; ++i) turn(v[n][i], v[n + step][i]);
-    }
-  }
-}
-
 template <KvType kType, int kDim>
-UPDRAFT_DEVICE void finish(const Arguments& in, const Unit& unit, Sums<kDim>& sums) {
-  using Tile = KvTile<kType, kDim>;
-  const int warp = static_cast<int>(thread_x()) / 32;
-  const int lane = static_cast<int>(thread_x()) % 32;
-  const int head_dim = in.layer.head_dim;
-  UPDRAFT_UNROLL
-  for (int m = 0; m < kWarpTiles; ++m) {
-    if constexpr (kType == KvType::kInt8)
-      rotate<kDim>(sums.values[m], in.layer.rotation_block, lane);
-    UPDRAFT_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      float weight = sums.weight[m][i];
-      weight += shuffle_xor(weight, 1);
-      weight += shuffle_xor(weight, 2);
-      const float factor = 1.0F / (weight * static_cast<float>(in.layer.rotation_block));
-      const int row = unit.tile * kTileRows + (warp * kWarpTiles + m) * kMmaRows + i * 8 + lane / 4;
-      if (row >= unit.rows(in.shared_heads)) continue;
-      const int64_t out_row = unit.slice.row_first + row / in.shared_heads;
-      const int64_t head = unit.kv_head * in.shared_heads + row % in.shared_heads;
-      Bf16* out = in.out + (out_row * in.head_count + head) * head_dim;
-      // Two neighbouring dimensions a store: of bytes' tiles they lie in two tiles.
-      UPDRAFT_UNROLL
-      for (int n = 0; n < kDim / 8; ++n) {
-        const int pair = Tile::kBytes ? n / 2 * 2 : n;
-        const int element = Tile::kBytes ? n % 2 : 0;
-        const int dim = Tile::value_dim(pair, 2 * (lane % 4) + element);
-        const float low = sums.values[m][pair][2 * i + element];
-        const float high =
-            Tile::kBytes ? sums.values[m][pair + 1][2 * i + element] : sums.values[m][n][2 * i + 1];
-        if (dim < head_dim) {
-          store(reinterpret_cast<uint32_t*>(out + dim), pack_bf16(low * factor, high * factor));
-        }
-      }
-    }
-  }
-}
-
-template <KvType kType, int kDim>
-UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* shared) {
+UPDRAFT_DEVICE void attend(const PrefillArguments& in, const PrefillUnit& unit, std::byte* shared) {
   using S = Shape<kType, kDim>;
   using Tile = typename S::Tile;
   std::byte* queries = shared;
@@ -497,7 +283,7 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
     const int64_t slot = in.split
                              ? unit.slot + static_cast<int64_t>(unit.chunk) * in.layer.kv_head_count
                              : static_cast<int64_t>(block_x());
-    return in.workspace + slot * kSlotVectors<kDim> * kThreads;
+    return in.workspace + slot * kSlotVectors<Sums<kDim>> * kThreads;
   };
   Sums<kDim> sums;
   clear(sums);
@@ -538,19 +324,20 @@ UPDRAFT_DEVICE void attend(const Arguments& in, const Unit& unit, std::byte* sha
     return;
   }
   if (end > kPrefillChunk) join<false>(sums, aside(), in.scale_log2);
-  finish<kType, kDim>(in, unit, sums);
+  finish<kType>(in, unit, sums);
 }
 
 template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
-prefill_attention_kernel(Arguments in) {
+prefill_attention_kernel(PrefillArguments in) {
   let_next_start();
   wait_for_previous();
   auto* shared = dynamic_shared<std::byte>();
-  auto* unit = shared_array<Unit, 1>();  // seldom read, and registers are few
+  auto* unit = shared_array<PrefillUnit, 1>();  // seldom read, and registers are few
   for (int64_t number = block_x();; number += grid_x()) {
     if (thread_x() == 0) {
-      const bool found = in.split ? find<true>(in, number, unit) : find<false>(in, number, unit);
+      const bool found =
+          in.split ? find_unit<true>(in, number, unit) : find_unit<false>(in, number, unit);
       if (!found) unit->tile = -1;
     }
     sync_block();
@@ -563,21 +350,21 @@ prefill_attention_kernel(Arguments in) {
 // The chunks of a tile, each in its slot, in their order. Threads as in the kernel that made them.
 template <KvType kType, int kDim>
 UPDRAFT_KERNEL(kThreads)
-join_chunks_kernel(Arguments in) {
+join_chunks_kernel(PrefillArguments in) {
   let_next_start();
   wait_for_previous();
-  Unit unit;
-  if (!find<false>(in, block_x(), &unit)) return;
+  PrefillUnit unit;
+  if (!find_unit<false>(in, block_x(), &unit)) return;
   const int end = unit.end(in.shared_heads);
   Sums<kDim> sums;
   clear(sums);
-  const Vec16* slot = in.workspace + unit.slot * kSlotVectors<kDim> * kThreads;
+  const Vec16* slot = in.workspace + unit.slot * kSlotVectors<Sums<kDim>> * kThreads;
   for (int first = 0; first < end; first += kPrefillChunk) {
     // Nothing joined with the first chunk is the first chunk: its part of the sum is exact.
     join<true>(sums, slot, in.scale_log2);
-    slot += static_cast<int64_t>(in.layer.kv_head_count) * kSlotVectors<kDim> * kThreads;
+    slot += static_cast<int64_t>(in.layer.kv_head_count) * kSlotVectors<Sums<kDim>> * kThreads;
   }
-  finish<kType, kDim>(in, unit, sums);
+  finish<kType>(in, unit, sums);
 }
 
 int32_t chunk_count(int32_t length_max) {
@@ -585,19 +372,24 @@ int32_t chunk_count(int32_t length_max) {
 }
 
 int64_t slot_bytes(int32_t padded_dim) {
-  return int64_t{padded_dim == 64 ? kSlotVectors<64> : kSlotVectors<128>} * kThreads * 16;
+  return int64_t{padded_dim == 64 ? kSlotVectors<Sums<64>> : kSlotVectors<Sums<128>>} * kThreads *
+         16;
 }
 // Chunks that a launch which splits may have in flight.
 int64_t split_slots_max(int32_t padded_dim) { return kSplitBytesMax / slot_bytes(padded_dim); }
 
 template <KvType kType, int kDim>
-Result<void> run(const PrefillAttention& op, Arguments in, Stream stream) {
+Result<void> run(const PrefillAttention& op, PrefillArguments in, Stream stream) {
   const int64_t rows = int64_t{op.row_count_max} * in.shared_heads;
   const int64_t tiles =
       (rows + kTileRows - 1) / kTileRows * in.layer.kv_head_count * op.slice_count;
   const int64_t chunks = chunk_count(op.length_max);
   in.split =
       chunks > 1 && tiles < op.multiprocessor_count && tiles * chunks <= split_slots_max(kDim);
+  if constexpr (kType == KvType::kBf16) {
+    if (op.warpgroup)
+      return run_prefill_warpgroup(op, in, in.split ? tiles * chunks : tiles, stream);
+  }
   LaunchShape shape;
   shape.grid.x = static_cast<uint32_t>(
       std::min<int64_t>(in.split ? tiles * chunks : tiles,
@@ -613,7 +405,7 @@ Result<void> run(const PrefillAttention& op, Arguments in, Stream stream) {
 }
 
 template <int kDim>
-Result<void> run_of(const PrefillAttention& op, const Arguments& in, Stream stream) {
+Result<void> run_of(const PrefillAttention& op, const PrefillArguments& in, Stream stream) {
   switch (op.pages.type) {
     case KvType::kInt8:
       return run<KvType::kInt8, kDim>(op, in, stream);
@@ -652,7 +444,7 @@ Result<void> run_prefill_attention(const PrefillAttention& op, Stream stream) {
     return fail("prefill attention: " + std::to_string(op.length_max) +
                 " positions without a workspace");
   }
-  Arguments in{};
+  PrefillArguments in{};
   in.layer = layer_of(pages, op.layer);
   in.q = op.q;
   in.q_stride = op.q_stride;

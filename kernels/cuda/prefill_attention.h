@@ -44,6 +44,9 @@ struct PrefillAttention {
   int32_t multiprocessor_count = 132;  // of the device: sizes the grid, changes no bit
   float scale = 0.0F;                  // 1 / sqrt(head_dim)
   Bf16* out = nullptr;                 // [rows, head_count * head_dim]; other rows stay untouched
+  // bfloat16 pages: by the kernel for capability 9.0, whose bits are its own. For all prefills of a
+  // device or for none.
+  bool warpgroup = false;
   std::byte* workspace =
       nullptr;  // prefill_attention_workspace_bytes(); for length_max > kPrefillChunk
 };

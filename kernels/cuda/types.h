@@ -28,6 +28,10 @@ struct alignas(16) Vec16 {
 struct alignas(8) Vec8 {
   uint32_t word[2];
 };
+// A matrix whose boxes kernels of capability 9.0 copy (tensor_map.h); its content is the driver's.
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
 struct alignas(8) Float2 {
   float x;
   float y;

@@ -33,11 +33,6 @@ UPDRAFT_DEVICE LaneTile lane_tile(const UnpackArguments& in) {
           static_cast<int>(index % in.weight.tiles), lane, index < in.tile_count};
 }
 
-// Two weights of a register as bfloat16.
-UPDRAFT_DEVICE uint32_t scaled_pair(uint32_t pair, float scale, float min) {
-  return pack_bf16(fma(low_bf16(pair), scale, -min), fma(high_bf16(pair), scale, -min));
-}
-
 template <DType kType>
 UPDRAFT_KERNEL(kThreads)
 unpack_bf16_kernel(UnpackArguments in) {
@@ -58,14 +53,7 @@ unpack_bf16_kernel(UnpackArguments in) {
     UPDRAFT_UNROLL
     for (int s = 0; s < 2; ++s) {
       uint32_t a[4];
-      make_fragment(tile, 2 * c + s, a);
-      if constexpr (Registers::kScaled) {
-        const int group = kType == DType::kQ6_K ? s : 0;
-        UPDRAFT_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          a[j] = scaled_pair(a[j], by.scale[group][j % 2], by.min[j % 2]);
-        }
-      }
+      make_scaled_fragment(tile, c, s, by, a);
       UPDRAFT_UNROLL
       for (int j = 0; j < 4; ++j) rows[j % 2].word[2 * s + j / 2] = a[j];
     }

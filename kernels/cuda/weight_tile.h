@@ -265,4 +265,24 @@ UPDRAFT_DEVICE ChunkScales chunk_scales(const TileRegisters<kType>& tile, int ch
   return out;
 }
 
+// Two weights of a register as bfloat16.
+UPDRAFT_DEVICE uint32_t scaled_pair(uint32_t pair, float scale, float min) {
+  return pack_bf16(fma(low_bf16(pair), scale, -min), fma(high_bf16(pair), scale, -min));
+}
+
+// make_fragment() of step `step` (0, 1) of a chunk, with its scales: the weights themselves,
+// rounded to bfloat16 once. A scale of the row is not applied.
+template <DType kType>
+UPDRAFT_DEVICE void make_scaled_fragment(const TileRegisters<kType>& tile, int chunk, int step,
+                                         const ChunkScales& by, uint32_t (&a)[4]) {
+  make_fragment(tile, 2 * chunk + step, a);
+  if constexpr (TileRegisters<kType>::kScaled) {
+    const int group = kType == DType::kQ6_K ? step : 0;
+    UPDRAFT_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      a[j] = scaled_pair(a[j], by.scale[group][j % 2], by.min[j % 2]);
+    }
+  }
+}
+
 }  // namespace updraft::cuda

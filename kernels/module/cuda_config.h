@@ -33,6 +33,8 @@ struct CudaConfig {
   // quantised in the file stay as they are and read bf16.
   CudaActivations activations = CudaActivations::kBf16;
   bool graphs = true;        // decode steps are captured and replayed
+  // On capability 9.0: the kernels for it are checked when the GPU is opened, and may be taken.
+  bool warpgroups = true;
   int32_t pack_threads = 0;  // that bring weights into the device's order; 0: one per core
   // At start-up the ways of each product are timed and the fastest is kept, in a file of this
   // folder too, so that the next start reads it; empty: measured at each start.

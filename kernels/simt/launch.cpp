@@ -9,6 +9,7 @@
 #include <random>
 #include <string_view>
 
+#include "kernels/simt/group_products.h"
 #include "kernels/simt/sanitizers.h"
 #include "kernels/simt/thread.h"
 #include "kernels/simt/watch.h"
@@ -51,6 +52,10 @@ class Machine {
   Thread& current() { return *current_; }
   Block& block() { return block_; }
   void give_way() { Fiber::switch_to(current_->fiber, scheduler_); }
+  void pause() {
+    change_warps_ = true;
+    give_way();
+  }
   [[noreturn]] void stop(std::string&& what, const Place& place);
 
  private:
@@ -62,6 +67,10 @@ class Machine {
   void join_warp_operation(const Thread& thread);
   bool warp_is_ready(uint32_t warp) const;
   bool previous_ends();
+  bool pass_phases();
+  bool land_some_copy(bool now);
+  bool give_up_phases();
+  void end_block();
   std::string stuck_report() const;
   std::string position(const Thread& thread) const;
   Thread& lane(uint32_t warp, uint32_t lane) const { return *threads_[warp * kWarpLanes + lane]; }
@@ -80,6 +89,7 @@ class Machine {
   uint32_t done_count_ = 0;
   std::array<Barrier, kBarrierCount> barriers_;
   std::mt19937_64 random_;
+  bool change_warps_ = false;
   std::optional<std::string> error_;
 };
 
@@ -174,6 +184,7 @@ void Machine::resume(Thread& thread) {
     case State::kBarrier:
       return arrive(thread);
     case State::kPrevious:
+    case State::kPhase:
       return;
     case State::kDone:
       ++done_count_;
@@ -205,9 +216,47 @@ bool Machine::previous_ends() {
   return true;
 }
 
+// Threads whose phase is over go on.
+bool Machine::pass_phases() {
+  bool any = false;
+  for (uint32_t i = 0; i < thread_count_; ++i) {
+    Thread& thread = *threads_[i];
+    if (thread.state != State::kPhase || !phase_is_over(thread.phase_wait)) continue;
+    thread.phase_wait.passed = true;
+    thread.state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
+// One of the copies under way, whichever; unless `now`, only sometimes.
+bool Machine::land_some_copy(bool now) {
+  std::vector<BulkCopy>& copies = block_.copies_under_way;
+  if (copies.empty() || (!now && random_() % 8 != 0)) return false;
+  const auto one = copies.begin() + static_cast<ptrdiff_t>(random_() % copies.size());
+  land(*one);
+  copies.erase(one);
+  return true;
+}
+
+// Nothing can move any more.
+bool Machine::give_up_phases() {
+  if (block_.schedule.stuck != Stuck::kGiveUp) return false;
+  bool any = false;
+  for (uint32_t i = 0; i < thread_count_; ++i) {
+    Thread& thread = *threads_[i];
+    if (thread.state != State::kPhase) continue;
+    thread.phase_wait.passed = false;
+    thread.state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
 // Each turn lets every ready lane go on to its next operation, from a random one on.
 void Machine::run_warp(uint32_t warp, uint32_t turns) {
-  for (uint32_t turn = 0; turn < turns && warp_is_ready(warp); ++turn) {
+  change_warps_ = false;
+  for (uint32_t turn = 0; turn < turns && !change_warps_ && warp_is_ready(warp); ++turn) {
     const uint32_t count = lanes_of(warp);
     const auto first = static_cast<uint32_t>(random_() % count);
     for (uint32_t i = 0; i < count; ++i) {
@@ -238,6 +287,12 @@ std::string Machine::stuck_report() const {
                std::to_string(barrier.arrived_count) + " of " +
                std::to_string(barrier.thread_count) + " threads have arrived, at " +
                simt::to_string(request.place);
+      } else if (thread.state == State::kPhase) {
+        const PhaseWait& wait = thread.phase_wait;
+        const TransactionBarrier& barrier = block_.transaction_barriers.at(wait.barrier);
+        what = "wait for phase " + std::to_string(barrier.phase) + " of an mbarrier that lacks " +
+               std::to_string(barrier.pending) + " arrivals and " + std::to_string(barrier.bytes) +
+               " bytes, at " + simt::to_string(wait.place);
       }
       if (groups.empty() || groups.back().first != what) {
         const auto found = std::find_if(groups.begin(), groups.end(),
@@ -266,6 +321,10 @@ void Machine::run_block(const Dim3& index) {
   block_.lets_next_start = false;
   block_.previous_hidden = block_.shape.early_start && overlap() != nullptr;
   if (block_.previous_hidden) overlap()->hide();
+  block_.shared_base = 128 * (8 + static_cast<uint32_t>(random_() % 8));
+  block_.transaction_barriers.clear();
+  block_.copies_under_way.clear();
+  block_.products = std::make_unique<GroupProducts>(warp_count());
   barriers_ = {};
   done_count_ = 0;
   for (uint32_t i = 0; i < thread_count_; ++i) {
@@ -282,11 +341,13 @@ void Machine::run_block(const Dim3& index) {
   std::vector<uint32_t> ready;
   while (!error_ && done_count_ < thread_count_) {
     ready.clear();
+    land_some_copy(false);
+    pass_phases();
     for (uint32_t warp = 0; warp < warp_count(); ++warp) {
       if (warp_is_ready(warp)) ready.push_back(warp);
     }
     if (ready.empty()) {
-      if (previous_ends()) continue;
+      if (land_some_copy(true) || previous_ends() || give_up_phases()) continue;
       if (!error_) error_ = stuck_report();
       break;
     }
@@ -297,9 +358,20 @@ void Machine::run_block(const Dim3& index) {
     run_warp(warp, kTurns[random_() % kTurns.size()]);
   }
   (void)previous_ends();  // of a block whose threads all ended, or one of them with an error
-  if (!error_) error_ = guard_damage();
+  if (!error_) end_block();
   block_.static_shared.clear();
   block_.dynamic_shared = nullptr;
+}
+
+void Machine::end_block() {
+  error_ = guard_damage();
+  if (error_ || block_.schedule.stuck == Stuck::kGiveUp) return;
+  const std::string where = "block " + to_string(block_.index) + ": ";
+  if (!block_.copies_under_way.empty()) {
+    error_ = where + "ended with a bulk copy that nobody waited for";
+  } else if (auto unfinished = unfinished_products()) {
+    error_ = where + *unfinished;
+  }
 }
 
 Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
@@ -351,6 +423,9 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
 
 }  // namespace
 
+Block::Block() = default;
+Block::~Block() = default;
+
 Thread& self() { return machine().current(); }
 Block& block() { return machine().block(); }
 
@@ -371,6 +446,16 @@ void wait_for(const BarrierRequest& request) {
 void wait_for_launch_before() {
   self().state = State::kPrevious;
   machine().give_way();
+}
+
+void pause() { machine().pause(); }
+
+bool wait_for(const PhaseWait& wait) {
+  Thread& thread = self();
+  thread.phase_wait = wait;
+  thread.state = State::kPhase;
+  machine().give_way();
+  return thread.phase_wait.passed;
 }
 
 void stop(std::string&& what, const Place& place) { machine().stop(std::move(what), place); }

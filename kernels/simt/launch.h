@@ -21,17 +21,27 @@ struct Dim3 {
   uint64_t count() const { return static_cast<uint64_t>(x) * y * z; }
 };
 
-// When the bytes of a cp.async arrive. Real ones do at any time between the two.
+// When the bytes of a cp.async or of a bulk copy arrive, and when a wgmma reads its operands. Real
+// ones do at any time between the two.
 enum class Landing : uint8_t {
   kAtWait,   // the wait for their group: whoever reads without it, or without a barrier behind it,
-             // reads old bytes
-  kAtIssue,  // at once: whoever still reads what they overwrite reads new bytes
+             // reads old bytes. Bulk copies: one by one in a random order, while somebody waits. A
+             // wgmma reads at its issue
+  kAtIssue,  // at once: whoever still reads what they overwrite reads new bytes; so does a wgmma,
+             // which reads at the wait for its group
+};
+
+// What becomes of a wait for a phase that can never be over.
+enum class Stuck : uint8_t {
+  kReport,  // the launch ends with a report
+  kGiveUp,  // the wait says so to the kernel, as it does on a GPU after its bound
 };
 
 // One of the orders in which the hardware might have run a launch.
 struct Schedule {
   uint64_t seed = 1;
   Landing landing = Landing::kAtWait;
+  Stuck stuck = Stuck::kReport;
 };
 
 struct LaunchShape {
@@ -61,8 +71,9 @@ const Schedule& current_schedule();
 
 // Runs the kernel; `kernel` is called once per thread. Errors name the block, the warp and the
 // place: a barrier that not all threads reach, lanes that differ at a warp operation, an access
-// outside its buffer or not aligned to its size, a guard that was written, a cp.async that nobody
-// waited for, an early start whose thread did not wait for the launch before.
+// outside its buffer or not aligned to its size, a guard that was written, a copy that nobody
+// waited for, warps of a warpgroup that did not do the same products, an early start whose thread
+// did not wait for the launch before.
 Result<void> launch(const LaunchShape& shape, const Schedule& schedule,
                     const std::function<void()>& kernel);
 

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <source_location>
 #include <string>
 #include <vector>
@@ -42,8 +44,38 @@ struct AsyncCopy {
   const std::byte* from;  // null: zeros
 };
 
+// mbarrier.try_wait.parity: until the phase of this parity is over.
+struct PhaseWait {
+  const void* barrier;
+  uint32_t parity;
+  Place place;
+  bool passed;  // the answer
+};
+
+// An mbarrier object; the eight bytes in shared memory hold a mark of it and of its phase.
+struct TransactionBarrier {
+  uint32_t arrivals = 0;  // of a phase
+  uint32_t pending = 0;   // arrivals that this phase still lacks
+  int64_t bytes = 0;      // expected less landed
+  uint64_t phase = 0;
+  bool fenced = false;  // known to what copies
+};
+
+// A copy of the engine beside the cores: its bytes land at once, some time before `barrier` hears
+// of them.
+struct BulkCopy {
+  struct Piece {
+    std::byte* to;
+    const std::byte* from;  // null: zeros
+    uint32_t bytes;
+  };
+  std::vector<Piece> pieces;
+  const void* barrier;
+  int64_t bytes;  // that the barrier hears of
+};
+
 // kPrevious: at wait_for_previous(), until all threads of the block are there.
-enum class State : uint8_t { kReady, kWarpOperation, kBarrier, kPrevious, kDone };
+enum class State : uint8_t { kReady, kWarpOperation, kBarrier, kPhase, kPrevious, kDone };
 
 struct Thread {
   explicit Thread(size_t stack_bytes) : fiber(stack_bytes) {}
@@ -54,12 +86,18 @@ struct Thread {
   bool waited = false;  // for the launch before, in one with early_start
   WarpRequest* warp_request = nullptr;
   BarrierRequest barrier_request{};
+  PhaseWait phase_wait{};
   std::vector<AsyncCopy> open_copies;               // issued, not committed
   std::vector<std::vector<AsyncCopy>> copy_groups;  // committed, oldest first
 };
 
+struct GroupProducts;  // of the warps of a block (group_products.h)
+
 // The block that runs now.
 struct Block {
+  Block();
+  ~Block();
+
   LaunchShape shape;
   Schedule schedule;
   Dim3 index;
@@ -67,6 +105,12 @@ struct Block {
   bool lets_next_start = false;
   MemoryBlock* dynamic_shared = nullptr;
   std::vector<std::pair<const void*, std::unique_ptr<MemoryBlock>>> static_shared;  // by key
+  // Where dynamic shared memory begins in the shared window: a multiple of 128 that the seed
+  // chooses, so nobody may take it for one of 1024.
+  uint32_t shared_base = 0;
+  std::map<const void*, TransactionBarrier> transaction_barriers;
+  std::vector<BulkCopy> copies_under_way;
+  std::unique_ptr<GroupProducts> products;
 };
 
 Thread& self();
@@ -75,6 +119,16 @@ Block& block();
 void wait_for(WarpRequest& request);
 void wait_for(const BarrierRequest& request);
 void wait_for_launch_before();
+// Another warp may go on before this one does.
+void pause();
+// False: it gave up, as it would on a GPU after a long time.
+bool wait_for(const PhaseWait& wait);
+// In async_ops.cpp: whether a wait can be passed, and what a copy under way does when it lands.
+bool phase_is_over(const PhaseWait& wait);
+void land(const BulkCopy& copy);
+// In group_ops.cpp: what is wrong at the end of a block; nothing when all warps of a group did the
+// same and waited for it.
+std::optional<std::string> unfinished_products();
 // Ends the launch with an error: "block (0,0,0) warp 1 lane 3: <what> at <place>". Takes the text:
 // the thread is never resumed, so nothing that it holds is ever freed.
 [[noreturn]] void stop(std::string&& what, const Place& place);

@@ -103,7 +103,10 @@ class Bench {
     for (const int32_t tokens :
          config_.smoke ? std::vector<int32_t>{100} : std::vector<int32_t>{2048, 8192}) {
       for (const KvType type : {KvType::kBf16, KvType::kInt8, KvType::kFp8}) {
-        if (auto done = prefill(type, tokens); !done) return done;
+        if (auto done = prefill(type, tokens, false); !done) return done;
+      }
+      if (config_.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0) {
+        if (auto done = prefill(KvType::kBf16, tokens, true); !done) return done;
       }
     }
     return {};
@@ -195,7 +198,7 @@ class Bench {
     return {};
   }
 
-  Result<void> prefill(KvType type, int32_t tokens) {
+  Result<void> prefill(KvType type, int32_t tokens, bool warpgroup) {
     auto context = Context::make(type, 1, tokens, stream_);
     if (!context) return context.error();
     auto slices = upload(std::vector<PrefillSlice>{{0, tokens, 0, 0}}, "slices", stream_);
@@ -224,6 +227,7 @@ class Bench {
     op.multiprocessor_count = multiprocessors_;
     op.scale = 0.088F;
     op.out = out->as<Bf16>();
+    op.warpgroup = warpgroup;
     op.workspace = workspace->data();
     const auto seconds = seconds_of([&] { return run_prefill_attention(op, stream_); });
     if (!seconds) return seconds.error();
@@ -231,7 +235,8 @@ class Bench {
     const double operations = 2.0 * tokens * tokens * kHeads * kHeadDim;
     Line line;
     line.group = "attention";
-    line.name = std::string("prefill, ") + name_of(type) + " KV, " + std::to_string(tokens);
+    line.name = std::string("prefill, ") + name_of(type) + " KV, " + std::to_string(tokens) +
+                (warpgroup ? ", warpgroups" : "");
     line.value = operations / *seconds * 1e-12;
     line.unit = "T/s";
     if (config_.ceilings.bf16_per_s > 0.0) {

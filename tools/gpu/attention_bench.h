@@ -13,6 +13,7 @@ namespace updraft::gpu {
 struct AttentionBenchConfig {
   Ceilings ceilings;
   bool smoke = false;
+  bool warpgroups = true;  // on capability 9.0 its own kernel of prefill too
 };
 
 // Errors: those of the device.

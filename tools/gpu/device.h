@@ -10,7 +10,9 @@
 
 namespace updraft::gpu {
 
-Result<std::unique_ptr<Backend>> open_device();
+// warpgroups: whether the kernels for capability 9.0 may be asked whether they are right. One that
+// faults takes the process's device with it.
+Result<std::unique_ptr<Backend>> open_device(bool warpgroups);
 Result<Ceilings> device_ceilings();
 
 }  // namespace updraft::gpu

@@ -3,7 +3,11 @@
 
 namespace updraft::gpu {
 
-Result<std::unique_ptr<Backend>> open_device() { return cuda::open_cuda_backend({}); }
+Result<std::unique_ptr<Backend>> open_device(bool warpgroups) {
+  CudaConfig config;
+  config.warpgroups = warpgroups;
+  return cuda::open_cuda_backend(config);
+}
 
 Result<Ceilings> device_ceilings() {
   return fail("the emulator has no ceilings: only --smoke runs on it");

@@ -3,11 +3,15 @@
 //
 //   updraft_gpu ceilings                what the GPU can do at best
 //   updraft_gpu parity FOLDER           the engine against transformers (compare_transformers.py)
+//   updraft_gpu products [--smoke]      ways of wide products against the tensor cores' rate; first
+//                                       whether the kernels for capability 9.0 are right here
 //   updraft_gpu attention [--smoke]     attention kernels against the memory's bandwidth
 //   updraft_gpu model [--smoke]         decode, prefill and requests on models of real shapes
 //   updraft_gpu load FOLDER [--smoke]   a model file onto the device, against the disk's rate
 //   updraft_gpu gguf SHAPE FORMAT FILE  a random model as a file, for comparing with peers
 //   updraft_gpu file FILE               what llama-bench and llama-batched-bench measure, on it
+//
+// --without-warpgroups: leave the kernels for capability 9.0 alone, for a GPU that they fault on.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -18,6 +22,7 @@
 #include "tools/gpu/load_bench.h"
 #include "tools/gpu/model_bench.h"
 #include "tools/gpu/parity.h"
+#include "tools/gpu/product_bench.h"
 #include "tools/gpu/random_file.h"
 
 namespace {
@@ -58,13 +63,14 @@ Result<void> write_gguf(const std::vector<std::string>& words) {
   return fail("'" + words[2] + "' is no format: Q4_0, Q8_0, BF16, ...");
 }
 
-int run(const std::vector<std::string>& words, bool smoke) {
+int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
+  const OpenBackend open = [warpgroups] { return open_device(warpgroups); };
   const std::string what = words.empty() ? "" : words[0];
   const std::string path = words.size() > 1 ? words[1] : "";
   // A smoke run asks whether the program works, not how fast the device is.
   Ceilings ceilings;
-  if (what == "ceilings" ||
-      (!smoke && (what == "attention" || what == "model" || what == "load"))) {
+  if (what == "ceilings" || (!smoke && (what == "products" || what == "attention" ||
+                                        what == "model" || what == "load"))) {
     const auto measured = device_ceilings();
     if (!measured) return complain(measured.message());
     ceilings = *measured;
@@ -72,11 +78,15 @@ int run(const std::vector<std::string>& words, bool smoke) {
   }
   if (what == "ceilings") return 0;
   if (what == "parity") {
-    const auto done = run_parity(path, open_device, print);
+    const auto done = run_parity(path, open, print);
+    return done ? 0 : complain(done.message());
+  }
+  if (what == "products") {
+    const auto done = run_product_bench({ceilings, smoke}, print);
     return done ? 0 : complain(done.message());
   }
   if (what == "attention") {
-    const auto done = run_attention_bench({ceilings, smoke}, print);
+    const auto done = run_attention_bench({ceilings, smoke, warpgroups}, print);
     return done ? 0 : complain(done.message());
   }
   if (what == "model") {
@@ -84,19 +94,20 @@ int run(const std::vector<std::string>& words, bool smoke) {
     config.ceilings = ceilings;
     config.smoke = smoke;
     config.repetitions = smoke ? 1 : 5;
-    run_model_bench(config, open_device, print);
+    run_model_bench(config, open, print);
     return 0;
   }
   if (what == "load") {
     if (path.empty()) return complain("load: give FOLDER, where there is room for 7 GB");
-    const auto done = run_load_bench({ceilings, path, smoke}, open_device, print);
+    const auto done = run_load_bench({ceilings, path, smoke}, open, print);
     return done ? 0 : complain(done.message());
   }
   if (what == "gguf" || what == "file") {
-    const auto done = what == "gguf" ? write_gguf(words) : run_file_bench(path, open_device, print);
+    const auto done = what == "gguf" ? write_gguf(words) : run_file_bench(path, open, print);
     return done ? 0 : complain(done.message());
   }
-  return complain("'" + what + "' is none of ceilings, parity, attention, model, load, gguf, file");
+  return complain("'" + what +
+                  "' is none of ceilings, parity, products, attention, model, load, gguf, file");
 }
 
 }  // namespace
@@ -104,12 +115,15 @@ int run(const std::vector<std::string>& words, bool smoke) {
 int main(int count, char** arguments) {
   std::vector<std::string> words;
   bool smoke = false;
+  bool warpgroups = true;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--smoke") == 0) {
       smoke = true;
+    } else if (std::strcmp(arguments[i], "--without-warpgroups") == 0) {
+      warpgroups = false;
     } else {
       words.emplace_back(arguments[i]);
     }
   }
-  return run(words, smoke);
+  return run(words, smoke, warpgroups);
 }

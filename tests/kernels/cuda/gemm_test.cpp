@@ -304,7 +304,8 @@ TEST_CASE("a choice is kept by its shape and the next power of two, as text and 
   const std::string before = other.gemm->choices_text();
   for (const char* bad :
        {"Q4_0 48 512 128 tile\nQ4_0 48 x 128 tile", "\n", "Q4_0 48 512 128 cublas",
-        "Q4_0 48 512 128 fast", "Q4_0 48 512 128 cublas 1 2 3 4 5 6 7 g"}) {
+        "Q4_0 48 512 128 fast", "Q4_0 48 512 128 warpgroup 1",
+        "Q4_0 48 512 128 cublas 1 2 3 4 5 6 7 g"}) {
     CAPTURE(bad);
     const Result<void> set = other.gemm->set_choices_text(std::string(bad) + "\nnonsense");
     CHECK_FALSE(set.ok());
@@ -348,6 +349,53 @@ TEST_CASE("tuning keeps the fastest way of a shape") {
     op.tokens = 64;  // skinny: nothing to choose
     require_ok(tune_gemm(op, 5, timer, nullptr));
     CHECK(timed == 4);
+  }
+}
+
+TEST_CASE("the warpgroup product is taken where it was chosen and the device may") {
+  if (!has_warpgroups()) return;
+  for (const DType type : {DType::kQ4_K, DType::kF8_E4M3}) {
+    const Problem problem(type, 48, 512, 70);
+    Device device(false);
+    const std::vector<float> tile = product(device, problem, 70, true);
+    device.gemm->set_choice(problem.layout, 70, {WideMethod::kWarpgroup, {}});
+    CHECK(product(device, problem, 70, true) == tile);  // not yet: nobody has checked it
+    CHECK(device.gemm->choice(problem.layout, 70).method == WideMethod::kTile);
+    device.gemm->set_warpgroup(true);
+    CHECK(device.gemm->choice(problem.layout, 70).method == WideMethod::kWarpgroup);
+    CHECK(device.gemm->choices_text().find(" 128 warpgroup\n") != std::string::npos);
+    require_ok(device.gemm->set_choices_text(device.gemm->choices_text()));
+    std::vector<float> got = product(device, problem, 70, true);
+    CHECK(got != tile);  // other sums, rounded elsewhere
+    CHECK(difference(std::span(got), problem.expected(70, true)) < 3e-3);
+    device.gemm->set_batch_invariant(true);
+    CHECK(product(device, problem, 70, true) == tile);
+  }
+  const auto bytes = PackedLayout::of(DType::kI8, 48, 512);
+  Device device(true);
+  device.gemm->set_warpgroup(true);
+  device.gemm->set_choice(*bytes, 70, {WideMethod::kWarpgroup, {}});
+  CHECK(device.gemm->choice(*bytes, 70).method == WideMethod::kCublas);
+}
+
+TEST_CASE("tuning counts the warpgroup product among the ways where the device may take it") {
+  if (!has_warpgroups()) return;
+  const Problem problem(DType::kQ8_0, 48, 64, 70);
+  for (const bool library : {false, true}) {
+    Device device(library);
+    device.gemm->set_warpgroup(true);
+    const Scratch scratch(*device.gemm, problem.layout, 70);
+    Buffer<float> y("y", 70 * 48);
+    Gemm op = gemm_of(device, problem, 70, scratch);
+    op.y_f32 = y.data();
+    int timed = 0;
+    const GemmTimer timer = [&](const std::function<Result<void>()>& work) -> Result<double> {
+      require_ok(work());
+      return ++timed == 2 ? 1.0 : 2.0;  // the tile product, then this one, then the library's
+    };
+    require_ok(tune_gemm(op, 5, timer, nullptr));
+    CHECK(timed == (library ? 5 : 2));
+    CHECK(device.gemm->choice(problem.layout, 70).method == WideMethod::kWarpgroup);
   }
 }
 

@@ -23,16 +23,18 @@ struct Prompts {
   size_t row_elems;
   std::vector<size_t> rows_before;  // of the sequences before
   Buffer<Bf16> q;
+  bool warpgroup;  // by the kernel for capability 9.0
 
   static size_t rows_of(const KvCache& cache) {
     size_t rows = 0;
     for (const int32_t length : cache.lengths) rows += static_cast<size_t>(length);
     return rows;
   }
-  explicit Prompts(const KvCache& cache)
+  explicit Prompts(const KvCache& cache, bool warpgroup = false)
       : cache(cache),
         row_elems(static_cast<size_t>(cache.shape.head_count * cache.shape.head_dim)),
-        q("q", rows_of(cache) * row_elems) {
+        q("q", rows_of(cache) * row_elems),
+        warpgroup(warpgroup) {
     size_t rows = 0;
     for (const int32_t length : cache.lengths) {
       rows_before.push_back(rows);
@@ -58,8 +60,7 @@ struct Prompts {
   }
 
   // Output rows of the parts, one launch, one part behind the other with a row of nobody's between.
-  std::vector<std::vector<Bf16>> run(const std::vector<Part>& parts,
-                                     const Schedule& schedule = {},
+  std::vector<std::vector<Bf16>> run(const std::vector<Part>& parts, const Schedule& schedule = {},
                                      int32_t multiprocessor_count = 2) const {
     const ScheduleScope scope(schedule);
     std::vector<PrefillSlice> slices;
@@ -100,6 +101,7 @@ struct Prompts {
     op.multiprocessor_count = multiprocessor_count;
     op.scale = 1.0F / std::sqrt(static_cast<float>(cache.shape.head_dim));
     op.out = out.data();
+    op.warpgroup = warpgroup;
     op.workspace = workspace.data();
     require_ok(run_prefill_attention(op, nullptr));
     std::vector<std::vector<Bf16>> result;
@@ -188,13 +190,72 @@ TEST_CASE("rows far into a context have the same bits from one block and from a 
     // Its rows lie on both sides of the last chunk's begin: some see nothing of it.
     const Part part{0, 2 * kPrefillChunk - 30, 100};
     std::vector<Bf16> together = prompts.run({part}, {}, 1)[0];
-    CHECK(prompts.worst(part, together, 33) < 2 * kBf16Step);
+    CHECK(prompts.worst(part, together, 4) < 2 * kBf16Step);
     const std::vector<Bf16> split = prompts.run({part}, {5}, 132)[0];
     CHECK(same_bits(split.data(), together.data(), together.size()));
     const Part last{0, kLength - 1, 1};
     const std::vector<Bf16> alone = prompts.run({last}, {6}, 132)[0];
     CHECK(same_bits(alone.data(), together.data() + 99 * prompts.row_elems, alone.size()));
   }
+}
+
+TEST_CASE("warpgroup prefill attention equals softmax in double precision, in every order") {
+  if (!has_warpgroups()) return;
+  for (const CacheShape& shape : kShapes) {
+    if (shape.type != KvType::kBf16) continue;
+    CAPTURE(shape.head_dim);
+    CAPTURE(shape.head_count);
+    CAPTURE(shape.page_tokens);
+    // 330 positions: a ring of four comes round, with a second unit behind the first.
+    const KvCache cache(shape, {150, 33, 330});
+    const Prompts prompts(cache, true);
+    const std::vector<Part> parts = {{0, 97, 53}, {1, 0, 33}, {2, 269, 61}};
+    for (const Schedule& schedule : schedules()) {
+      auto got = prompts.run(parts, schedule);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        CHECK(prompts.worst(parts[i], got[i], 7) < 2 * kBf16Step);
+      }
+    }
+  }
+}
+
+TEST_CASE("warpgroup prefill gives a prompt the same bits whole, in chunks and in every order") {
+  if (!has_warpgroups()) return;
+  const KvCache cache({KvType::kBf16, 64, 3, 1, 16}, {150, 40});
+  const Prompts prompts(cache, true);
+  const std::vector<Bf16> whole = prompts.run({{0, 0, 150}})[0];
+  for (const Part& part : {Part{0, 0, 64}, Part{0, 64, 86}, Part{0, 149, 1}, Part{0, 33, 17}}) {
+    const auto agrees = [&](const std::vector<Bf16>& got) {
+      CHECK(same_bits(got.data(),
+                      whole.data() + static_cast<size_t>(part.first) * prompts.row_elems,
+                      got.size()));
+    };
+    agrees(prompts.run({part}, {11}, 1)[0]);
+    agrees(prompts.run({{1, 3, 37}, part}, {12, Landing::kAtIssue}, 132)[1]);
+  }
+  for (uint64_t seed = 10; seed < 18; ++seed) {
+    const Landing landing = seed % 4 == 0 ? Landing::kAtWait : Landing::kAtIssue;
+    const std::vector<Bf16> again = prompts.run({{0, 0, 150}}, {seed, landing}, 1)[0];
+    CHECK(same_bits(again.data(), whole.data(), whole.size()));
+  }
+}
+
+TEST_CASE("warpgroup prefill far into a context: one block and a block per chunk, the same bits") {
+  if (!has_warpgroups()) return;
+  constexpr int32_t kLength = 2 * kPrefillChunk + 70;
+  const KvCache cache({KvType::kBf16, 64, 2, 1, 64}, {kLength});
+  const Prompts prompts(cache, true);
+  const Part part{0, 2 * kPrefillChunk - 30, 100};
+  std::vector<Bf16> together = prompts.run({part}, {}, 1)[0];
+  CHECK(prompts.worst(part, together, 4) < 2 * kBf16Step);
+  const std::vector<Bf16> split = prompts.run({part}, {5}, 132)[0];
+  CHECK(same_bits(split.data(), together.data(), together.size()));
+  // A tile whose first group sees nothing of the last chunk, at the begin of a chunk.
+  const Part early{0, kPrefillChunk - 60, 64};
+  std::vector<Bf16> around = prompts.run({early}, {}, 1)[0];
+  CHECK(prompts.worst(early, around, 3) < 2 * kBf16Step);
+  const std::vector<Bf16> around_split = prompts.run({early}, {6}, 132)[0];
+  CHECK(same_bits(around_split.data(), around.data(), around.size()));
 }
 
 TEST_CASE("prefill reads pages beyond 2^31 bytes and elements") {
@@ -204,6 +265,16 @@ TEST_CASE("prefill reads pages beyond 2^31 bytes and elements") {
   const KvCache far(shape, {70}, id_first);
   const std::vector<Bf16> got = Prompts(far).run({{0, 5, 65}})[0];
   CHECK(same_bits(got.data(), Prompts(near).run({{0, 5, 65}})[0].data(), got.size()));
+}
+
+TEST_CASE("warpgroup prefill reads pages beyond 2^31 bytes and elements") {
+  if (!has_warpgroups()) return;
+  const CacheShape shape{KvType::kBf16, 64, 2, 1, 16};
+  const KvCache near(shape, {70});
+  const auto id_first = static_cast<int32_t>((int64_t{1} << 33) / near.pages.page_bytes);
+  const KvCache far(shape, {70}, id_first);
+  const std::vector<Bf16> got = Prompts(far, true).run({{0, 5, 65}})[0];
+  CHECK(same_bits(got.data(), Prompts(near, true).run({{0, 5, 65}})[0].data(), got.size()));
 }
 
 TEST_CASE("shapes that prefill attention does not take are refused") {

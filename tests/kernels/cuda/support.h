@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/runtime.h"
 #include "kernels/cuda/types.h"
 #include "kernels/quant/quant.h"
 #ifdef UPDRAFT_TESTS_ON_GPU
@@ -24,6 +25,12 @@ inline void require_ok(const Result<void>& result) {
   REQUIRE_MESSAGE(result.ok(), result.message());
   const Result<void> finished = finish();
   REQUIRE_MESSAGE(finished.ok(), finished.message());
+}
+
+// Whether the device of the test runs kernels for capability 9.0; the emulator does.
+inline bool has_warpgroups() {
+  const auto properties = device_properties(0);
+  return properties.ok() && properties->compute_major == 9 && properties->compute_minor == 0;
 }
 
 inline float value(Bf16 v) { return bf16_to_float(v.bits); }

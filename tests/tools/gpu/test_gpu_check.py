@@ -94,6 +94,27 @@ class GpuCheck(unittest.TestCase):
         self.assertIn("124", self.line(document, "updraft_gpu ceilings")["note"])
         self.assertEqual(self.line(document, "model")["note"], "no time left")
 
+    def test_a_warpgroup_kernel_that_is_wrong_is_left_alone_from_then_on(self):
+        def verdict(name, **more):
+            return json.dumps(dict(dict(group="products", name=name, value=0.0, unit=""), **more))
+
+        product, attention = "warpgroup product = tile product", "warpgroup attention = mma.sync attention"
+        right, wrong = {"pass": True}, {"pass": False, "note": "Q4_0: token 3"}
+        for lines, left_alone in (
+            ([verdict(product, **right), verdict(attention, **right)], False),
+            ([verdict(product), verdict(attention)], False),  # not for this GPU
+            ([verdict(product, **wrong), verdict(attention, **right)], True),
+            ([verdict(product, **right), verdict(attention, **wrong)], True),
+            ([verdict(product, **right)], True),  # it fell before it said more
+        ):
+            self.behaviour["updraft_gpu products"] = dict(lines=lines)
+            (self.build / "calls.log").unlink(missing_ok=True)
+            self.run_check("--only", "products", "kernels", "model")
+            calls = (self.build / "calls.log").read_text().splitlines()
+            self.assertEqual("updraft_gpu model --without-warpgroups" in calls, left_alone, calls)
+            self.assertEqual("test_cuda_gpu -tce=*warpgroup*" in calls, left_alone, calls)
+            self.assertIn("updraft_gpu products", calls)
+
     def test_kernels_that_found_no_gpu_or_ran_no_case_did_not_pass(self):
         self.behaviour["test_cuda_gpu tests"] = dict(status=77)
         self.behaviour["test_cuda tests"] = dict(lines=["nothing"], status=0)

@@ -1,0 +1,116 @@
+// Checks, the arranged activations, and the way to the kernel of a format.
+#include <string>
+
+#include "kernels/cuda/gemm_passes.h"
+#include "kernels/cuda/warpgroup_gemm.h"
+#include "kernels/cuda/warpgroup_gemm_kernel.h"
+
+namespace updraft::cuda {
+namespace {
+
+constexpr int32_t kTokensMax = 65535 * 128;
+
+Result<void> check(const WarpgroupGemm& op) {
+  const SkinnyGemm& product = op.product;
+  const PackedLayout& layout = product.layout;
+  const std::string shape = "warpgroup gemm: " + std::to_string(layout.rows) + " x " +
+                            std::to_string(layout.cols) + " " + dtype_info(layout.type).name +
+                            " with " + std::to_string(product.tokens) + " tokens";
+  if (!warpgroup_gemm_takes(layout.type)) return fail(shape + ": no such format");
+  if (product.tokens < 1 || product.tokens > kTokensMax || product.x == nullptr ||
+      op.arranged == nullptr || layout.cols % kChunk != 0) {
+    return fail(shape + ": tokens, activations, scratch and columns in 32s are wanted");
+  }
+  if (op.block_tokens != 0 && op.block_tokens != 128 && op.block_tokens != 256) {
+    return fail(shape + ": blocks of " + std::to_string(op.block_tokens) + " tokens (128, 256)");
+  }
+  const int64_t y_cols = layout.gated ? layout.rows / 2 : layout.rows;
+  if ((product.y_bf16 == nullptr) == (product.y_f32 == nullptr) || product.y_stride < y_cols ||
+      (layout.gated && product.y_bf16 == nullptr) ||
+      (product.accumulate && product.y_f32 == nullptr)) {
+    return fail(shape + ": one output with a stride of at least " + std::to_string(y_cols));
+  }
+  return {};
+}
+
+// The time of a block of 256 tokens is taken for two, that of one of 128 for a little more than
+// one: it unpacks the same weights.
+int choose_block_tokens(const WarpgroupGemm& op) {
+  if (op.block_tokens != 0) return op.block_tokens;
+  const int64_t rows = (op.product.layout.rows_padded + 127) / 128;
+  const auto time_of = [&](int64_t tokens, double block) {
+    const int64_t blocks = rows * ((op.product.tokens + tokens - 1) / tokens);
+    return static_cast<double>((blocks + op.multiprocessor_count - 1) / op.multiprocessor_count) *
+           block;
+  };
+  return time_of(256, 2.0) <= time_of(128, 1.1) ? 256 : 128;
+}
+
+Result<void> run_of_format(DType type, int block_tokens, const TensorMap& x,
+                           const WarpgroupGemmArguments& in, Stream stream) {
+  switch (type) {
+    case DType::kQ4_0:
+      return run_warpgroup_gemm_of<DType::kQ4_0>(block_tokens, x, in, stream);
+    case DType::kQ4_K:
+      return run_warpgroup_gemm_of<DType::kQ4_K>(block_tokens, x, in, stream);
+    case DType::kQ5_0:
+      return run_warpgroup_gemm_of<DType::kQ5_0>(block_tokens, x, in, stream);
+    case DType::kQ5_1:
+      return run_warpgroup_gemm_of<DType::kQ5_1>(block_tokens, x, in, stream);
+    case DType::kQ5_K:
+      return run_warpgroup_gemm_of<DType::kQ5_K>(block_tokens, x, in, stream);
+    case DType::kQ6_K:
+      return run_warpgroup_gemm_of<DType::kQ6_K>(block_tokens, x, in, stream);
+    case DType::kQ8_0:
+      return run_warpgroup_gemm_of<DType::kQ8_0>(block_tokens, x, in, stream);
+    case DType::kBF16:
+      return run_warpgroup_gemm_of<DType::kBF16>(block_tokens, x, in, stream);
+    case DType::kF16:
+      return run_warpgroup_gemm_of<DType::kF16>(block_tokens, x, in, stream);
+    case DType::kF8_E4M3:
+      return run_warpgroup_gemm_of<DType::kF8_E4M3>(block_tokens, x, in, stream);
+    default:
+      return fail(std::string("warpgroup gemm: no kernel for ") + dtype_info(type).name);
+  }
+}
+
+}  // namespace
+
+bool warpgroup_gemm_takes(DType type) {
+  return type != DType::kI8 && packed_format(type).tile_cols != 0;
+}
+
+Result<void> run_warpgroup_gemm(const WarpgroupGemm& op, Stream stream) {
+  if (Result<void> checked = check(op); !checked) return checked;
+  const SkinnyGemm& product = op.product;
+  const PackedLayout& layout = product.layout;
+  const int block_tokens = choose_block_tokens(op);
+  TensorMap map;
+  const BoxedMatrix boxed{op.arranged, product.tokens, layout.cols, layout.cols, block_tokens};
+  if (Result<void> made = make_tensor_map(boxed, &map); !made) return made;
+  ArrangeColumns arrange;
+  arrange.weights = layout.type;
+  arrange.x = product.x;
+  arrange.x_stride = product.x_stride;
+  arrange.tokens = product.tokens;
+  arrange.cols = static_cast<int32_t>(layout.cols);
+  arrange.out = op.arranged;
+  if (Result<void> arranged = run_arrange_columns(arrange, stream); !arranged) return arranged;
+
+  WarpgroupGemmArguments in{};
+  in.weight = PackedWeight::of(layout, product.weight);
+  in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
+  in.out.token_scales = product.token_scales;
+  in.out.bias = product.bias;
+  in.out.y_bf16 = product.y_bf16;
+  in.out.y_f32 = product.y_f32;
+  in.out.y_stride = product.y_stride;
+  in.out.tokens = product.tokens;
+  in.out.rows = static_cast<int32_t>(layout.rows);
+  in.out.gated = layout.gated;
+  in.out.accumulate = product.accumulate;
+  in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
+  return run_of_format(layout.type, block_tokens, map, in, stream);
+}
+
+}  // namespace updraft::cuda
