@@ -287,12 +287,15 @@ Result<WarpgroupUse> ask_for_warpgroups(int32_t multiprocessor_count, Stream str
   const auto products = check_warpgroup_gemm(stream);
   if (!products) return products.error();
   out.products = products->right;
+  if (!products->right) out.wrong = "products: " + products->why;
   const auto attention = check_warpgroup_attention(stream);
   if (!attention) return attention.error();
   if (attention->right) {
     const auto faster = PromptTimer(multiprocessor_count).warpgroup_is_faster(stream);
     if (!faster) return faster.error();
     out.attention = *faster;
+  } else {
+    out.wrong += (out.wrong.empty() ? "attention: " : "; attention: ") + attention->why;
   }
   return out;
 }

@@ -29,6 +29,7 @@ Result<WarpgroupVerdict> check_warpgroup_attention(Stream stream);
 struct WarpgroupUse {
   bool products = false;   // may be: tune_gemm() decides for each shape
   bool attention = false;  // is right, and was faster on a prompt of 2,048 tokens
+  std::string wrong;       // what was not right; empty: all was
 };
 Result<WarpgroupUse> ask_for_warpgroups(int32_t multiprocessor_count, Stream stream);
 
