@@ -388,6 +388,7 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
     return fail("launch: " + std::to_string(shape.shared_bytes) +
                 " bytes of shared memory, above " + std::to_string(kSharedBytesMax));
   }
+  if (empty_kernels() != nullptr && empty_kernels()->holds(shape.kernel)) return {};
   kernel_ = &kernel;
   block_.shape = shape;
   block_.schedule = schedule;

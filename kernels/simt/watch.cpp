@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "common/base/check.h"
 #include "kernels/simt/memory.h"
@@ -15,6 +16,7 @@ namespace {
 
 thread_local LaunchLog* g_log = nullptr;
 thread_local Overlap* g_overlap = nullptr;
+thread_local EmptyKernels* g_empty = nullptr;
 
 // What is hidden: whole vectors, so that no half of a number remains.
 constexpr size_t kGranuleBytes = 16;
@@ -32,6 +34,13 @@ LaunchLog::LaunchLog() {
 }
 LaunchLog::~LaunchLog() { g_log = nullptr; }
 LaunchLog* launch_log() { return g_log; }
+
+EmptyKernels::EmptyKernels(std::string part) : part_(std::move(part)) {
+  UPDRAFT_CHECK(g_empty == nullptr, "one set of empty kernels");
+  g_empty = this;
+}
+EmptyKernels::~EmptyKernels() { g_empty = nullptr; }
+EmptyKernels* empty_kernels() { return g_empty; }
 
 struct Overlap::State {
   std::map<std::byte*, std::vector<bool>> changed;  // of a block, by granule

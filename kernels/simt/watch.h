@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace updraft::simt {
@@ -56,8 +57,23 @@ class Overlap {
   std::unique_ptr<State> state_;
 };
 
+// Kernels whose name contains `part` do nothing, as those of a module that lacks their code for the
+// device.
+class EmptyKernels {
+ public:
+  explicit EmptyKernels(std::string part);
+  ~EmptyKernels();
+  EmptyKernels(const EmptyKernels&) = delete;
+  EmptyKernels& operator=(const EmptyKernels&) = delete;
+  bool holds(std::string_view kernel) const { return kernel.find(part_) != std::string_view::npos; }
+
+ private:
+  const std::string part_;
+};
+
 // Those of this thread, or null.
 LaunchLog* launch_log();
 Overlap* overlap();
+EmptyKernels* empty_kernels();
 
 }  // namespace updraft::simt

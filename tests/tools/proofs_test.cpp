@@ -1,7 +1,8 @@
 // What Updraft promises and where each promise is proved: the complaints of the peers' users, the
-// threats seen at the peers, and the bounds that hold in trouble. A complaint has a test that
-// carries its peer and number in its name (or, in Python, in its docstring); threats and promises
-// name their tests here. A test that is renamed or removed fails this one, so that none gets lost.
+// threats seen at the peers, the bounds that hold in trouble, and what goes wrong on GPUs. A
+// complaint has a test that carries its peer and number in its name (or, in Python, in its
+// docstring); threats and promises name their tests here. A test that is renamed or removed fails
+// this one, so that none gets lost.
 #include <doctest/doctest.h>
 
 #include <filesystem>
@@ -221,6 +222,44 @@ std::string literal_at(const std::string& text, size_t at) {
   return out;
 }
 
+// What goes wrong in CUDA engines.
+const std::vector<Proved> kPitfalls = {
+    {"sums in bfloat16, or of 14 bits in fp8",
+     {"13,696 columns are summed as in double precision",
+      "13,696 columns are summed by the tile product as in double precision",
+      "13,696 columns are summed by the warpgroup product as in double precision"}},
+    {"NaN in padding times zero",
+     {"decode attention equals softmax in double precision, whatever the schedule",
+      "prefill attention equals softmax in double precision, whatever the schedule",
+      "a row that is not finite is NaN, its neighbours are not",
+      "packed weights are the file's, bit for bit, also beside padding"}},
+    {"a graph replays what was freed, or allocates while it is captured",
+     {"graphs of a pool that was made anew do not reach into the old one",
+      "two backends whose graphs take turns give what each gives alone",
+      "a replayed step gives an eager one's bits, and a row alone those of a row in company"}},
+    {"the library's first guess is not the fastest way",
+     {"tuning keeps the fastest way of a shape",
+      "a model that starts measures its products, the next one reads them"}},
+    {"a page is freed, or used anew, under a step",
+     {"two steps under way, pages used anew at once: each sequence gets its own tokens",
+      "a device that runs ahead gives the tokens of one that is waited for, in random worlds"}},
+    {"a module without code for the device",
+     {"a module whose kernels do nothing on the device is refused when it is opened"}},
+    {"a row's bits depend on its batch",
+     {"a token alone gets the same bits as in any batch",
+      "a row alone gets the same bits as beside others, on a device of any size",
+      "a prompt has the same bits whole, in chunks, behind a prefix and beside others"}},
+    {"offsets of pages in 32 bits",
+     {"pages beyond 2^31 bytes and elements are found",
+      "prefill reads pages beyond 2^31 bytes and elements",
+      "warpgroup prefill reads pages beyond 2^31 bytes and elements"}},
+    {"few rows leave most of the device idle",
+     {"a matrix of few rows gives every multiprocessor a block, or every warp its least"}},
+    {"a barrier or a wait that is missing",
+     {"steps whose kernels overlap as far as they may give the bits of those that do not",
+      "no order of warps, early or late copies change the warpgroup product's bits"}},
+};
+
 struct Tests {
   std::set<std::string> names;     // of cases and of Python's functions
   std::vector<std::string> texts;  // the same, Python's with their docstrings
@@ -293,3 +332,5 @@ TEST_CASE("every complaint of the peers' users has a test that carries its numbe
 TEST_CASE("every threat seen at the peers has its proof") { check_proofs(kThreats); }
 
 TEST_CASE("every promise has its proof") { check_proofs(kPromises); }
+
+TEST_CASE("what goes wrong on GPUs has its proof") { check_proofs(kPitfalls); }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/runtime_simt.h"
+#include "kernels/simt/watch.h"
 #include "tests/common/engine/reference_backend.h"
 #include "tests/kernels/cuda/backend_support.h"
 
@@ -583,4 +584,22 @@ TEST_CASE("rows of an image keep their three positions in steps that are replaye
   both({8}, {5}, {5, 5});
   both({9}, {6}, {9, 2});
   CHECK(cuda_counters(*run.backend).replayed_steps > 0);
+}
+
+TEST_CASE("a module whose kernels do nothing on the device is refused when it is opened") {
+  struct Case {
+    const char* arguments;  // of the kernel whose code is missing
+    const char* family;
+  };
+  for (const Case& c : {Case{"SkinnyArguments", "a product"}, Case{"GatherRows", "a product"},
+                        Case{"ResidualNorm", "a norm"}, Case{"RopeTable", "a rotation"},
+                        Case{"Sample", "a choice"}}) {
+    CAPTURE(std::string(c.arguments));
+    const simt::EmptyKernels missing(c.arguments);
+    const auto opened = open_cuda_backend({});
+    REQUIRE(!opened.ok());
+    CHECK(opened.message().find("the kernels of this module do not work on this GPU: " +
+                                std::string(c.family)) != std::string::npos);
+  }
+  CHECK(open_cuda_backend({}).ok());
 }
