@@ -3,9 +3,7 @@
 
 namespace updraft::gpu {
 
-Result<std::unique_ptr<Backend>> open_device(bool warpgroups) {
-  CudaConfig config;
-  config.warpgroups = warpgroups;
+Result<std::unique_ptr<Backend>> open_device(const CudaConfig& config) {
   return cuda::open_cuda_backend(config);
 }
 

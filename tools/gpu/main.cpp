@@ -64,7 +64,11 @@ Result<void> write_gguf(const std::vector<std::string>& words) {
 }
 
 int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
-  const OpenBackend open = [warpgroups] { return open_device(warpgroups); };
+  // The kernels for capability 9.0 are asked whether they are right when a device is opened: one
+  // that faults takes the process's device with it.
+  CudaConfig device;
+  device.warpgroups = warpgroups;
+  const OpenBackend open = [device] { return open_device(device); };
   const std::string what = words.empty() ? "" : words[0];
   const std::string path = words.size() > 1 ? words[1] : "";
   // A smoke run asks whether the program works, not how fast the device is.
@@ -94,6 +98,12 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
     config.ceilings = ceilings;
     config.smoke = smoke;
     config.repetitions = smoke ? 1 : 5;
+    for (const CudaActivations activations : {CudaActivations::kInt8, CudaActivations::kFp8}) {
+      CudaConfig other = device;
+      other.activations = activations;
+      config.activations.emplace_back(cuda_activations_name(activations),
+                                      [other] { return open_device(other); });
+    }
     run_model_bench(config, open, print);
     return 0;
   }

@@ -43,9 +43,9 @@ double kv_bytes_per_token(const Hyperparameters& h, DType kv_type) {
   return kv_type == DType::kQ8_0 ? values * (1.0 + 4.0 / h.head_dim) : values * 2.0;
 }
 
-StepCost decode_cost(const Hyperparameters& h, DType type, int sequences, int context) {
+StepCost decode_cost(const Hyperparameters& h, double weight_bytes, int sequences, int context) {
   StepCost cost;
-  cost.bytes = weights_per_step(h) * bytes_per_weight(type) +
+  cost.bytes = weights_per_step(h) * weight_bytes +
                static_cast<double>(sequences) * context * kv_bytes_per_token(h, DType::kBF16);
   cost.operations = 2.0 * sequences * weights_per_step(h) +
                     4.0 * sequences * context * h.layer_count * h.head_count * h.head_dim;
@@ -66,20 +66,35 @@ class Bench {
 
   void run() {
     const char* shape = config_.smoke ? "small" : "glm-4-9b";
-    steps(shape, DType::kBF16, "bf16", 0.75, 0.90, true);
-    steps(shape, DType::kQ8_0, "8-bit", 0.70, 0.85, false);
-    steps(shape, DType::kQ4_0, "4-bit", 0.60, 0.78, false);
+    const auto as_stored = [&](DType type, const char* format, double target, double moonshot) {
+      steps(shape, {type, format, bytes_per_weight(type), target, moonshot, open_});
+    };
+    as_stored(DType::kBF16, "bf16", 0.75, 0.90);
+    as_stored(DType::kQ8_0, "8-bit", 0.70, 0.85);
+    as_stored(DType::kQ4_0, "4-bit", 0.60, 0.78);
     whole_requests();
+    // The head stays in bf16; of 40 layers that is little.
+    for (const auto& [format, open] : config_.activations)
+      steps(shape, {DType::kBF16, format + " weights and activations", 1.0, 0.70, 0.85, open});
   }
 
  private:
-  Result<std::unique_ptr<Stepper>> stepper(const char* shape, DType type, int rows, int sequences,
-                                           int64_t kv_tokens) {
+  struct Variant {
+    DType type;          // of the model's matrices
+    std::string format;  // as lines name it
+    double bytes_per_weight;
+    double target;  // of one sequence, as a share of the copy rate
+    double moonshot;
+    const OpenBackend& open;
+  };
+
+  Result<std::unique_ptr<Stepper>> stepper(const char* shape, const Variant& variant, int rows,
+                                           int sequences, int64_t kv_tokens) {
     const auto h = shape_of(shape);
     if (!h) return h.error();
-    auto model = RandomWeights::make(shape, *h, type);
+    auto model = RandomWeights::make(shape, *h, variant.type);
     if (!model) return model.error();
-    auto backend = open_();
+    auto backend = variant.open();
     if (!backend) return backend.error();
     return Stepper::open(std::move(*model), std::move(*backend), {rows, sequences, 64, kv_tokens});
   }
@@ -101,17 +116,16 @@ class Bench {
     return median(values);
   }
 
-  // Decode and, of one format, prefill: the model is loaded once for all of them.
-  void steps(const char* shape, DType type, const char* format, double target, double moonshot,
-             bool with_prefill) {
+  // Decode and prefill: the model is loaded once for all of them.
+  void steps(const char* shape, const Variant& variant) {
     const int rows = config_.smoke ? 64 : 8192;
     const int sequences = config_.smoke ? 8 : 256;
     const int context = config_.smoke ? 32 : 512;
     const int steps = config_.smoke ? 4 : 64;
     const auto h = shape_of(shape);
-    auto made = stepper(shape, type, rows, sequences,
+    auto made = stepper(shape, variant, rows, sequences,
                         int64_t{sequences} * (context + steps) + (config_.smoke ? 64 : 8192));
-    const std::string model = std::string(shape) + " " + format;
+    const std::string model = std::string(shape) + " " + variant.format;
     if (!made) return failed("decode", model, made.message());
     Stepper& stepper = **made;
     for (const int count : config_.smoke ? std::vector<int>{1, 8} : std::vector<int>{1, 64, 256}) {
@@ -123,16 +137,15 @@ class Bench {
       line.value = count / seconds;
       line.unit = "tokens/s";
       if (config_.ceilings.copy_bytes_per_s > 0.0) {
-        const StepCost cost = decode_cost(*h, type, count, context + steps / 2);
+        const StepCost cost = decode_cost(*h, variant.bytes_per_weight, count, context + steps / 2);
         line.share = count == 1 ? cost.bytes / config_.ceilings.copy_bytes_per_s / seconds
                                 : cost.seconds(config_.ceilings) / seconds;
         line.of = count == 1 ? "copy" : "copy or bf16";
-        line.target = count == 1 ? target : 0.65;
-        line.moonshot = count == 1 ? moonshot : 0.85;
+        line.target = count == 1 ? variant.target : 0.65;
+        line.moonshot = count == 1 ? variant.moonshot : 0.85;
       }
       print_(line);
     }
-    if (!with_prefill) return;
     for (const int count : config_.smoke ? std::vector<int>{100} : std::vector<int>{2048, 8192}) {
       const double seconds = median_of([&] { return stepper.prefill(count); });
       Line line;

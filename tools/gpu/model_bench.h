@@ -5,6 +5,8 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "common/base/result.h"
 #include "kernels/backend.h"
@@ -20,6 +22,8 @@ struct ModelBenchConfig {
   Ceilings ceilings;  // zeros: shares are left out
   int repetitions = 5;
   bool smoke = false;  // the small shape, a few tokens: whether it runs at all
+  // Devices that multiply 16-bit weights in another format, by its name: "int8", "fp8".
+  std::vector<std::pair<std::string, OpenBackend>> activations;
 };
 
 // One line per measurement as it is done. What fails is a line that says so; the next goes on.

@@ -134,6 +134,12 @@ class GpuCheck(unittest.TestCase):
             self.assertNotIn("pass", self.line(document, step))
         self.assertIs(document["rehearsal"], True)
 
+    def test_tests_that_were_not_built_say_what_is_missing(self):
+        (self.build / "tests" / "test_cuda_gpu").unlink()
+        status, _, document = self.run_check("--only", "kernels")
+        self.assertEqual(status, 1)
+        self.assertIn("doctest", self.line(document, "kernels on the GPU")["note"])
+
     def test_the_header_that_such_a_machine_lacks_is_packed(self):
         folder = Path(self.folder.name) / "deps"
         done = subprocess.run([sys.executable, GPU_CHECK, "--pack", folder], stdout=subprocess.PIPE, text=True, check=False)
