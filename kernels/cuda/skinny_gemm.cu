@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/cuda/packed_product.h"
 #include "kernels/cuda/skinny_gemm_kernel.h"
 #include "kernels/quant/block_layout.h"
 
@@ -17,38 +18,8 @@ constexpr int64_t kWarpTilesMin = 2;  // of 64 columns
 
 Result<void> check(const SkinnyGemm& op) {
   const PackedLayout& layout = op.layout;
-  if (op.tokens < 1 || op.tokens > kSkinnyTokensMax) {
-    return fail("skinny gemm: " + std::to_string(op.tokens) + " tokens (1.." +
-                std::to_string(kSkinnyTokensMax) + ")");
-  }
-  const bool bytes = layout.type == DType::kI8;
-  if ((bytes ? op.x != nullptr || op.x_int8 == nullptr || op.token_scales == nullptr
-             : op.x == nullptr || op.x_int8 != nullptr)) {
-    return fail(std::string("skinny gemm: activations of another kind than ") +
-                dtype_info(layout.type).name + " takes");
-  }
-  if (layout.cols % kChunk != 0 || op.x_stride % 8 != 0 || op.x_stride < layout.cols) {
-    return fail("skinny gemm: " + std::to_string(layout.cols) + " columns with a stride of " +
-                std::to_string(op.x_stride) + " (multiples of 32 and of 8)");
-  }
-  const int64_t y_cols = layout.gated ? layout.rows / 2 : layout.rows;
-  const ResidualOutput& residual = op.residual;
-  if (residual.hidden != nullptr) {
-    if (op.y_bf16 != nullptr || op.y_f32 != nullptr || layout.gated || residual.norm == nullptr ||
-        residual.x == nullptr || residual.band_sums == nullptr || layout.rows % kTileRows != 0) {
-      return fail("skinny gemm: " + std::to_string(layout.rows) +
-                  " rows into the residual stream (a multiple of 16, not gated, no other output)");
-    }
-  } else if ((op.y_bf16 == nullptr) == (op.y_f32 == nullptr) || op.y_stride < y_cols) {
-    return fail("skinny gemm: one output with a stride of at least " + std::to_string(y_cols));
-  }
-  if ((layout.gated && op.y_bf16 == nullptr) || (op.accumulate && op.y_f32 == nullptr)) {
-    return fail("skinny gemm: a gated output is bfloat16, one that is added to is f32");
-  }
-  const int factors = (op.normed.band_sums != nullptr) + (op.normed.factors != nullptr) +
-                      (op.token_scales != nullptr);
-  if (factors > 1) return fail("skinny gemm: two kinds of factors for the tokens");
-  if (op.splits < 1 || (op.splits > 1 && op.workspace == nullptr)) {
+  if (auto r = check_product(op, {"skinny gemm", kSkinnyTokensMax, 8, true}); !r) return r;
+  if (op.splits > 1 && op.workspace == nullptr) {
     return fail("skinny gemm: " + std::to_string(op.splits) + " splits without a workspace");
   }
   if (op.splits > 1 && layout.rows_padded / kTileRows > kCountersMax) {
@@ -86,17 +57,7 @@ Result<void> run_skinny_gemm(const SkinnyGemm& op, Stream stream) {
   const PackedLayout& layout = op.layout;
   SkinnyArguments in{};
   in.weight = PackedWeight::of(layout, op.weight);
-  in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
-  in.out.token_scales = op.normed.factors != nullptr ? op.normed.factors : op.token_scales;
-  in.out.bias = op.bias;
-  in.out.y_bf16 = op.y_bf16;
-  in.out.y_f32 = op.y_f32;
-  in.out.y_stride = op.y_stride;
-  in.out.tokens = op.tokens;
-  in.out.rows = static_cast<int32_t>(layout.rows);
-  in.out.gated = layout.gated;
-  in.out.accumulate = op.accumulate;
-  in.out.residual = op.residual;
+  in.out = output_of(op, in.weight);
   in.band_sums = op.normed.band_sums;
   in.eps = op.normed.eps;
   in.x = op.x;

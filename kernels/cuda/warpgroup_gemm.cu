@@ -2,6 +2,7 @@
 #include <string>
 
 #include "kernels/cuda/gemm_passes.h"
+#include "kernels/cuda/packed_product.h"
 #include "kernels/cuda/warpgroup_gemm.h"
 #include "kernels/cuda/warpgroup_gemm_kernel.h"
 
@@ -17,18 +18,11 @@ Result<void> check(const WarpgroupGemm& op) {
                             std::to_string(layout.cols) + " " + dtype_info(layout.type).name +
                             " with " + std::to_string(product.tokens) + " tokens";
   if (!warpgroup_gemm_takes(layout.type)) return fail(shape + ": no such format");
-  if (product.tokens < 1 || product.tokens > kTokensMax || product.x == nullptr ||
-      op.arranged == nullptr || layout.cols % kChunk != 0) {
-    return fail(shape + ": tokens, activations, scratch and columns in 32s are wanted");
-  }
+  if (auto r = check_product(product, {"warpgroup gemm", kTokensMax, 8}); !r) return r;
+  if (product.normed.factors != nullptr) return fail(shape + ": no norm's factors");
+  if (op.arranged == nullptr) return fail(shape + ": no scratch");
   if (op.block_tokens != 0 && op.block_tokens != 128 && op.block_tokens != 256) {
     return fail(shape + ": blocks of " + std::to_string(op.block_tokens) + " tokens (128, 256)");
-  }
-  const int64_t y_cols = layout.gated ? layout.rows / 2 : layout.rows;
-  if ((product.y_bf16 == nullptr) == (product.y_f32 == nullptr) || product.y_stride < y_cols ||
-      (layout.gated && product.y_bf16 == nullptr) ||
-      (product.accumulate && product.y_f32 == nullptr)) {
-    return fail(shape + ": one output with a stride of at least " + std::to_string(y_cols));
   }
   return {};
 }
@@ -99,16 +93,7 @@ Result<void> run_warpgroup_gemm(const WarpgroupGemm& op, Stream stream) {
 
   WarpgroupGemmArguments in{};
   in.weight = PackedWeight::of(layout, product.weight);
-  in.out.row_scales = packed_format(layout.type).row_scale ? in.weight.row_scales() : nullptr;
-  in.out.token_scales = product.token_scales;
-  in.out.bias = product.bias;
-  in.out.y_bf16 = product.y_bf16;
-  in.out.y_f32 = product.y_f32;
-  in.out.y_stride = product.y_stride;
-  in.out.tokens = product.tokens;
-  in.out.rows = static_cast<int32_t>(layout.rows);
-  in.out.gated = layout.gated;
-  in.out.accumulate = product.accumulate;
+  in.out = output_of(product, in.weight);
   in.bands = static_cast<int32_t>(layout.rows_padded / kTileRows);
   return run_of_format(layout.type, block_tokens, map, in, stream);
 }
