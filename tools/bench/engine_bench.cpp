@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/base/median.h"
 #include "common/engine/engine.h"
 #include "kernels/cpu/peak.h"
 #include "tools/bench/file_cache.h"

@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "common/base/clock.h"
+#include "common/base/median.h"
 #include "common/ipc/unix_socket.h"
 #include "edge/client/local_client.h"
 
@@ -55,12 +56,6 @@ class Server {
  private:
   pid_t pid_;
 };
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 double quantile_us(std::vector<int64_t>& sorted_ns, double share) {
   const auto index = static_cast<size_t>(share * static_cast<double>(sorted_ns.size() - 1));

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "common/base/clock.h"
+#include "common/base/median.h"
 #include "common/http/client.h"
 #include "tools/bench/mock_nodes.h"
 #include "tools/bench/process_cost.h"
@@ -26,12 +27,6 @@ std::string chat_body(const char* model, int tokens, bool stream) {
   return std::string("{\"model\":\"") + model + "\",\"max_tokens\":" + std::to_string(tokens) +
          ",\"stream\":" + (stream ? "true" : "false") +
          ",\"messages\":[{\"role\":\"user\",\"content\":\"Tap the blue button below the list.\"}]}";
-}
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 double seconds(int64_t ns) { return static_cast<double>(ns) / 1e9; }

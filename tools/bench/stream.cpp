@@ -104,11 +104,4 @@ int64_t longest_gap_ns(std::span<const int64_t> token_ns, int64_t from_ns, int64
   return longest;
 }
 
-double median(std::vector<double> values) {
-  UPDRAFT_CHECK(!values.empty());
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 }  // namespace updraft

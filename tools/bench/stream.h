@@ -61,6 +61,4 @@ std::string hash_of_ids(std::span<const int32_t> ids);
 // from_ns and the earlier one before to_ns; 0 when there is none.
 int64_t longest_gap_ns(std::span<const int64_t> token_ns, int64_t from_ns, int64_t to_ns);
 
-double median(std::vector<double> values);  // not empty
-
 }  // namespace updraft

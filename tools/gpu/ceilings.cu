@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/base/median.h"
 #include "tools/gpu/ceilings.h"
 #include "tools/gpu/report.h"
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
+#include "common/base/median.h"
 #include "common/engine/engine.h"
 #include "tools/gpu/random_weights.h"
 #include "tools/gpu/stepper.h"

@@ -48,11 +48,4 @@ void print(const Line& line) {
   std::fflush(stdout);
 }
 
-double median(std::vector<double>& values) {
-  UPDRAFT_CHECK(!values.empty(), "a median is of something");
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 }  // namespace updraft::gpu

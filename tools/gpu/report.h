@@ -26,7 +26,4 @@ struct Line {
 // To standard output, at once.
 void print(const Line& line);
 
-// The middle of some values, which are sorted. At least one.
-double median(std::vector<double>& values);
-
 }  // namespace updraft::gpu
