@@ -24,6 +24,8 @@ Result<std::unique_ptr<Backend>> open_gpus(const CudaConfig& config,
   }
   const auto comms = open_cuda_comms(gpus);
   if (!comms) return comms.error();
+  if (config.note)
+    config.note(std::to_string(gpus.size()) + " GPUs add up by " + (*comms)[0]->description());
   std::vector<std::unique_ptr<Backend>> ranks;
   one.max_memory_bytes = config.max_memory_bytes / gpus.size();
   for (size_t i = 0; i < gpus.size(); ++i) {
