@@ -1,11 +1,13 @@
-// A product, a rotation, a norm, a copy and a choice over a few numbers.
+// A product, a rotation, a norm, a copy, a choice and both kinds of attention over a few numbers.
 #include "kernels/cuda/canary.h"
 
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/prefill_attention.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/runtime.h"
@@ -18,6 +20,9 @@ namespace {
 
 constexpr int32_t kRows = 16;
 constexpr int32_t kCols = 32;
+constexpr int32_t kHeadDim = 64;
+constexpr int32_t kPageTokens = 16;
+constexpr float kValue = 5.0F;  // what attention to the one position finds
 
 // One piece of device memory and its twin on the host, handed out part by part.
 struct Board {
@@ -70,6 +75,17 @@ Result<void> run_canaries(GemmDevice& device, Stream stream) {
   auto* turn = board.take<Float2>(1);
   auto* how = board.take<SampleRow>(1);
   auto* token = board.take<int32_t>(1);
+  auto pages = KvPages::of(KvType::kBf16, 1, 1, kHeadDim, kPageTokens);
+  if (!pages) return pages.error();
+  pages->base = board.take<std::byte>(static_cast<size_t>(pages->page_bytes));
+  auto* query = board.take<Bf16>(kHeadDim);
+  auto* length = board.take<int32_t>(1);
+  auto* line = board.take<int32_t>(1);
+  auto* item_count = board.take<int32_t>(1);
+  auto* items = board.take<DecodeWorkItem>(static_cast<size_t>(decode_work_items_max(1, 1)));
+  auto* slice = board.take<PrefillSlice>(1);
+  auto* decoded = board.take<Bf16>(kHeadDim);
+  auto* prefilled = board.take<Bf16>(kHeadDim);
   auto* scratch = board.take<std::byte>(scratch_bytes);
 
   std::vector<float> values(kRows * kCols);
@@ -81,6 +97,10 @@ Result<void> run_canaries(GemmDevice& device, Stream stream) {
     board.on_host(hidden)[c] = 3.0F;
     board.on_host(ones)[c] = 1.0F;
   }
+  auto* values_at = reinterpret_cast<Bf16*>(board.on_host(pages->base + pages->v_offset));
+  for (int32_t i = 0; i < kHeadDim; ++i) values_at[i] = {float_to_bf16(kValue)};
+  *board.on_host(length) = 1;
+  *board.on_host(slice) = {0, 1, 0, 0};
   *board.on_host(row) = 1;
   *board.on_host(how) = {0.0F, 0.0F, 1.0F, 0, 0.0};
   if (auto r = copy_to_device(board.device.data(), board.host.data(), board.device.bytes(), stream);
@@ -115,6 +135,36 @@ Result<void> run_canaries(GemmDevice& device, Stream stream) {
   table.out = turn;
   if (auto r = run_rope_table(table, stream); !r) return r;
   if (auto r = run_sample({1, kRows, y, how, token}, stream); !r) return r;
+  if (auto r = run_decode_work({1, length, line, 1, item_count, items}, stream); !r) return r;
+  DecodeAttention decode;
+  decode.pages = *pages;
+  decode.rows = 1;
+  decode.head_count = 1;
+  decode.q = query;
+  decode.q_stride = kHeadDim;
+  decode.lengths = length;
+  decode.length_max = 1;
+  decode.item_count = item_count;
+  decode.items = items;
+  decode.table = line;  // page 0
+  decode.table_stride = 1;
+  decode.scale = 1.0F;
+  decode.out = decoded;
+  if (auto r = run_decode_attention(decode, stream); !r) return r;
+  PrefillAttention prefill;
+  prefill.pages = *pages;
+  prefill.head_count = 1;
+  prefill.q = query;
+  prefill.q_stride = kHeadDim;
+  prefill.slices = slice;
+  prefill.slice_count = 1;
+  prefill.row_count_max = 1;
+  prefill.length_max = 1;
+  prefill.table = line;
+  prefill.table_stride = 1;
+  prefill.scale = 1.0F;
+  prefill.out = prefilled;
+  if (auto r = run_prefill_attention(prefill, stream); !r) return r;
 
   if (auto r = copy_to_host(board.host.data(), board.device.data(), board.device.bytes(), stream);
       !r) {
@@ -133,6 +183,10 @@ Result<void> run_canaries(GemmDevice& device, Stream stream) {
   if (*board.on_host(token) != kRows - 1) {
     return differs("a choice", static_cast<float>(*board.on_host(token)), kRows - 1);
   }
+  const float by_row = bf16_to_float(board.on_host(decoded)->bits);
+  if (by_row != kValue) return differs("attention of one row", by_row, kValue);
+  const float by_tile = bf16_to_float(board.on_host(prefilled)->bits);
+  if (by_tile != kValue) return differs("attention of a prompt", by_tile, kValue);
   return {};
 }
 

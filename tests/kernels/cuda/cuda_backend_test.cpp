@@ -593,7 +593,8 @@ TEST_CASE("a module whose kernels do nothing on the device is refused when it is
   };
   for (const Case& c : {Case{"SkinnyArguments", "a product"}, Case{"GatherRows", "a product"},
                         Case{"ResidualNorm", "a norm"}, Case{"RopeTable", "a rotation"},
-                        Case{"Sample", "a choice"}}) {
+                        Case{"Sample", "a choice"}, Case{"DecodeWork", "attention of one row"},
+                        Case{"PrefillArguments", "attention of a prompt"}}) {
     CAPTURE(std::string(c.arguments));
     const simt::EmptyKernels missing(c.arguments);
     const auto opened = open_cuda_backend({});
