@@ -20,6 +20,7 @@
 #include "common/message/handshake.h"
 #include "edge/client/local_client.h"
 #include "edge/local_server.h"
+#include "tests/support/early_child.h"
 #include "tests/support/shared_data.h"
 
 using namespace updraft;
@@ -191,24 +192,15 @@ TEST_CASE(
 
 TEST_CASE("a thousand idle sessions cost at most 40 KiB each and no CPU") {
   constexpr int kSessions = 1000;
-  const testing::TempDir dir;
-  HalfService service;
-  LocalServerConfig config;
-  config.socket_path = dir.file("edge.sock");
-  config.sessions_max = config.sessions_per_uid_max = kSessions;
-  config.segment_bytes_per_uid_max = 1LL << 30;
-  auto server = std::move(LocalServer::start(config, service)).value();
   rlimit limit{};
   REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
   if (limit.rlim_cur < 5 * kSessions) {
     MESSAGE("skipped: this system allows ", limit.rlim_cur, " descriptors");
     return;
   }
-  const int64_t before_kib = anonymous_kib();
   int gate[2];
   REQUIRE(pipe(gate) == 0);
-  const pid_t child = fork();
-  if (child == 0) {
+  testing::EarlyChild child([&](const std::string& path) {
     // One small segment for all of them: the daemon maps and keeps each on its own.
     using namespace ipc;
     const auto segment = std::move(Segment::create(SegmentShape{4096, 65536, 8, 1 << 18})).value();
@@ -216,18 +208,27 @@ TEST_CASE("a thousand idle sessions cost at most 40 KiB each and no CPU") {
     const Doorbell theirs = std::move(Doorbell::create()).value();
     std::vector<UniqueFd> sockets;
     for (int i = 0; i < kSessions; ++i) {
-      sockets.push_back(std::move(connect_unix(config.socket_path)).value());
+      sockets.push_back(std::move(connect_unix(path)).value());
       const LocalHello hello{kAbiVersion, kLocalProtocolVersion, "idle"};
       if (!send_message(sockets.back(), encode_handshake(hello),
                         {segment->fd(), mine.fd(), theirs.fd()})
                .ok())
-        _exit(1);
-      if (std::move(receive_message(sockets.back(), 10000)).value().bytes.empty()) _exit(2);
+        return 1;
+      if (std::move(receive_message(sockets.back(), 10000)).value().bytes.empty()) return 2;
     }
     char byte = 0;
     [[maybe_unused]] const ssize_t got = read(gate[0], &byte, 1);
-    _exit(0);
-  }
+    return 0;
+  });
+  const testing::TempDir dir;
+  HalfService service;
+  LocalServerConfig config;
+  config.socket_path = dir.file("edge.sock");
+  config.sessions_max = config.sessions_per_uid_max = kSessions;
+  config.segment_bytes_per_uid_max = 1LL << 30;
+  auto server = std::move(LocalServer::start(config, service)).value();
+  const int64_t before_kib = anonymous_kib();
+  child.begin(config.socket_path);
   REQUIRE(eventually([&] { return server->stats().sessions == kSessions; }));
   const int64_t each_kib = (anonymous_kib() - before_kib) / kSessions;
   CHECK(each_kib <= 40);
@@ -236,9 +237,7 @@ TEST_CASE("a thousand idle sessions cost at most 40 KiB each and no CPU") {
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   CHECK(cpu_us() - cpu_before_us < 4000);  // this thread's look at the clock included
   REQUIRE(write(gate[1], "x", 1) == 1);
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(WEXITSTATUS(child.wait()) == 0);
   CHECK(eventually([&] { return server->stats().sessions == 0; }));
   CHECK(mapped_segments() == 0);
   close(gate[0]);

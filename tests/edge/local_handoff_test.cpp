@@ -28,6 +28,7 @@
 #include "common/message/pool_message.h"
 #include "edge/client/local_client.h"
 #include "edge/local_server.h"
+#include "tests/support/early_child.h"
 #include "tests/support/images.h"
 #include "tests/support/shared_data.h"
 
@@ -352,35 +353,34 @@ TEST_CASE("many requests in flight keep their answers apart, and one too many is
 }
 
 TEST_CASE("a client killed with requests in flight is reclaimed within a second") {
-  Daemon daemon;
   int ready[2];
   REQUIRE(pipe(ready) == 0);
-  const pid_t child = fork();
-  if (child == 0) {
+  testing::EarlyChild child([&](const std::string& path) {
     LocalClientOptions options;
-    options.socket_path = daemon.dir.file("edge.sock");
+    options.socket_path = path;
     Result<std::unique_ptr<LocalClient>> client = LocalClient::connect(options);
-    if (!client) _exit(1);
+    if (!client) return 1;
     // The payload is large, so that the daemon may well be reading it at the moment of the kill.
     for (int i = 0; i < 8; ++i) {
-      if (!(*client)->submit(chat(std::string(500000, 'k'), "hold"))) _exit(2);
+      if (!(*client)->submit(chat(std::string(500000, 'k'), "hold"))) return 2;
     }
-    if (write(ready[1], "x", 1) != 1) _exit(3);
+    if (write(ready[1], "x", 1) != 1) return 3;
     pause();
-    _exit(0);
-  }
+    return 0;
+  });
+  Daemon daemon;
+  child.begin(daemon.dir.file("edge.sock"));
   char byte = 0;
   REQUIRE(read(ready[0], &byte, 1) == 1);
   REQUIRE(daemon.eventually([&] { return daemon.server->stats().requests_in_flight == 8; }));
   CHECK(daemon.server->stats().mapped_bytes > 0);
   const int64_t killed_ns = monotonic_ns();
-  kill(child, SIGKILL);
+  child.end_at_once();
   REQUIRE(daemon.eventually([&] { return daemon.server->stats().sessions == 0; }));
   CHECK(monotonic_ns() - killed_ns < kNsPerSecond);
   CHECK(daemon.server->stats().mapped_bytes == 0);
   CHECK(daemon.server->stats().requests_in_flight == 0);
   CHECK(daemon.service.wait_cancelled(8));
-  waitpid(child, nullptr, 0);
   close(ready[0]);
   close(ready[1]);
   // The daemon serves the next client.
@@ -659,19 +659,22 @@ TEST_CASE("a client that could come back and says that it will not is believed a
 }
 
 TEST_CASE("a killed client that could have come back is reclaimed within a second") {
-  Daemon daemon;
-  const pid_t child = fork();
-  if (child == 0) {
-    const auto client = daemon.client(true, 60000);
-    if (!client->submit(chat("x", "hold"))) _exit(2);
+  testing::EarlyChild child([](const std::string& path) {
+    LocalClientOptions options;
+    options.socket_path = path;
+    options.reconnect_ms = 60000;
+    auto client = LocalClient::connect(options);
+    if (!client || !(*client)->submit(chat("x", "hold"))) return 2;
     pause();
-  }
+    return 0;
+  });
+  Daemon daemon;
+  child.begin(daemon.dir.file("edge.sock"));
   REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
   const int64_t killed_ns = monotonic_ns();
-  kill(child, SIGKILL);
+  child.end_at_once();
   REQUIRE(daemon.service.wait_cancelled(1));
   CHECK(monotonic_ns() - killed_ns < kNsPerSecond);
-  waitpid(child, nullptr, 0);
 }
 
 TEST_CASE("the same request handed over by two sessions runs once, and is answered to the second") {
@@ -770,6 +773,8 @@ TEST_CASE("after a fork the session stays the parent's, and the child is told so
   const auto client = daemon.client();
   const Result<uint32_t> held = client->submit(chat("x", "hold"));
   REQUIRE(held.ok());
+  // Then the daemon's threads sleep, and hold no lock of the allocator that the child would miss.
+  REQUIRE(daemon.eventually([&] { return daemon.service.submitted() == 1; }));
   const pid_t child = fork();
   if (child == 0) {
     const auto refused = client->submit(chat("from the child"));
@@ -1331,21 +1336,20 @@ TEST_CASE("another user is refused, whatever the socket's mode says") {
     MESSAGE("skipped: only root can become somebody else");
     return;
   }
-  Daemon daemon;
-  const std::string path = daemon.dir.file("edge.sock");
-  REQUIRE(chmod(daemon.dir.path().c_str(), 0755) == 0);
-  REQUIRE(chmod(path.c_str(), 0666) == 0);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (setresuid(65534, 65534, 65534) != 0) _exit(2);
+  testing::EarlyChild child([](const std::string& path) {
+    if (setresuid(65534, 65534, 65534) != 0) return 2;
     LocalClientOptions options;
     options.socket_path = path;
     options.payload_bytes = 256 << 10;
     const auto client = LocalClient::connect(options);
-    _exit(client.message().find("user 65534 may not use this daemon") != std::string::npos ? 0 : 1);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
+    return client.message().find("user 65534 may not use this daemon") != std::string::npos ? 0 : 1;
+  });
+  Daemon daemon;
+  const std::string path = daemon.dir.file("edge.sock");
+  REQUIRE(chmod(daemon.dir.path().c_str(), 0755) == 0);
+  REQUIRE(chmod(path.c_str(), 0666) == 0);
+  child.begin(path);
+  const int status = child.wait();
   CHECK(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 0);
   CHECK(daemon.server->stats().sessions_refused == 1);
