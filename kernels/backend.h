@@ -44,10 +44,14 @@ struct KvShape {
 // The rows of one sequence in a step.
 struct SequenceSlice {
   int32_t row_first = 0;     // its rows are [row_first, row_first + row_count) of the batch
-  int32_t row_count = 0;     // tokens of this step, > 0; 1 = decode
+  int32_t row_count = 0;     // tokens of this step, > 0
   int32_t cached_count = 0;  // positions of this sequence already in KV
   // Page ids; entry i holds the positions [i * page_tokens, (i + 1) * page_tokens). Covers cached_count + row_count.
   std::span<const int32_t> pages;
+  // The last rows that are no prompt: tokens that the model gave, or guesses of them. Prompts and answers may be computed
+  // in ways that round differently (attention on a GPU does): a row's bits then follow from which of the two it is, not
+  // from how many rows stand beside it.
+  int32_t answer_count = 0;
 };
 
 // How a logit row's token is chosen on a device that samples: temperature, then min_p, top_k, top_p, then a draw, as the

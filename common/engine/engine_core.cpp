@@ -296,7 +296,9 @@ Batch EngineCore::build_batch(Step& step) {
     Sequence& sequence = sequences_.at(slice.id);
     const auto row_first = static_cast<int32_t>(token_ids_.size());
     add_tokens(sequence, slice);
-    slices_.push_back({row_first, slice.count, slice.first, scheduler_.pages(slice.id)});
+    const int32_t answer = slice.first + slice.count - sequence.prompt_count;
+    slices_.push_back({row_first, slice.count, slice.first, scheduler_.pages(slice.id),
+                       std::clamp(answer, 0, slice.count)});
     add_given_rows(sequence, slice);
     add_logit_rows(step, slice, row_first, sequence);
     const int32_t rows = slice.count - slice.drafts;

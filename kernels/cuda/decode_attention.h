@@ -1,6 +1,6 @@
-// Attention of single rows over their sequence's pages: decode steps, and slices of so few rows
-// (16 or less: drafts under test) that prefill_attention.h's tiles would leave the GPU idle; their
-// rows are given one by one, each with the length that it sees.
+// Attention of single rows over their sequence's pages, each with the length that it sees: the rows
+// of answers. Drafts under test, and an answer that is computed again, are several rows of one
+// sequence, given one by one: each has the bits that it has alone.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Attention of many rows of a sequence over its pages: prefill, whole or in chunks, behind a cached
-// prefix or not.
+// Attention of a prompt's rows over its pages: whole or in chunks, down to single rows, behind a
+// cached prefix or not.
 //
 // A row's bits depend on its position and on the keys and values up to it, not on how the prompt
 // was cut, on what else is in the step, or on the device's size: whole prefill = chunked prefill =

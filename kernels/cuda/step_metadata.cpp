@@ -8,19 +8,6 @@
 #include "kernels/cuda/sample.h"
 
 namespace updraft::cuda {
-namespace {
-
-bool goes_one_by_one(const Batch& batch, const SequenceSlice& slice) {
-  if (slice.row_count == 1) return true;
-  const auto first =
-      std::lower_bound(batch.logit_rows.begin(), batch.logit_rows.end(), slice.row_first);
-  const auto end =
-      std::lower_bound(first, batch.logit_rows.end(), slice.row_first + slice.row_count);
-  return end - first == slice.row_count;
-}
-
-}  // namespace
-
 StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_count) {
   StepShape out;
   out.rows = static_cast<int32_t>(batch.token_ids.size());
@@ -51,14 +38,18 @@ StepShape StepShape::of(const Batch& batch, int32_t page_tokens, int32_t page_co
       UPDRAFT_CHECK(page >= 0 && page < page_count, "a page of the pool");
     // The engine may have taken pages for what comes later.
     out.table_entries += (length + page_tokens - 1) / page_tokens;
-    if (goes_one_by_one(batch, slice)) {
-      out.decode_rows += slice.row_count;
+    UPDRAFT_CHECK(slice.answer_count >= 0 && slice.answer_count <= slice.row_count,
+                  "an answer's rows are the slice's last");
+    const int32_t prompt_rows = slice.row_count - slice.answer_count;
+    if (prompt_rows > 0) {
+      ++out.prefill_slices;
+      out.prefill_rows_max = std::max(out.prefill_rows_max, prompt_rows);
+      out.prefill_length_max = std::max(out.prefill_length_max, slice.cached_count + prompt_rows);
+    }
+    if (slice.answer_count > 0) {
+      out.decode_rows += slice.answer_count;
       out.sequences_share = out.sequences_share || slice.row_count > 1;
       out.decode_length_max = std::max(out.decode_length_max, length);
-    } else {
-      ++out.prefill_slices;
-      out.prefill_rows_max = std::max(out.prefill_rows_max, slice.row_count);
-      out.prefill_length_max = std::max(out.prefill_length_max, length);
     }
   }
   UPDRAFT_CHECK(next == out.rows, "sequences cover all rows");
@@ -127,16 +118,14 @@ void write_step(const Batch& batch, const StepShape& shape, const StepLayout& la
   auto* slices = reinterpret_cast<PrefillSlice*>(to.data() + layout.slices);
   int32_t line = 0;
   for (const SequenceSlice& slice : batch.sequences) {
-    const bool one_by_one = goes_one_by_one(batch, slice);
+    const int32_t prompt_rows = slice.row_count - slice.answer_count;
     for (int32_t i = 0; i < slice.row_count; ++i) {
       const int32_t row = slice.row_first + i;
       ints(layout.kv_positions)[row] = slice.cached_count + i;
-      ints(layout.lengths)[row] = one_by_one ? slice.cached_count + i + 1 : -1;
+      ints(layout.lengths)[row] = i < prompt_rows ? -1 : slice.cached_count + i + 1;
       ints(layout.lines)[row] = line;
     }
-    if (!one_by_one) {
-      *slices++ = {slice.row_first, slice.row_count, slice.cached_count, line};
-    }
+    if (prompt_rows > 0) *slices++ = {slice.row_first, prompt_rows, slice.cached_count, line};
     const int32_t length = slice.cached_count + slice.row_count;
     const auto pages = static_cast<size_t>((length + shape.page_tokens - 1) / shape.page_tokens);
     std::copy_n(slice.pages.begin(), pages, ints(layout.table) + line);

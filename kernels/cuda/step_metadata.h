@@ -4,9 +4,9 @@
 // A sequence's pages lie one behind the other in `table`, a sequence's line is the index of its
 // first: kernels take it as a table whose lines are one entry apart.
 //
-// A slice's rows go through decode attention one by one where each of them wants logits (one token,
-// or drafts under test: they are to give what they would have given alone), otherwise through
-// prefill attention together.
+// A slice's rows of a prompt go through prefill attention together, be it a single one, those of an
+// answer through decode attention one by one: which of the two a row takes, and so its bits, does
+// not depend on how the engine cut the prompt or on what else is in the step.
 #pragma once
 
 #include <cstddef>

@@ -86,15 +86,21 @@ class Parity {
 
   void run() {
     exact_cpu();
-    const auto whole = logits(open_, DType::kBF16, all());
-    judge("device, 16-bit KV", whole, kDeviceError);
-    judge("device, int8 KV", logits(open_, DType::kQ8_0, all()), kInt8KvError);
-    if (!whole) return;
-    for (const int32_t chunk : {16, 7, 1}) {
-      // Steps of a few tokens take other products than steps of many (kernels/cuda/gemm.h): what
-      // must agree to the bit are steps of one kind.
-      same("in chunks of " + std::to_string(chunk) + " = in chunks of 16",
-           logits(open_, DType::kBF16, chunk), logits(open_, DType::kBF16, 16));
+    constexpr auto kPrompt = Stepper::As::kPrompt;
+    constexpr auto kAnswer = Stepper::As::kAnswer;
+    judge("device, a prompt", logits(open_, DType::kBF16, all(), kPrompt), kDeviceError);
+    judge("device, an answer", logits(open_, DType::kBF16, all(), kAnswer), kDeviceError);
+    judge("device, int8 KV, a prompt", logits(open_, DType::kQ8_0, all(), kPrompt), kInt8KvError);
+    judge("device, int8 KV, an answer", logits(open_, DType::kQ8_0, all(), kAnswer), kInt8KvError);
+    // Steps of a few tokens take other products than steps of many (kernels/cuda/gemm.h): what must
+    // agree to the bit are steps of one kind.
+    for (const auto as : {kPrompt, kAnswer}) {
+      const auto expected = logits(open_, DType::kBF16, 16, as);
+      for (const int32_t chunk : {33, 7, 1}) {
+        same(std::string(as == kPrompt ? "a prompt" : "an answer") + " in chunks of " +
+                 std::to_string(chunk) + " = in chunks of 16",
+             logits(open_, DType::kBF16, chunk, as), expected);
+      }
     }
     batches();
   }
@@ -102,13 +108,14 @@ class Parity {
  private:
   int32_t all() const { return static_cast<int32_t>(expected_.tokens.size()); }
 
-  Result<std::vector<float>> logits(const OpenBackend& open, DType kv_type, int32_t chunk) {
+  Result<std::vector<float>> logits(const OpenBackend& open, DType kv_type, int32_t chunk,
+                                    Stepper::As as) {
     auto backend = open();
     if (!backend) return backend.error();
     auto stepper =
         Stepper::open(model_, std::move(*backend), {all(), all(), 16, all() + 16, kv_type});
     if (!stepper) return stepper.error();
-    return (*stepper)->logits(expected_.tokens, chunk);
+    return (*stepper)->logits(expected_.tokens, chunk, as);
   }
 
   void exact_cpu() {
@@ -117,7 +124,7 @@ class Parity {
       config.exact = true;
       return open_cpu_backend(config);
     };
-    const auto got = logits(cpu, DType::kF32, all());
+    const auto got = logits(cpu, DType::kF32, all(), Stepper::As::kPrompt);
     Line line = begin("cpu, f32");
     if (!got) return fail_line(line, got.message());
     const Difference d = compare(*got, expected_);

@@ -57,7 +57,7 @@ void Stepper::start_decode(int32_t sequences, int32_t context, bool first) {
   for (int32_t i = 0; i < sequences; ++i) {
     const auto index = static_cast<size_t>(i);
     pages_[index] = pages_of(i, context + 1);
-    slices_[index] = {i, 1, context, pages_[index]};
+    slices_[index] = {i, 1, context, pages_[index], 1};
   }
   forward_.start(*backend_, {ids_, positions_, slices_, logit_rows_, {}, samplings_, sources_});
 }
@@ -97,7 +97,7 @@ double Stepper::prefill(int32_t tokens) {
   return static_cast<double>(monotonic_ns() - before_ns) * 1e-9;
 }
 
-std::vector<float> Stepper::logits(std::span<const int32_t> tokens, int32_t chunk) {
+std::vector<float> Stepper::logits(std::span<const int32_t> tokens, int32_t chunk, As as) {
   const auto count = static_cast<int32_t>(tokens.size());
   UPDRAFT_CHECK(chunk <= config_.rows_max && chunk <= config_.sequences_max);
   std::vector<float> out;
@@ -108,7 +108,7 @@ std::vector<float> Stepper::logits(std::span<const int32_t> tokens, int32_t chun
     std::iota(positions_.begin(), positions_.end(), at);
     logit_rows_.resize(static_cast<size_t>(rows));
     std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
-    slices_.assign(1, {0, rows, at, pages_[0]});
+    slices_.assign(1, {0, rows, at, pages_[0], as == As::kAnswer ? rows : 0});
     const auto part = tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(rows));
     forward_.start(*backend_, {part, positions_, slices_, logit_rows_});
     const std::span<float> got = backend_->read_logits();

@@ -37,8 +37,10 @@ class Stepper {
   // Seconds from the first of `tokens` prompt tokens to the token that follows them, in chunks of
   // rows_max.
   double prefill(int32_t tokens);
-  // All logits of `tokens`, [tokens, vocab], `chunk` rows a step; for comparisons.
-  std::vector<float> logits(std::span<const int32_t> tokens, int32_t chunk);
+  // All logits of `tokens`, [tokens, vocab], `chunk` rows a step, as if they were a prompt or an
+  // answer; for comparisons.
+  enum class As : uint8_t { kPrompt, kAnswer };
+  std::vector<float> logits(std::span<const int32_t> tokens, int32_t chunk, As as);
 
   Backend& backend() { return *backend_; }
 

@@ -70,3 +70,45 @@ TEST_CASE("on the GPU a prompt whose begin is cached is answered as a cold one")
   CHECK(recorder->cached_tokens == 64);
   CHECK(recorder->ids() == cold);
 }
+
+TEST_CASE(
+    "on the GPU answers have the same logits however their prompts were cut, and after "
+    "preemption") {
+  const auto model = gpu::bf16_model(gpu::gpu_hyperparameters(), 31);
+  std::vector<SequenceRequest> wanted;
+  for (uint64_t i = 0; i < 4; ++i) {
+    // Chunks of eight leave single rows of the prompts.
+    const auto seed = static_cast<uint32_t>(60 + i);
+    wanted.push_back(greedy_request(i + 1, gpu::random_tokens(17 + 8 * i, seed), 25));
+    wanted.back().sampling.logprobs = true;
+  }
+  const auto logprobs = [&](const EngineConfig& config, int64_t preemptions_min) {
+    const auto engine = open_engine(config, model, gpu::open_emulated());
+    std::vector<std::shared_ptr<Recorder>> recorders;
+    for (const SequenceRequest& request : wanted) {
+      recorders.push_back(std::make_shared<Recorder>());
+      REQUIRE(engine->submit(request, recorders.back()));
+    }
+    std::vector<std::vector<float>> out;
+    for (const auto& recorder : recorders) {
+      REQUIRE(recorder->wait_end());
+      out.emplace_back();
+      for (const SampledToken& token : recorder->tokens) out.back().push_back(token.logprob);
+    }
+    CHECK(engine->load().preemptions >= preemptions_min);
+    return out;
+  };
+  EngineConfig whole = gpu_engine();
+  whole.slots = 1;
+  const auto expected = logprobs(whole, 0);
+  EngineConfig cut = gpu_engine();
+  cut.step_tokens_max = 8;
+  CHECK(logprobs(cut, 0) == expected);
+  for (const bool prefix_cache : {false, true}) {
+    EngineConfig tight = gpu_engine();
+    tight.prefix_cache = prefix_cache;
+    tight.context_tokens = 80;
+    tight.kv_tokens = 160;
+    CHECK(logprobs(tight, 1) == expected);
+  }
+}

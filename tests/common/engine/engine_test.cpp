@@ -461,6 +461,49 @@ TEST_CASE(
   CHECK(cancelled->end == SequenceEnd::kCancelled);
 }
 
+TEST_CASE(
+    "a step tells the device which rows are an answer's, guesses and those computed again too") {
+  constexpr int32_t kPrompt = 21;
+  struct Seen {
+    bool prompt = false, last_of_prompt_alone = false, answer = false, both = false,
+         guesses = false;
+  } seen;
+  auto backend = std::make_unique<ScriptedBackend>(exact_cpu(),
+                                                   std::vector<int32_t>(400, 7));  // easily guessed
+  bool right = true;
+  backend->on_begin = [&](const Batch& batch) {
+    for (const SequenceSlice& slice : batch.sequences) {
+      const int32_t end = slice.cached_count + slice.row_count;
+      const int32_t answer = std::min(std::max(0, end - kPrompt), slice.row_count);
+      right = right && slice.answer_count == answer;
+      seen.prompt |= answer == 0;
+      seen.last_of_prompt_alone |= answer == 0 && slice.row_count == 1;
+      seen.answer |= slice.row_count == 1 && answer == 1;
+      seen.both |= answer > 1 && answer < slice.row_count;
+      seen.guesses |= answer > 1 && answer == slice.row_count;
+    }
+  };
+  EngineConfig config = small_engine();
+  config.step_tokens_max = 20;
+  config.kv_tokens = 256;
+  config.prefix_cache = false;
+  config.draft_tokens_max = 4;
+  const auto engine =
+      open_engine(config, random_model(small_hyperparameters(), 3), std::move(backend));
+  std::vector<SequenceRequest> requests;
+  for (uint64_t i = 0; i < 4; ++i)
+    requests.push_back(greedy_request(i + 1, std::vector<int32_t>(kPrompt, 7), 100));
+  run_all(*engine, requests);
+  CHECK(engine->load().preemptions > 0);
+  engine->close();
+  CHECK(right);
+  CHECK(seen.prompt);
+  CHECK(seen.last_of_prompt_alone);
+  CHECK(seen.answer);
+  CHECK(seen.both);
+  CHECK(seen.guesses);
+}
+
 TEST_CASE("a prompt beside a running answer gets shorter chunks as soon as one took too long") {
   // Rows from position 80 on take four times as long as those before.
   constexpr int64_t kRowNs = 1'000'000;

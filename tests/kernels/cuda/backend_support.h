@@ -105,6 +105,7 @@ class Runner {
   struct Part {
     Sequence* sequence = nullptr;
     std::vector<int32_t> tokens;
+    int32_t prompt_count = 0;  // of the tokens, from the first on; the others are an answer's
   };
 
   void reserve(Sequence& sequence, int32_t tokens) {
@@ -129,8 +130,8 @@ class Runner {
     for (const Part& part : parts) {
       const auto count = static_cast<int32_t>(part.tokens.size());
       reserve(*part.sequence, count);
-      slices.push_back(
-          {static_cast<int32_t>(ids.size()), count, part.sequence->cached, part.sequence->pages});
+      slices.push_back({static_cast<int32_t>(ids.size()), count, part.sequence->cached,
+                        part.sequence->pages, count - part.prompt_count});
       for (int32_t i = 0; i < count; ++i) positions.push_back(part.sequence->cached + i);
       ids.insert(ids.end(), part.tokens.begin(), part.tokens.end());
       part.sequence->cached += count;
@@ -151,9 +152,10 @@ class Runner {
   std::vector<std::vector<float>> step(Sequence& sequence, std::vector<int32_t> tokens) {
     return step(std::vector<Part>{{&sequence, std::move(tokens)}});
   }
-  // Logits of the last row.
+  // Of a prompt; logits of the last row.
   std::vector<float> prefill(Sequence& sequence, std::vector<int32_t> tokens) {
-    return step({{&sequence, std::move(tokens)}}, Wanted::kLast)[0];
+    const auto count = static_cast<int32_t>(tokens.size());
+    return step({{&sequence, std::move(tokens), count}}, Wanted::kLast)[0];
   }
 
   // A step of one row per sequence whose tokens the device chooses, without a draw. source -1: the
@@ -179,7 +181,7 @@ class Runner {
       sources.push_back(row.source);
       positions.push_back(row.sequence->cached);
       logit_rows.push_back(index);
-      slices.push_back({index, 1, row.sequence->cached, row.sequence->pages});
+      slices.push_back({index, 1, row.sequence->cached, row.sequence->pages, 1});
       ++row.sequence->cached;
     }
     Batch batch{ids, positions, slices, logit_rows};

@@ -92,32 +92,55 @@ TEST_CASE(
   Runner::Sequence sequence;
   const auto whole = run.prefill(sequence, tokens);
   CHECK(worst({whole}, {expected}) < 2e-2);
-  const auto whole_next = run.prefill(sequence, last);
+  const auto whole_next = run.step(sequence, last)[0];
   run.release(sequence);
   Runner::Sequence beside;
   const auto beside_first = run.prefill(beside, {1, 2, 3});
-  const auto beside_next = run.prefill(beside, {4});
+  const auto beside_next = run.step(beside, {4})[0];
   run.release(beside);
   for (const bool mixed : {false, true}) {
-    for (const size_t chunk : {40, 17, 4}) {
+    for (const int32_t chunk : {59, 40, 17, 4}) {  // of 59 the second is a single row
       CAPTURE(mixed);
       CAPTURE(chunk);
       CHECK(run.prefill(beside, {1, 2, 3}) == beside_first);
       std::vector<std::vector<float>> logits;
-      for (size_t at = 0; at < tokens.size(); at += chunk) {
-        const auto first = tokens.begin() + static_cast<ptrdiff_t>(at);
-        const auto count = static_cast<ptrdiff_t>(std::min(chunk, tokens.size() - at));
+      for (int32_t at = 0; at < 60; at += chunk) {
+        const auto first = tokens.begin() + at;
+        const int32_t count = std::min(chunk, 60 - at);
+        const bool in_company = mixed && at + count == 60;
         std::vector<Runner::Part> parts;
-        if (mixed && at == 0) parts.push_back({&beside, {4}});
-        parts.push_back({&sequence, {first, first + count}});
+        if (in_company) parts.push_back({&beside, {4}});
+        parts.push_back({&sequence, {first, first + count}, count});
         logits = run.step(parts, Runner::Wanted::kLast);
-        if (mixed && at == 0) CHECK(logits[0] == beside_next);
+        if (in_company) CHECK(logits[0] == beside_next);
       }
       CHECK(logits.back() == whole);
-      CHECK(run.prefill(sequence, last) == whole_next);
+      CHECK(run.step(sequence, last)[0] == whole_next);
       run.release(sequence);
       run.release(beside);
     }
+  }
+}
+
+TEST_CASE("an answer that is computed again, in one step with its prompt or not, has its bits") {
+  const auto model = bf16_model(gpu_hyperparameters(), 6);
+  Runner run(*model, open_emulated());
+  const std::vector<int32_t> tokens = random_tokens(30, 4);
+  Runner::Sequence sequence;
+  std::vector<float> expected = run.prefill(sequence, {tokens.begin(), tokens.begin() + 25});
+  for (size_t i = 25; i < 30; ++i) expected = run.step(sequence, {tokens[i]})[0];
+  run.release(sequence);
+  for (const int32_t cut : {0, 20, 24, 25, 27}) {
+    CAPTURE(cut);
+    if (cut > 0) {
+      run.step({{&sequence, {tokens.begin(), tokens.begin() + cut}, std::min(cut, 25)}},
+               Runner::Wanted::kLast);
+    }
+    const auto again =
+        run.step({{&sequence, {tokens.begin() + cut, tokens.end()}, std::max(0, 25 - cut)}},
+                 Runner::Wanted::kLast);
+    CHECK(again[0] == expected);
+    run.release(sequence);
   }
 }
 
@@ -564,7 +587,7 @@ TEST_CASE("rows of an image keep their three positions in steps that are replaye
                         std::vector<int32_t> time, std::vector<int32_t> planes) {
     const auto count = static_cast<int32_t>(ids.size());
     runner.reserve(sequence, count);
-    const SequenceSlice slice{0, count, sequence.cached, sequence.pages};
+    const SequenceSlice slice{0, count, sequence.cached, sequence.pages, count == 1 ? 1 : 0};
     std::vector<int32_t> rows(ids.size());
     std::iota(rows.begin(), rows.end(), 0);
     Batch batch{ids, time, {&slice, 1}, rows};
