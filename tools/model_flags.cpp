@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "common/config/toml_file.h"
+
 namespace updraft {
 
 void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
@@ -16,6 +18,16 @@ void add_processor_flags(CLI::App& command, LocalModelConfig& model) {
   command.add_option("--isa", model.isa, "instruction set: " + isas + " (default: the best here)");
   command.add_option("--kv-type", model.kv_type,
                      "format of keys and values: f32, f16, bf16, int8 or (GPU) fp8");
+  command
+      .add_option_function<std::string>(
+          "--max-memory",
+          [&model](const std::string& text) {
+            const Result<uint64_t> bytes = parse_bytes(text);
+            if (!bytes) throw CLI::ValidationError("--max-memory", bytes.message());
+            model.max_memory_bytes = *bytes;
+          },
+          "weights, KV and activations together at most, such as \"8 GiB\" (default: what is free)")
+      ->type_name("BYTES");
   command.add_option("--device", model.backend, "auto (a GPU where there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command

@@ -9,7 +9,7 @@ class App;
 
 namespace updraft {
 
-// --threads, --cores, --isa and --kv-type. The config outlives the command.
+// Threads and cores, formats, memory, and which device. The config outlives the command.
 void add_processor_flags(CLI::App& command, LocalModelConfig& model);
 
 }  // namespace updraft

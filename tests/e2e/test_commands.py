@@ -41,7 +41,8 @@ class Help(unittest.TestCase):
         self.assertEqual(bare.returncode, 2)
         self.assertIn("updraft up", bare.stderr)  # the whole help
         for words, named in ((("nonsense",), "'nonsense'"), (("keys", "nonsense"), "'nonsense'"), (("keys",), "updraft keys: "),
-                             (("run",), "updraft run: --model is required"), (("bench", "-p", "9999999"), "--prompt: Value 9999999 not in range"), (("edge", "--colour"), "updraft edge: ")):
+                             (("run",), "updraft run: --model is required"), (("bench", "-p", "9999999"), "--prompt: Value 9999999 not in range"), (("edge", "--colour"), "updraft edge: "),
+                             (("run", "-m", "x", "--max-memory", "much"), "--max-memory: \"much\"")):
             done = updraft(*words)
             self.assertEqual(done.returncode, 2)
             self.assertIn(named, done.stderr)
@@ -72,6 +73,11 @@ class ClearErrors(unittest.TestCase):
         path = pathlib.Path(self.folder.name) / f"{kind}.toml"
         path.write_text(change(text))
         return path
+
+    def test_a_model_larger_than_the_memory_it_may_take_says_what_it_needs(self):
+        for size in ("1 MiB", "1048576"):
+            self.failed("run", "-m", EDGE_MODEL, "-p", "x", "--device", "cpu", "--max-memory", size, words=("does not fit", "1.0 MiB are allowed by max_memory"))
+        self.assertEqual(updraft("run", "-m", EDGE_MODEL, "-p", "x", "-n", "1", "--max-memory", "0.5 GiB").returncode, 0)
 
     def test_unknown_keys_ranges_and_syntax_name_file_line_and_key(self):
         for kind in ("router", "edge", "cloud"):
