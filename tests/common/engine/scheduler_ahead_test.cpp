@@ -12,21 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "common/engine/scheduler.h"
+#include "tests/common/engine/small_scheduler.h"
 
 using namespace updraft;
+using namespace updraft::testing;
 
 namespace {
-
-SchedulerConfig small_config() {
-  SchedulerConfig config;
-  config.slots = 4;
-  config.page_count = 16;
-  config.page_tokens = 4;
-  config.step_tokens_max = 8;
-  config.logit_rows_max = 8;
-  return config;
-}
 
 ScheduledSequence sequence(uint64_t id, int32_t prompt, int32_t answer,
                            const std::vector<int32_t>* ids = nullptr) {
@@ -46,12 +37,6 @@ StepPlan start(Scheduler& scheduler, int64_t now_ns = 0) {
     if (slice.samples) scheduler.append_unread(slice.id);
   }
   return plan;
-}
-
-std::vector<int32_t> numbers(int32_t first, int32_t count) {
-  std::vector<int32_t> out;
-  for (int32_t i = 0; i < count; ++i) out.push_back(first + i);
-  return out;
 }
 
 }  // namespace

@@ -10,27 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "common/engine/scheduler.h"
+#include "tests/common/engine/small_scheduler.h"
 
 using namespace updraft;
+using namespace updraft::testing;
 
 namespace {
-
-SchedulerConfig small_config() {
-  SchedulerConfig config;
-  config.slots = 4;
-  config.page_count = 16;
-  config.page_tokens = 4;
-  config.step_tokens_max = 8;
-  config.logit_rows_max = 8;
-  return config;
-}
-
-std::vector<int32_t> numbers(int32_t first, int32_t count) {
-  std::vector<int32_t> out;
-  for (int32_t i = 0; i < count; ++i) out.push_back(first + i);
-  return out;
-}
 
 // A scheduler with the ids of its sequences, run as the engine runs it.
 struct Harness {
@@ -323,7 +308,7 @@ TEST_CASE(
           if (pick(0, 1) == 0) entry.ids.resize(keep);
           if (pick(0, 5) == 0) entry.salt += "x";  // the same text from somebody else
         } else {
-          entry.salt = pick(0, 1) == 0 ? "" : "a";
+          entry.salt = std::string(pick(0, 1) == 0 ? "" : "a");
         }
         const auto room = static_cast<size_t>(context - 1);
         if (entry.ids.size() > room) entry.ids.resize(room);

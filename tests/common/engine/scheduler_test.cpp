@@ -11,21 +11,14 @@
 #include <set>
 #include <vector>
 
+#include "tests/common/engine/small_scheduler.h"
+
 using namespace updraft;
+using namespace updraft::testing;
 
 namespace {
 
 constexpr int64_t kMs = 1'000'000;
-
-SchedulerConfig small_config() {
-  SchedulerConfig config;
-  config.slots = 4;
-  config.page_count = 16;
-  config.page_tokens = 4;
-  config.step_tokens_max = 8;
-  config.logit_rows_max = 8;
-  return config;
-}
 
 ScheduledSequence sequence(uint64_t id, int32_t prompt, int32_t answer,
                            Priority priority = Priority::kDefault) {
