@@ -404,14 +404,17 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   if (both) return fail("cuda: weights = fp8 with activations = int8: one format multiplies");
   const auto memory = memory_figures();
   if (!memory) return memory.error();
-  const bool by_setting =
-      config.max_memory_bytes != 0 && config.max_memory_bytes < memory->free_bytes;
+  const uint64_t plannable = plannable_bytes(memory->free_bytes);
+  const bool by_setting = config.max_memory_bytes != 0 && config.max_memory_bytes < plannable;
   auto stream = OwnedStream::create();
   if (!stream) return stream.error();
   auto uploader = Uploader::open(config.pack_threads);
   if (!uploader) return uploader.error();
   auto cublas = Cublas::open();
   if (!cublas) return cublas.error();
+  if (*cublas == nullptr && config.note && !properties->emulated)
+    config.note(
+        "cuda: no libcublasLt.so.13 is found: products of many tokens take our own kernels");
   auto gemm_device = GemmDevice::open({properties->multiprocessor_count,
                                        10 * properties->compute_major + properties->compute_minor},
                                       std::move(*cublas));
@@ -431,7 +434,7 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   (*gemm_device)->set_warpgroup(use.products);
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
-      DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
+      DeviceBudget(by_setting ? config.max_memory_bytes : plannable, by_setting),
       std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention));
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/device_budget.h"
 #include "kernels/cuda/runtime_simt.h"
 #include "kernels/simt/watch.h"
 #include "tests/common/engine/reference_backend.h"
@@ -455,6 +456,13 @@ TEST_CASE("what does not fit is refused with the figures") {
   const auto forward = Forward::create(*model, *backend, {4096, 8}, {});
   REQUIRE(!forward.ok());
   CHECK(forward.message().find("of 1 MiB that max_memory allows are taken") != std::string::npos);
+  // Without a limit, or with one beyond the GPU, something is left for what steps take.
+  for (const uint64_t limit : {uint64_t{0}, uint64_t{1} << 40}) {
+    config.max_memory_bytes = limit;
+    const uint64_t all = uint64_t{1} << 30;
+    CHECK(open_emulated(config)->memory_total_bytes() == all - all / 8);
+  }
+  CHECK(plannable_bytes(uint64_t{80} << 30) == (uint64_t{80} << 30) - (uint64_t{1792} << 20));
   config.device = 3;
   CHECK(open_cuda_backend(config).message() == "cuda: GPU 3 of 1");
   set_emulated_devices({.count = 0});
