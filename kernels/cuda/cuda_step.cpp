@@ -403,6 +403,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table = metadata<int32_t>(layout_.table);
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
+    run.multiprocessor_shared_bytes = properties_.multiprocessor_shared_bytes;
     run.scale = op.scale;
     run.out = output_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();
