@@ -3,6 +3,8 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -53,11 +55,25 @@ Result<KvType> kv_type_of(DType type) {
   }
 }
 
+// Asked once for each device and process: one part of the answer is a time, and two backends on one
+// device are to give the same bits.
+Result<WarpgroupUse> warpgroups_of(int32_t device, int32_t multiprocessor_count, Stream stream) {
+  static std::mutex mutex;
+  static std::map<int32_t, WarpgroupUse> answers;
+  const std::lock_guard lock(mutex);
+  const auto known = answers.find(device);
+  if (known != answers.end()) return known->second;
+  auto asked = ask_for_warpgroups(multiprocessor_count, stream);
+  if (asked) answers[device] = *asked;
+  return asked;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
                          OwnedStream stream, Uploader uploader,
-                         std::unique_ptr<GemmDevice> gemm_device, bool warpgroup_attention)
+                         std::unique_ptr<GemmDevice> gemm_device, bool warpgroup_attention,
+                         bool captures)
     : config_(config),
       properties_(std::move(properties)),
       budget_(budget),
@@ -65,7 +81,8 @@ CudaBackend::CudaBackend(const CudaConfig& config, DeviceProperties properties, 
       weights_(std::move(uploader), float_format(config),
                config.activations != CudaActivations::kBf16),
       gemm_device_(std::move(gemm_device)),
-      warpgroup_attention_(warpgroup_attention) {}
+      warpgroup_attention_(warpgroup_attention),
+      captures_(captures) {}
 
 std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
@@ -419,12 +436,21 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
                                        10 * properties->compute_major + properties->compute_minor},
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
-  if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
+  if (auto checked = run_canaries(**gemm_device, stream->get(), false); !checked)
+    return checked.error();
+  bool captures = config.graphs;
+  if (captures) {
+    const auto captured = run_canaries(**gemm_device, stream->get(), true);
+    captures = captured.ok();
+    if (!captured && config.note)
+      config.note("cuda: steps are not captured, graphs do not work here: " + captured.message());
+  }
   // Written for this one capability; the emulator's tests ask by themselves.
   WarpgroupUse use;
   if (config.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0 &&
       !properties->emulated) {
-    const auto asked = ask_for_warpgroups(properties->multiprocessor_count, stream->get());
+    const auto asked =
+        warpgroups_of(config.device, properties->multiprocessor_count, stream->get());
     if (!asked) return asked.error();
     use = *asked;
     if (!use.wrong.empty() && config.note)
@@ -435,7 +461,7 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
       DeviceBudget(by_setting ? config.max_memory_bytes : plannable, by_setting),
-      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention));
+      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention, captures));
 }
 
 }  // namespace updraft::cuda

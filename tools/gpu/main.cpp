@@ -82,6 +82,9 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
   }
   if (what == "ceilings") return 0;
   if (what == "parity") {
+    // Its models have the same few shapes: what was chosen for one is there for the next.
+    device.tune_folder = path + ".choices";
+    const OpenBackend open = [device] { return open_device(device); };
     const auto done = run_parity(path, open, print);
     return done ? 0 : complain(done.message());
   }

@@ -174,6 +174,35 @@ TEST_CASE("a replayed step gives an eager one's bits, and a row alone those of a
   CHECK(cuda_counters(*replayed.backend).replayed_steps == 9);
 }
 
+TEST_CASE(
+    "a device whose graphs do not work runs its steps without, and says so when it is opened") {
+  const auto model = bf16_model(gpu_hyperparameters(), 31);
+  const auto prompt = random_tokens(20, 8);
+  const auto answer = [&](const CudaConfig& config, int64_t* graphs) {
+    Runner run(*model, open_emulated(config));
+    Runner::Sequence sequence;
+    run.prefill(sequence, prompt);
+    std::vector<std::vector<float>> logits;
+    for (int i = 0; i < 3; ++i) logits = run.step(sequence, {i});
+    *graphs = cuda_counters(*run.backend).graphs;
+    return logits;
+  };
+  int64_t graphs = 0;
+  CudaConfig config;
+  std::vector<std::string> notes;
+  config.note = [&](const std::string& line) { notes.push_back(line); };
+  const auto captured = answer(config, &graphs);
+  CHECK(graphs > 0);
+  CHECK(notes.empty());
+  set_emulated_devices({.captures = false});
+  const auto by_name = answer(config, &graphs);
+  set_emulated_devices({});
+  CHECK(graphs == 0);
+  REQUIRE(notes.size() == 1);
+  CHECK(notes[0].find("graphs do not work here: cuda: no capture here") != std::string::npos);
+  CHECK(by_name == captured);
+}
+
 TEST_CASE("graphs of a pool that was made anew do not reach into the old one") {
   const auto model = bf16_model(gpu_hyperparameters(), 4);
   Runner run(*model, open_emulated());
@@ -459,9 +488,11 @@ TEST_CASE("what does not fit is refused with the figures") {
   // Without a limit, or with one beyond the GPU, something is left for what steps take.
   for (const uint64_t limit : {uint64_t{0}, uint64_t{1} << 40}) {
     config.max_memory_bytes = limit;
-    const uint64_t all = uint64_t{1} << 30;
-    CHECK(open_emulated(config)->memory_total_bytes() == all - all / 8);
+    const auto figures = memory_figures();
+    REQUIRE(figures.ok());
+    CHECK(open_emulated(config)->memory_total_bytes() == plannable_bytes(figures->free_bytes));
   }
+  CHECK(plannable_bytes(uint64_t{1} << 30) == uint64_t{896} << 20);
   CHECK(plannable_bytes(uint64_t{80} << 30) == (uint64_t{80} << 30) - (uint64_t{1792} << 20));
   config.device = 3;
   CHECK(open_cuda_backend(config).message() == "cuda: GPU 3 of 1");
