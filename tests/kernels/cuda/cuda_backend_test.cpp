@@ -5,10 +5,13 @@
 #include <algorithm>
 
 #include "kernels/cuda/device_budget.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/runtime_simt.h"
+#include "kernels/cuda/wide_gemm_cublas_simt.h"
 #include "kernels/simt/watch.h"
 #include "tests/common/engine/reference_backend.h"
 #include "tests/kernels/cuda/backend_support.h"
+#include "tests/kernels/cuda/plain_cublas.h"
 
 using namespace updraft;
 using namespace updraft::cuda;
@@ -499,6 +502,34 @@ TEST_CASE("what does not fit is refused with the figures") {
   set_emulated_devices({.count = 0});
   CHECK(open_cuda_backend({}).message() == "cuda: no GPU on this machine");
   set_emulated_devices({});
+}
+
+TEST_CASE("what a step takes is planned with: the scratch of a 9B model's products too") {
+  std::vector<PlainCublas::Call> calls;
+  set_emulated_cublas([&calls] { return std::make_unique<PlainCublas>(&calls); });
+  const auto backend = open_emulated();
+  set_emulated_cublas({});
+  const auto without = open_emulated();
+  auto device = GemmDevice::open({4, 80}, std::make_unique<PlainCublas>(&calls));
+  REQUIRE(device.ok());
+  KvShape shape;
+  shape.layer_count = 40;
+  shape.kv_head_count = 2;
+  shape.head_dim = 128;
+  shape.head_count = 32;
+  shape.page_tokens = 64;
+  shape.context_tokens = 8192;
+  for (const int32_t rows : {256, 2048, 8192}) {
+    const uint64_t planned =
+        backend->scratch_bytes(shape, rows) - without->scratch_bytes(shape, rows);
+    for (const auto& [out, in] : {std::pair{4608, 4096}, {27392, 4096}, {4096, 13696}}) {
+      CAPTURE(rows);
+      CAPTURE(out);
+      const auto layout = PackedLayout::of(DType::kQ4_0, out, in);
+      REQUIRE(layout.ok());
+      CHECK(gemm_scratch_bytes(**device, *layout, rows) <= planned);
+    }
+  }
 }
 
 TEST_CASE("a backend that goes gives all its memory back") {
