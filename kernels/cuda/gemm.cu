@@ -72,7 +72,7 @@ Result<void> check(const Gemm& op) {
 
 // Bound of the product of the tile of weights that is unpacked at a time.
 constexpr int64_t kProductBytesMax = int64_t{256} << 20;
-constexpr int32_t kFloat8Capability = 90;
+constexpr int32_t kFloat8Capability = 90;  // the one that cuBLASLt takes a scale per row on
 constexpr int32_t kWarpgroupCapability = 90;
 constexpr int64_t kRowsUnit = 128;  // of a tile that is not the last
 
@@ -259,7 +259,7 @@ Input input_of(const Gemm& op, bool cublas) {
   if (op.x_float8.widened != nullptr && !cublas) {
     return {op.x_float8.widened, op.x_stride, op.x_float8.scale, false};
   }
-  if (cublas && op.device->facts().capability >= kFloat8Capability) {
+  if (cublas && op.device->facts().capability == kFloat8Capability) {
     return {nullptr, op.x_stride, op.x_float8.scale, false};
   }
   const ScratchPlan plan = plan_scratch(*op.device, op.layout, op.tokens);

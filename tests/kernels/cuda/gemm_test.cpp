@@ -287,7 +287,7 @@ TEST_CASE("e4m3 activations are multiplied as such where the device can, else wi
   many.x_float8 = {nullptr, scales.data(), widened.data()};
   many.y_f32 = y.data();
   CHECK(run_gemm(many, nullptr).message().find("one input") != std::string::npos);
-  for (const int32_t capability : {80, 90}) {
+  for (const int32_t capability : {80, 90, 100}) {
     for (const int32_t tokens : {3, 70}) {
       for (const bool library : {true, false}) {
         Device device(library, capability);
