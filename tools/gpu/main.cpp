@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/runtime.h"
 #include "tools/gpu/attention_bench.h"
 #include "tools/gpu/device.h"
 #include "tools/gpu/load_bench.h"
@@ -101,7 +102,11 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
     config.ceilings = ceilings;
     config.smoke = smoke;
     config.repetitions = smoke ? 1 : 5;
+    const auto properties = cuda::device_properties(0);
     for (const CudaActivations activations : {CudaActivations::kInt8, CudaActivations::kFp8}) {
+      // The tensor cores before 9.0 take no e4m3.
+      const bool takes = properties.ok() && properties->compute_major >= 9;
+      if (activations == CudaActivations::kFp8 && !takes) continue;
       CudaConfig other = device;
       other.activations = activations;
       config.activations.emplace_back(cuda_activations_name(activations),
