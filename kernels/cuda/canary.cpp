@@ -50,7 +50,7 @@ Result<void> differs(const char* family, float got, float expected) {
 
 }  // namespace
 
-Result<void> run_canaries(GemmDevice& device, Stream stream) {
+Result<void> run_canaries(GemmDevice& device, Stream stream, bool captured) {
   const auto layout = PackedLayout::of(DType::kBF16, kRows, kCols);
   if (!layout) return layout.error();
   const size_t scratch_bytes = gemm_scratch_bytes(device, *layout, 1);
@@ -107,64 +107,80 @@ Result<void> run_canaries(GemmDevice& device, Stream stream) {
       !r) {
     return r;
   }
+  if (auto r = wait(stream); !r) return r;  // also where nothing comes behind it
 
-  if (auto r = run_gather_rows({1, kCols, x, row, gathered}, stream); !r) return r;
-  Gemm product;
-  product.device = &device;
-  product.layout = *layout;
-  product.weight = weight;
-  product.x = gathered;
-  product.x_stride = kCols;
-  product.tokens = 1;
-  product.y_f32 = y;
-  product.y_stride = kRows;
-  product.scratch = {scratch, scratch_bytes};
-  if (auto r = run_gemm(product, stream); !r) return r;
-  ResidualNorm norm;
-  norm.rows = 1;
-  norm.dim = kCols;
-  norm.hidden = hidden;
-  norm.norm = ones;
-  norm.out = normed;
-  if (auto r = run_residual_norm(norm, stream); !r) return r;
-  RopeTable table;
-  table.rows = 1;
-  table.pairs = 1;
-  table.positions = position;
-  table.inverse_frequency = ones;
-  table.out = turn;
-  if (auto r = run_rope_table(table, stream); !r) return r;
-  if (auto r = run_sample({1, kRows, y, how, token}, stream); !r) return r;
-  if (auto r = run_decode_work({1, length, line, 1, item_count, items}, stream); !r) return r;
-  DecodeAttention decode;
-  decode.pages = *pages;
-  decode.rows = 1;
-  decode.head_count = 1;
-  decode.q = query;
-  decode.q_stride = kHeadDim;
-  decode.lengths = length;
-  decode.length_max = 1;
-  decode.item_count = item_count;
-  decode.items = items;
-  decode.table = line;  // page 0
-  decode.table_stride = 1;
-  decode.scale = 1.0F;
-  decode.out = decoded;
-  if (auto r = run_decode_attention(decode, stream); !r) return r;
-  PrefillAttention prefill;
-  prefill.pages = *pages;
-  prefill.head_count = 1;
-  prefill.q = query;
-  prefill.q_stride = kHeadDim;
-  prefill.slices = slice;
-  prefill.slice_count = 1;
-  prefill.row_count_max = 1;
-  prefill.length_max = 1;
-  prefill.table = line;
-  prefill.table_stride = 1;
-  prefill.scale = 1.0F;
-  prefill.out = prefilled;
-  if (auto r = run_prefill_attention(prefill, stream); !r) return r;
+  const auto launch_all = [&]() -> Result<void> {
+    if (auto r = run_gather_rows({1, kCols, x, row, gathered}, stream); !r) return r;
+    Gemm product;
+    product.device = &device;
+    product.layout = *layout;
+    product.weight = weight;
+    product.x = gathered;
+    product.x_stride = kCols;
+    product.tokens = 1;
+    product.y_f32 = y;
+    product.y_stride = kRows;
+    product.scratch = {scratch, scratch_bytes};
+    if (auto r = run_gemm(product, stream); !r) return r;
+    ResidualNorm norm;
+    norm.rows = 1;
+    norm.dim = kCols;
+    norm.hidden = hidden;
+    norm.norm = ones;
+    norm.out = normed;
+    if (auto r = run_residual_norm(norm, stream); !r) return r;
+    RopeTable table;
+    table.rows = 1;
+    table.pairs = 1;
+    table.positions = position;
+    table.inverse_frequency = ones;
+    table.out = turn;
+    if (auto r = run_rope_table(table, stream); !r) return r;
+    if (auto r = run_sample({1, kRows, y, how, token}, stream); !r) return r;
+    if (auto r = run_decode_work({1, length, line, 1, item_count, items}, stream); !r) return r;
+    DecodeAttention decode;
+    decode.pages = *pages;
+    decode.rows = 1;
+    decode.head_count = 1;
+    decode.q = query;
+    decode.q_stride = kHeadDim;
+    decode.lengths = length;
+    decode.length_max = 1;
+    decode.item_count = item_count;
+    decode.items = items;
+    decode.table = line;  // page 0
+    decode.table_stride = 1;
+    decode.scale = 1.0F;
+    decode.out = decoded;
+    if (auto r = run_decode_attention(decode, stream); !r) return r;
+    PrefillAttention prefill;
+    prefill.pages = *pages;
+    prefill.head_count = 1;
+    prefill.q = query;
+    prefill.q_stride = kHeadDim;
+    prefill.slices = slice;
+    prefill.slice_count = 1;
+    prefill.row_count_max = 1;
+    prefill.length_max = 1;
+    prefill.table = line;
+    prefill.table_stride = 1;
+    prefill.scale = 1.0F;
+    prefill.out = prefilled;
+    if (auto r = run_prefill_attention(prefill, stream); !r) return r;
+    return {};
+  };
+  if (captured) {
+    if (auto r = begin_capture(stream); !r) return r;
+    const auto launched = launch_all();
+    auto graph = end_capture(stream);  // in any case: the stream is to take other work again
+    if (!launched) return launched;
+    if (!graph) return graph.error();
+    if (auto r = graph->launch(stream); !r) return r;
+    // Done before the graph goes.
+    if (auto r = wait(stream); !r) return r;
+  } else if (auto r = launch_all(); !r) {
+    return r;
+  }
 
   if (auto r = copy_to_host(board.host.data(), board.device.data(), board.device.bytes(), stream);
       !r) {

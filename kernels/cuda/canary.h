@@ -8,7 +8,8 @@
 
 namespace updraft::cuda {
 
-// On the calling thread's current device. Errors: which family, and what came in place of what.
-Result<void> run_canaries(GemmDevice& device, Stream stream);
+// On the calling thread's current device. `captured`: by a graph of them, after they ran without.
+// Errors: which family, and what came in place of what; of graphs what the driver says.
+Result<void> run_canaries(GemmDevice& device, Stream stream, bool captured);
 
 }  // namespace updraft::cuda

@@ -1,5 +1,9 @@
 // See the header. NCCL's declarations are written out here, as far as they are used, so that
-// building needs no nccl.h; they have been the same since 2.18, windows since 2.27.
+// building needs no nccl.h; they have been the same since 2.18.
+//
+// Nothing is registered: a window takes memory that ncclMemAlloc() or the driver's cuMemCreate()
+// made, and cudaMalloc() made ours. Where all GPUs reach each other NCCL 2.27 to 2.30 does not pass
+// over such memory but fails (cuMemRetainAllocationHandle), and the group is lost.
 #include "kernels/cuda/comm_nccl.h"
 
 #include <dlfcn.h>
@@ -13,10 +17,8 @@ namespace updraft::cuda {
 namespace {
 
 struct NcclCommunicator;
-struct NcclWindow;
 using NcclResult = int;  // 0: success
 constexpr int kSum = 0;
-constexpr int kSymmetricWindow = 1;  // NCCL_WIN_COLL_SYMMETRIC
 
 int nccl_type(Comm::Values type) {
   switch (type) {
@@ -39,9 +41,6 @@ struct Nccl {
   NcclResult (*comm_destroy)(NcclCommunicator*) = nullptr;
   NcclResult (*all_reduce)(const void*, void*, size_t, int, int, NcclCommunicator*,
                            CUstream_st*) = nullptr;
-  // From 2.27 on.
-  NcclResult (*window_register)(NcclCommunicator*, void*, size_t, NcclWindow**, int) = nullptr;
-  NcclResult (*window_deregister)(NcclCommunicator*, NcclWindow*) = nullptr;
   int version = 0;
 
   std::string explain(const char* what, NcclResult result) const {
@@ -59,13 +58,10 @@ Result<Nccl> load_nccl() {
   }
   Nccl nccl;
   std::string missing;
-  const auto find = [&](auto& function, const char* name) {
+  const auto need = [&](auto& function, const char* name) {
     using Function = std::remove_reference_t<decltype(function)>;
     function = reinterpret_cast<Function>(dlsym(library, name));
-    return function != nullptr;
-  };
-  const auto need = [&](auto& function, const char* name) {
-    if (!find(function, name) && missing.empty()) missing = name;
+    if (function == nullptr && missing.empty()) missing = name;
   };
   need(nccl.get_version, "ncclGetVersion");
   need(nccl.get_error_string, "ncclGetErrorString");
@@ -73,10 +69,6 @@ Result<Nccl> load_nccl() {
   need(nccl.comm_destroy, "ncclCommDestroy");
   need(nccl.all_reduce, "ncclAllReduce");
   if (!missing.empty()) return fail(std::string(kName) + " has no " + missing);
-  if (!find(nccl.window_register, "ncclCommWindowRegister") ||
-      !find(nccl.window_deregister, "ncclCommWindowDeregister")) {
-    nccl.window_register = nullptr;
-  }
   if (const NcclResult result = nccl.get_version(&nccl.version); result != 0)
     return fail(nccl.explain("ncclGetVersion", result));
   return nccl;
@@ -86,10 +78,7 @@ class NcclComm final : public Comm {
  public:
   NcclComm(const Nccl& nccl, NcclCommunicator* comm, int32_t rank, int32_t size)
       : nccl_(nccl), comm_(comm), rank_(rank), size_(size) {}
-  ~NcclComm() override {
-    for (NcclWindow* window : windows_) nccl_.window_deregister(comm_, window);
-    nccl_.comm_destroy(comm_);
-  }
+  ~NcclComm() override { nccl_.comm_destroy(comm_); }
 
   int32_t rank() const override { return rank_; }
   int32_t size() const override { return size_; }
@@ -103,27 +92,11 @@ class NcclComm final : public Comm {
                 " of " + std::to_string(size_));
   }
 
-  // Without a window a sum copies through NCCL's own buffers.
-  Result<void> register_memory(void* memory, uint64_t bytes) override {
-    if (nccl_.window_register == nullptr) return {};
-    NcclWindow* window = nullptr;
-    const NcclResult result =
-        nccl_.window_register(comm_, memory, bytes, &window, kSymmetricWindow);
-    if (result != 0) {
-      return fail(nccl_.explain("ncclCommWindowRegister", result) + " at device " +
-                  std::to_string(rank_) + " for " + std::to_string(bytes) + " bytes");
-    }
-    // Where windows are of no use NCCL succeeds without one.
-    if (window != nullptr) windows_.push_back(window);
-    return {};
-  }
-
  private:
   const Nccl nccl_;
   NcclCommunicator* const comm_;
   const int32_t rank_;
   const int32_t size_;
-  std::vector<NcclWindow*> windows_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Sums between the GPUs of one machine, by NCCL. The library is looked for when a group is opened
 // (libnccl.so.2), so a machine with one GPU needs none. Source: NCCL's user guide, "Communicator
-// creation and management" and "Window registration".
+// creation and management".
 #pragma once
 
 #include <cstdint>

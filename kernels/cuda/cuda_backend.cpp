@@ -3,6 +3,8 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -24,8 +26,16 @@ namespace {
 constexpr int64_t kCountLimit = int64_t{1} << 30;
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
-// What products of many tokens may want beside cuBLASLt: its workspace and a tile of weights.
-constexpr uint64_t kProductScratchBytes = uint64_t{192} << 20;
+// What products of many tokens may want with cuBLASLt: its workspace, a tile of weights, and the
+// product of that tile (gemm.cu).
+uint64_t product_scratch_bytes(const GemmDevice& device, uint64_t rows_max) {
+  constexpr uint64_t kTileBytesMax = uint64_t{256} << 20;
+  constexpr uint64_t kTileBytesOfRow = uint64_t{128} << 10;
+  if (device.cublas() == nullptr) return 0;
+  return kSkinnyCounterBytes + kCublasWorkspaceBytes +
+         static_cast<uint64_t>(device.facts().unpacked_bytes_max) +
+         std::min(kTileBytesMax, rows_max * kTileBytesOfRow);
+}
 
 constexpr uint8_t kTuneByte =
     0x3C;  // of inputs while tuning: 0.011 in bfloat16, not the cheap zero
@@ -53,11 +63,25 @@ Result<KvType> kv_type_of(DType type) {
   }
 }
 
+// Asked once for each device and process: one part of the answer is a time, and two backends on one
+// device are to give the same bits.
+Result<WarpgroupUse> warpgroups_of(int32_t device, int32_t multiprocessor_count, Stream stream) {
+  static std::mutex mutex;
+  static std::map<int32_t, WarpgroupUse> answers;
+  const std::lock_guard lock(mutex);
+  const auto known = answers.find(device);
+  if (known != answers.end()) return known->second;
+  auto asked = ask_for_warpgroups(multiprocessor_count, stream);
+  if (asked) answers[device] = *asked;
+  return asked;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
                          OwnedStream stream, Uploader uploader,
-                         std::unique_ptr<GemmDevice> gemm_device, bool warpgroup_attention)
+                         std::unique_ptr<GemmDevice> gemm_device, bool warpgroup_attention,
+                         bool captures)
     : config_(config),
       properties_(std::move(properties)),
       budget_(budget),
@@ -65,7 +89,8 @@ CudaBackend::CudaBackend(const CudaConfig& config, DeviceProperties properties, 
       weights_(std::move(uploader), float_format(config),
                config.activations != CudaActivations::kBf16),
       gemm_device_(std::move(gemm_device)),
-      warpgroup_attention_(warpgroup_attention) {}
+      warpgroup_attention_(warpgroup_attention),
+      captures_(captures) {}
 
 std::string CudaBackend::description() const {
   return "cuda " + properties_.name + ", compute " + std::to_string(properties_.compute_major) +
@@ -364,8 +389,7 @@ uint64_t CudaBackend::scratch_bytes(const KvShape& shape, int64_t rows_max) cons
   const auto items =
       static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max), length_max));
   return workspace_bytes(*pages, shape.head_count, rows_max, length_max) + table * sizeof(int32_t) +
-         items * sizeof(DecodeWorkItem) +
-         (gemm_device_->cublas() != nullptr ? kProductScratchBytes : 0);
+         items * sizeof(DecodeWorkItem) + product_scratch_bytes(*gemm_device_, rows);
 }
 
 int32_t decode_bucket(int32_t rows) {
@@ -404,24 +428,36 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   if (both) return fail("cuda: weights = fp8 with activations = int8: one format multiplies");
   const auto memory = memory_figures();
   if (!memory) return memory.error();
-  const bool by_setting =
-      config.max_memory_bytes != 0 && config.max_memory_bytes < memory->free_bytes;
+  const uint64_t plannable = plannable_bytes(memory->free_bytes);
+  const bool by_setting = config.max_memory_bytes != 0 && config.max_memory_bytes < plannable;
   auto stream = OwnedStream::create();
   if (!stream) return stream.error();
   auto uploader = Uploader::open(config.pack_threads);
   if (!uploader) return uploader.error();
   auto cublas = Cublas::open();
   if (!cublas) return cublas.error();
+  if (*cublas == nullptr && config.note && !properties->emulated)
+    config.note(
+        "cuda: no libcublasLt.so.13 is found: products of many tokens take our own kernels");
   auto gemm_device = GemmDevice::open({properties->multiprocessor_count,
                                        10 * properties->compute_major + properties->compute_minor},
                                       std::move(*cublas));
   if (!gemm_device) return gemm_device.error();
-  if (auto checked = run_canaries(**gemm_device, stream->get()); !checked) return checked.error();
+  if (auto checked = run_canaries(**gemm_device, stream->get(), false); !checked)
+    return checked.error();
+  bool captures = config.graphs;
+  if (captures) {
+    const auto captured = run_canaries(**gemm_device, stream->get(), true);
+    captures = captured.ok();
+    if (!captured && config.note)
+      config.note("cuda: steps are not captured, graphs do not work here: " + captured.message());
+  }
   // Written for this one capability; the emulator's tests ask by themselves.
   WarpgroupUse use;
   if (config.warpgroups && properties->compute_major == 9 && properties->compute_minor == 0 &&
       !properties->emulated) {
-    const auto asked = ask_for_warpgroups(properties->multiprocessor_count, stream->get());
+    const auto asked =
+        warpgroups_of(config.device, properties->multiprocessor_count, stream->get());
     if (!asked) return asked.error();
     use = *asked;
     if (!use.wrong.empty() && config.note)
@@ -431,8 +467,8 @@ Result<std::unique_ptr<Backend>> open_cuda_backend(const CudaConfig& config) {
   (*gemm_device)->set_warpgroup(use.products);
   return std::unique_ptr<Backend>(new CudaBackend(
       config, std::move(*properties),
-      DeviceBudget(by_setting ? config.max_memory_bytes : memory->free_bytes, by_setting),
-      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention));
+      DeviceBudget(by_setting ? config.max_memory_bytes : plannable, by_setting),
+      std::move(*stream), std::move(*uploader), std::move(*gemm_device), use.attention, captures));
 }
 
 }  // namespace updraft::cuda

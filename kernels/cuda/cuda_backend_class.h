@@ -59,10 +59,10 @@ struct Activation {
 class CudaBackend final : public Backend {
  public:
   // `warpgroup_attention`: prefill attention by the kernel for capability 9.0, which was found
-  // right.
+  // right. `captures`: graphs were seen to work.
   CudaBackend(const CudaConfig& config, DeviceProperties properties, DeviceBudget budget,
               OwnedStream stream, Uploader uploader, std::unique_ptr<GemmDevice> gemm_device,
-              bool warpgroup_attention);
+              bool warpgroup_attention, bool captures);
   ~CudaBackend() override {
     // Nothing uses memory any more when it is given back.
     (void)use_device(config_.device);
@@ -213,6 +213,7 @@ class CudaBackend final : public Backend {
   WeightStore weights_;
   std::unique_ptr<GemmDevice> gemm_device_;
   const bool warpgroup_attention_;  // of all prefills: a row's bits depend on it
+  const bool captures_;             // else steps are padded all the same, see begin()
   std::vector<Activation> activations_;
   int64_t rows_max_ = 0;
   int64_t cols_max_ = 0;

@@ -32,8 +32,8 @@ void CudaBackend::begin(const Batch& batch) {
   shape_ = StepShape::of(batch, kv_.page_tokens, kv_.page_count);
   UPDRAFT_CHECK(shape_.rows <= rows_max_, "no more rows than the activations hold");
   UPDRAFT_CHECK(shape_.logit_rows <= logit_rows_max_, "no more logit rows than reserved");
-  // Steps with streamed weights are padded though not captured: the devices of a group add up rows
-  // of one number, whichever of them stream.
+  // Steps with streamed weights are padded though not captured, and those of a device without
+  // graphs: the devices of a group add up rows of one number, whichever of them capture.
   padded_ = config_.graphs && shape_.prefill_slices == 0 && shape_.given_rows == 0 &&
             shape_.rows <= kDecodeRowsMax;
   use_ = GraphCache::Use::kName;
@@ -43,7 +43,7 @@ void CudaBackend::begin(const Batch& batch) {
     shape_.decode_length_max = padded_length(shape_.decode_length_max);
     key_ = {shape_.rows_padded, shape_.decode_length_max, shape_.logit_rows_padded, shape_.samples,
             shape_.sequences_share};
-    if (weights_.streamed_count() == 0) use_ = graphs_.begin(key_);
+    if (captures_ && weights_.streamed_count() == 0) use_ = graphs_.begin(key_);
   }
   layout_ = StepLayout::of(shape_);
   UPDRAFT_CHECK(layout_.bytes <= metadata_.bytes(), "no more sequences than logit rows");
@@ -403,6 +403,7 @@ void CudaBackend::attention(const Attention& op) {
     run.table = metadata<int32_t>(layout_.table);
     run.table_stride = 1;
     run.multiprocessor_count = properties_.multiprocessor_count;
+    run.multiprocessor_shared_bytes = properties_.multiprocessor_shared_bytes;
     run.scale = op.scale;
     run.out = output_of(op.out, out_cols) + first * out_cols;
     run.workspace = workspace_.data();

@@ -9,6 +9,11 @@
 
 namespace updraft::cuda {
 
+// What of the memory that a device has free may be planned with. The rest is for what it takes
+// while steps run, where a refusal would end the process: kernels that are loaded when they are
+// first used, cuBLASLt's among them, captured graphs, and what it rounds up (to 2 MiB each).
+uint64_t plannable_bytes(uint64_t free_bytes);
+
 class DeviceBudget {
  public:
   DeviceBudget() = default;

@@ -72,7 +72,7 @@ Result<void> check(const Gemm& op) {
 
 // Bound of the product of the tile of weights that is unpacked at a time.
 constexpr int64_t kProductBytesMax = int64_t{256} << 20;
-constexpr int32_t kFloat8Capability = 90;
+constexpr int32_t kFloat8Capability = 90;  // the one that cuBLASLt takes a scale per row on
 constexpr int32_t kWarpgroupCapability = 90;
 constexpr int64_t kRowsUnit = 128;  // of a tile that is not the last
 
@@ -193,6 +193,9 @@ TileWork plan_tile(const CublasTile& tile, int64_t row_first, int64_t row_count)
   if (aside) {
     product.y = op.scratch.data + tile.plan.product;
     product.y_stride = rounded_up(row_count, kTileRows);
+    // Of bytes the library takes multiples of 4 rows alone; rows beyond the matrix are unpacked
+    // too.
+    if (int8) product.rows = static_cast<int32_t>(product.y_stride);
     // Rounded once, at the end, where scales or a bias are still to come.
     product.wide_output = !int8 && (!layout.gated || scaled || op.bias != nullptr);
   } else {
@@ -215,7 +218,7 @@ TileWork plan_tile(const CublasTile& tile, int64_t row_first, int64_t row_count)
     finish.up_bias = op.bias + layout.rows / 2 + y_first;
   }
   finish.tokens = op.tokens;
-  finish.rows = product.rows;
+  finish.rows = static_cast<int32_t>(row_count);
   finish.gated = layout.gated;
   finish.accumulate = op.accumulate;
   return out;
@@ -256,7 +259,7 @@ Input input_of(const Gemm& op, bool cublas) {
   if (op.x_float8.widened != nullptr && !cublas) {
     return {op.x_float8.widened, op.x_stride, op.x_float8.scale, false};
   }
-  if (cublas && op.device->facts().capability >= kFloat8Capability) {
+  if (cublas && op.device->facts().capability == kFloat8Capability) {
     return {nullptr, op.x_stride, op.x_float8.scale, false};
   }
   const ScratchPlan plan = plan_scratch(*op.device, op.layout, op.tokens);
@@ -350,7 +353,12 @@ Result<void> run_gemm(const Gemm& op, Stream stream) {
   if (Result<void> checked = check(op); !checked) return checked;
   if (op.tokens <= kSkinnyTokensMax) return run_chosen(op, nullptr, stream);
   const WideChoice choice = op.device->choice(op.layout, op.tokens);
-  return run_chosen(op, &choice, stream);
+  const Result<void> done = run_chosen(op, &choice, stream);
+  // What is added to may have been added to in part.
+  if (done || choice.method != WideMethod::kCublas || op.accumulate) return done;
+  op.device->refuse_cublas(op.layout, op.tokens, done.message());
+  const WideChoice own;
+  return run_chosen(op, &own, stream);
 }
 
 Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seconds_of,
@@ -364,7 +372,7 @@ Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seco
   }
   if (device.cublas() != nullptr) {
     if (Result<void> added = add_cublas_candidates(op, algorithms_max, &candidates); !added) {
-      return added;
+      device.refuse_cublas(op.layout, op.tokens, added.message());
     }
   }
   if (candidates.size() == 1) return {};
@@ -372,6 +380,10 @@ Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seco
   double best_seconds = 0;
   for (const WideChoice& candidate : candidates) {
     const Result<double> seconds = seconds_of([&] { return run_chosen(op, &candidate, stream); });
+    if (!seconds && candidate.method == WideMethod::kCublas) {
+      device.refuse_cublas(op.layout, op.tokens, seconds.message());
+      continue;
+    }
     if (!seconds) return seconds.error();
     if (best == nullptr || *seconds < best_seconds) {
       best = &candidate;

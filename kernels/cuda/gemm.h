@@ -73,7 +73,8 @@ size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, 
 
 // y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), summed in fp32 (int8: in int32). No
 // allocation, no synchronisation; may be captured in a graph. Errors name the shape that does not
-// fit.
+// fit. A shape that cuBLASLt refuses is no error: the device remembers it and takes kTile
+// (GemmDevice::refusal()).
 //
 // A token's bits are the same alone and in any batch up to kSkinnyTokensMax, and above as long as
 // the shape takes kTile; kCublas and kWarpgroup round a quantised weight to bfloat16 first
@@ -87,7 +88,8 @@ using GemmTimer = std::function<Result<double>(const std::function<Result<void>(
 // Start-up: times every way of this product, cuBLASLt's first `algorithms_max` algorithms among
 // them, and keeps the fastest as the device's choice for its shape and number of tokens. Nothing to
 // do (and nothing timed) where there is one way only or for a skinny product. `op` as for
-// run_gemm(), with memory that may be overwritten. Errors: of a product, or of the timer.
+// run_gemm(), with memory that may be overwritten. What cuBLASLt refuses is passed over. Errors: of
+// a product of ours, or of the timer.
 Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seconds_of,
                        Stream stream);
 

@@ -98,6 +98,11 @@ void GemmDevice::set_choice(const PackedLayout& layout, int32_t tokens, const Wi
   choices_[choice_key(layout, tokens)] = choice;
 }
 
+void GemmDevice::refuse_cublas(const PackedLayout& layout, int32_t tokens, const std::string& why) {
+  set_choice(layout, tokens, {WideMethod::kTile, {}});
+  if (refusal_.empty()) refusal_ = why;
+}
+
 std::string GemmDevice::choices_text() const {
   std::string out;
   for (const auto& [key, choice] : choices_) {

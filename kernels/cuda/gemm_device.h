@@ -58,6 +58,12 @@ class GemmDevice {
   WideChoice choice(const PackedLayout& layout, int32_t tokens) const;
   void set_choice(const PackedLayout& layout, int32_t tokens, const WideChoice& choice);
 
+  // cuBLASLt does not multiply this shape here: it takes kTile from now on. The first of the
+  // reasons is kept.
+  void refuse_cublas(const PackedLayout& layout, int32_t tokens, const std::string& why);
+  // "": nothing was refused.
+  const std::string& refusal() const { return refusal_; }
+
   // The shape and the power of two that stand for all its products: "<format> <rows> <cols>
   // <tokens>", as a line of choices_text() begins.
   static std::string choice_key(const PackedLayout& layout, int32_t tokens);
@@ -74,6 +80,7 @@ class GemmDevice {
   std::unique_ptr<Cublas> cublas_;
   bool warpgroup_ = false;
   bool batch_invariant_ = false;
+  std::string refusal_;
   std::map<std::string, WideChoice> choices_;  // by "<format> <rows> <cols> <tokens>"
 };
 

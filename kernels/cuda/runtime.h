@@ -21,7 +21,8 @@ struct DeviceProperties {
   int32_t compute_major = 0;  // 8.0: A100; 9.0: H100, H200
   int32_t compute_minor = 0;
   int32_t multiprocessor_count = 0;
-  std::string driver;  // its version, "13.0"
+  int32_t multiprocessor_shared_bytes = 228 << 10;  // H100's
+  std::string driver;                               // its version, "13.0"
   bool emulated = false;
 };
 struct MemoryFigures {

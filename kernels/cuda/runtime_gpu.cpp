@@ -1,6 +1,7 @@
 // The runtime over CUDA's own.
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "kernels/cuda/runtime.h"
@@ -40,7 +41,10 @@ Result<int32_t> device_count() {
                 version_text(runtime) + " or newer");
   }
   if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
-    return fail("cuda: no GPU on this machine");
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    return fail(visible == nullptr
+                    ? std::string("cuda: no GPU on this machine")
+                    : std::string("cuda: no GPU: CUDA_VISIBLE_DEVICES is '") + visible + "'");
   }
   if (auto result = said("cudaGetDeviceCount", error); !result) return result.error();
   return count;
@@ -59,6 +63,7 @@ Result<DeviceProperties> device_properties(int32_t device) {
   out.compute_major = properties.major;
   out.compute_minor = properties.minor;
   out.multiprocessor_count = properties.multiProcessorCount;
+  out.multiprocessor_shared_bytes = static_cast<int32_t>(properties.sharedMemPerMultiprocessor);
   out.driver = version_text(driver);
   return out;
 }

@@ -271,7 +271,13 @@ Result<void> Graph::launch(Stream stream) const {
   }
   return {};
 }
-Result<void> begin_capture(Stream stream) { return simt::begin_capture(stream); }
+Result<void> begin_capture(Stream stream) {
+  {
+    const std::lock_guard lock(machine().mutex);
+    if (!machine().devices.captures) return fail("cuda: no capture here");
+  }
+  return simt::begin_capture(stream);
+}
 Result<Graph> end_capture(Stream stream) {
   auto captured = simt::end_capture(stream);
   if (!captured) return captured.error();

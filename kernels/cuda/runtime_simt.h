@@ -12,6 +12,7 @@ struct EmulatedDevices {
   uint64_t memory_bytes = uint64_t{1} << 30;  // of each
   int32_t multiprocessor_count = 4;
   int32_t compute_major = 9;
+  bool captures = true;  // false: as a driver that knows no graphs of such kernels
 };
 // For what is opened from now on.
 void set_emulated_devices(const EmulatedDevices& devices);

@@ -116,6 +116,8 @@ Result<TuneReport> tune_products(GemmDevice& device, std::span<const TunedProduc
     const auto tuned = tune_gemm(gemm_of(device, one, room), kAlgorithmsMax, timer, stream);
     if (!tuned) return tuned.error();
   }
+  if (!device.refusal().empty() && note)
+    note(device.refusal() + "; such products take our own kernels");
   ChoiceLines fresh = choice_lines(device.choices_text());
   for (const auto& [key, line] : known) fresh.erase(key);
   report.measured_count = static_cast<int32_t>(fresh.size());

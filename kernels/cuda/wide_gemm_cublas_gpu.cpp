@@ -3,9 +3,12 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "kernels/cuda/wide_gemm_cublas.h"
 
@@ -30,6 +33,11 @@ struct Library {
   decltype(&::cublasLtMatmulAlgoGetHeuristic) heuristic;
   decltype(&::cublasLtMatmulAlgoCheck) check;
   decltype(&::cublasLtGetVersion) version;
+  decltype(&::cublasLtGetStatusString) status_string;
+
+  std::string explain(const std::string& what, cublasStatus_t status) const {
+    return "cublasLt: " + what + ": " + status_string(status) + " (" + std::to_string(status) + ")";
+  }
 };
 
 template <typename Function>
@@ -54,7 +62,8 @@ Result<Library> load(void* library) {
                    find(library, "cublasLtMatmulPreferenceSetAttribute", &out.preference_set) &&
                    find(library, "cublasLtMatmulAlgoGetHeuristic", &out.heuristic) &&
                    find(library, "cublasLtMatmulAlgoCheck", &out.check) &&
-                   find(library, "cublasLtGetVersion", &out.version);
+                   find(library, "cublasLtGetVersion", &out.version) &&
+                   find(library, "cublasLtGetStatusString", &out.status_string);
   if (!all) return fail(std::string("cublasLt: a function is missing: ") + dlerror());
   return out;
 }
@@ -76,6 +85,18 @@ CublasAlgorithm from_library(const cublasLtMatmulAlgo_t& algorithm) {
   return out;
 }
 
+// Of the weight, x and y, in bytes, as far as the library can make use of it. It takes 256 where
+// nothing is said, and what it then finds fails where an operand lies otherwise.
+using Alignments = std::array<uint32_t, 3>;
+uint32_t alignment_of(const void* at) {
+  constexpr uintptr_t kMost = 256;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(at) | kMost;
+  return static_cast<uint32_t>(address & (~address + 1));
+}
+Alignments alignments_of(const CublasProduct& op) {
+  return {alignment_of(op.weight), alignment_of(op.x), alignment_of(op.y)};
+}
+
 // In the library's columns-first terms: D [rows, tokens] = A' * B, A the weight's rows as columns.
 struct Plan {
   const Library* library = nullptr;
@@ -84,6 +105,7 @@ struct Plan {
   cublasLtMatrixLayout_t b = nullptr;
   cublasLtMatrixLayout_t d = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
+  bool by_heuristic = false;  // its algorithm, for these alignments
 
   explicit Plan(const Library* of) : library(of) {}
   Plan(Plan&& other) noexcept
@@ -92,7 +114,8 @@ struct Plan {
         a(std::exchange(other.a, nullptr)),
         b(std::exchange(other.b, nullptr)),
         d(std::exchange(other.d, nullptr)),
-        algorithm(other.algorithm) {}
+        algorithm(other.algorithm),
+        by_heuristic(other.by_heuristic) {}
   Plan& operator=(Plan&&) = delete;
   ~Plan() {
     if (desc != nullptr) library->desc_destroy(desc);
@@ -114,8 +137,8 @@ class LoadedCublas final : public Cublas {
   std::string version() const override { return std::to_string(library_.version()); }
   Result<void> run(const CublasProduct& op, const CublasAlgorithm& algorithm,
                    Stream stream) override {
-    const Key key{op.kind,   op.wide_output, op.rows,     op.cols,
-                  op.tokens, op.x_stride,    op.y_stride, algorithm.words};
+    const Key key{op.kind,     op.wide_output, op.rows,           op.cols,        op.tokens,
+                  op.x_stride, op.y_stride,    alignments_of(op), algorithm.words};
     auto found = plans_.find(key);
     if (found == plans_.end()) {
       Result<Plan> plan = make_plan(op, algorithm);
@@ -124,23 +147,16 @@ class LoadedCublas final : public Cublas {
       found = plans_.emplace(key, std::move(*plan)).first;
     }
     Plan& plan = found->second;
-    if (op.kind == CublasKind::kFloat8) {
-      if (Result<void> set = set_scales(plan, op); !set) return set;
+    cublasStatus_t status = multiply(plan, op, stream);
+    if (status != CUBLAS_STATUS_SUCCESS && !plan.by_heuristic) {
+      // A check does not see everything, says the library's documentation.
+      const Result<void> other = choose(op, plan);
+      if (!other) return other;
+      status = multiply(plan, op, stream);
     }
-    const float one = 1.0F;
-    const float beta = op.accumulate ? 1.0F : 0.0F;
-    const int32_t one_int = 1;
-    const int32_t zero_int = 0;
-    const bool whole = op.kind == CublasKind::kInt8;
-    const cublasStatus_t status = library_.matmul(
-        handle_, plan.desc, whole ? static_cast<const void*>(&one_int) : &one, op.weight, plan.a,
-        op.x, plan.b, whole ? static_cast<const void*>(&zero_int) : &beta, op.y, plan.d, op.y,
-        plan.d, &plan.algorithm, op.workspace, kCublasWorkspaceBytes, stream);
-    if (status != CUBLAS_STATUS_SUCCESS) {
-      return fail("cublasLt: a product of " + shape_text(op) + ": status " +
-                  std::to_string(status));
-    }
-    return {};
+    if (status == CUBLAS_STATUS_SUCCESS) return {};
+    plans_.erase(found);
+    return fail(library_.explain("a product of " + shape_text(op), status));
   }
 
   Result<std::vector<CublasAlgorithm>> candidates(const CublasProduct& op, int count) override {
@@ -149,15 +165,28 @@ class LoadedCublas final : public Cublas {
     Result<std::vector<cublasLtMatmulHeuristicResult_t>> found = heuristic(op, *plan, count);
     if (!found) return found.error();
     std::vector<CublasAlgorithm> out;
-    for (const cublasLtMatmulHeuristicResult_t& one : *found) {
-      if (one.state == CUBLAS_STATUS_SUCCESS) out.push_back(from_library(one.algo));
-    }
+    for (const cublasLtMatmulHeuristicResult_t& one : *found) out.push_back(from_library(one.algo));
     return out;
   }
 
  private:
-  using Key = std::tuple<CublasKind, bool, int32_t, int32_t, int32_t, int64_t, int64_t,
+  using Key = std::tuple<CublasKind, bool, int32_t, int32_t, int32_t, int64_t, int64_t, Alignments,
                          std::array<uint64_t, 8>>;
+
+  cublasStatus_t multiply(const Plan& plan, const CublasProduct& op, Stream stream) const {
+    if (op.kind == CublasKind::kFloat8) {
+      if (const cublasStatus_t set = set_scales(plan, op); set != CUBLAS_STATUS_SUCCESS) return set;
+    }
+    const float one = 1.0F;
+    const float beta = op.accumulate ? 1.0F : 0.0F;
+    const int32_t one_int = 1;
+    const int32_t zero_int = 0;
+    const bool whole = op.kind == CublasKind::kInt8;
+    return library_.matmul(handle_, plan.desc, whole ? static_cast<const void*>(&one_int) : &one,
+                           op.weight, plan.a, op.x, plan.b,
+                           whole ? static_cast<const void*>(&zero_int) : &beta, op.y, plan.d, op.y,
+                           plan.d, &plan.algorithm, op.workspace, kCublasWorkspaceBytes, stream);
+  }
 
   Result<Plan> describe(const CublasProduct& op) const {
     const bool whole = op.kind == CublasKind::kInt8;
@@ -182,6 +211,8 @@ class LoadedCublas final : public Cublas {
                                sizeof per_row));
         then(library_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &per_row,
                                sizeof per_row));
+        // Whether there are scales is part of what the heuristic looks at.
+        then(set_scales(plan, op));
       }
       const auto cols = static_cast<uint64_t>(op.cols);
       const auto rows = static_cast<uint64_t>(op.rows);
@@ -191,8 +222,7 @@ class LoadedCublas final : public Cublas {
       then(library_.layout_create(&plan.d, out, rows, tokens, op.y_stride));
     }
     if (status != CUBLAS_STATUS_SUCCESS) {
-      return fail("cublasLt: describing a product of " + shape_text(op) + ": status " +
-                  std::to_string(status));
+      return fail(library_.explain("describing a product of " + shape_text(op), status));
     }
     return plan;
   }
@@ -204,22 +234,39 @@ class LoadedCublas final : public Cublas {
     cublasStatus_t status = library_.preference_create(&preference);
     std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<size_t>(count));
     int got = 0;
-    if (status == CUBLAS_STATUS_SUCCESS) {
-      const size_t workspace = kCublasWorkspaceBytes;
-      status = library_.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                       &workspace, sizeof workspace);
-    }
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
+      if (status == CUBLAS_STATUS_SUCCESS)
+        status = library_.preference_set(preference, what, &value, sizeof value);
+    };
+    const Alignments alignments = alignments_of(op);
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kCublasWorkspaceBytes);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments[0]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments[1]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments[2]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments[2]);
+    // Sums of parts are added up as they are, not rounded to bfloat16 on the way.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     if (status == CUBLAS_STATUS_SUCCESS) {
       status = library_.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference,
                                   count, found.data(), &got);
     }
     if (preference != nullptr) library_.preference_destroy(preference);
-    if (status != CUBLAS_STATUS_SUCCESS || got == 0) {
-      return fail("cublasLt: no algorithm for a product of " + shape_text(op) + ": status " +
-                  std::to_string(status));
+    found.resize(status == CUBLAS_STATUS_SUCCESS ? static_cast<size_t>(got) : 0);
+    std::erase_if(found, [](const auto& one) { return one.state != CUBLAS_STATUS_SUCCESS; });
+    if (found.empty()) {
+      return fail(library_.explain("no algorithm for a product of " + shape_text(op), status));
     }
-    found.resize(static_cast<size_t>(got));
     return found;
+  }
+
+  // Into the plan, what the heuristic finds first.
+  Result<void> choose(const CublasProduct& op, Plan& plan) const {
+    Result<std::vector<cublasLtMatmulHeuristicResult_t>> found = heuristic(op, plan, 1);
+    if (!found) return found.error();
+    plan.algorithm = found->front().algo;
+    plan.by_heuristic = true;
+    return {};
   }
 
   Result<Plan> make_plan(const CublasProduct& op, const CublasAlgorithm& wanted) const {
@@ -234,25 +281,18 @@ class LoadedCublas final : public Cublas {
         return plan;
       }
     }
-    Result<std::vector<cublasLtMatmulHeuristicResult_t>> found = heuristic(op, *plan, 1);
-    if (!found) return found.error();
-    plan->algorithm = found->front().algo;
+    if (Result<void> chosen = choose(op, *plan); !chosen) return chosen.error();
     return plan;
   }
 
-  Result<void> set_scales(const Plan& plan, const CublasProduct& op) const {
+  cublasStatus_t set_scales(const Plan& plan, const CublasProduct& op) const {
     const void* rows = op.row_scales;
     const void* tokens = op.token_scales;
     const cublasStatus_t first = library_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
                                                    static_cast<const void*>(&rows), sizeof rows);
-    const cublasStatus_t second =
-        library_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
-                          static_cast<const void*>(&tokens), sizeof tokens);
-    if (first != CUBLAS_STATUS_SUCCESS || second != CUBLAS_STATUS_SUCCESS) {
-      return fail("cublasLt: scales per row are not taken: status " + std::to_string(first) + ", " +
-                  std::to_string(second));
-    }
-    return {};
+    if (first != CUBLAS_STATUS_SUCCESS) return first;
+    return library_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+                             static_cast<const void*>(&tokens), sizeof tokens);
   }
 
   Library library_;
@@ -273,7 +313,7 @@ Result<std::unique_ptr<Cublas>> Cublas::open() {
   cublasLtHandle_t handle = nullptr;
   const cublasStatus_t status = library->create(&handle);
   if (status != CUBLAS_STATUS_SUCCESS) {
-    return fail("cublasLt: no handle: status " + std::to_string(status));
+    return fail(library->explain("no handle", status));
   }
   return std::unique_ptr<Cublas>(std::make_unique<LoadedCublas>(*library, handle));
 }

@@ -89,6 +89,7 @@ class Bench {
     const auto properties = device_properties(0);
     if (!properties) return properties.error();
     multiprocessors_ = properties->multiprocessor_count;
+    shared_bytes_ = properties->multiprocessor_shared_bytes;
     struct Case {
       int32_t sequences;
       int32_t length;
@@ -173,6 +174,7 @@ class Bench {
     op.table = context->table.as<int32_t>();
     op.table_stride = context->table_stride;
     op.multiprocessor_count = multiprocessors_;
+    op.multiprocessor_shared_bytes = shared_bytes_;
     op.scale = 0.088F;
     op.out = out->as<Bf16>();
     op.workspace = workspace->data();
@@ -252,6 +254,7 @@ class Bench {
   const Print& print_;
   Stream stream_ = nullptr;
   int32_t multiprocessors_ = 0;
+  int32_t shared_bytes_ = 0;
 };
 
 }  // namespace

@@ -21,7 +21,8 @@ struct Ceilings {
 };
 
 // Medians of five repetitions after a warm-up, each of at least 50 ms. Errors: no driver, no GPU,
-// an error of CUDA.
+// an error of CUDA while memory was measured; what of the others fails is 0 and said on the
+// standard error output.
 Result<Ceilings> measure_ceilings();
 
 }  // namespace updraft::gpu

@@ -15,8 +15,10 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/cuda/runtime.h"
 #include "tools/gpu/attention_bench.h"
 #include "tools/gpu/device.h"
 #include "tools/gpu/load_bench.h"
@@ -63,6 +65,21 @@ Result<void> write_gguf(const std::vector<std::string>& words) {
   return fail("'" + words[2] + "' is no format: Q4_0, Q8_0, BF16, ...");
 }
 
+// The device with 16-bit weights multiplied in 8, by the format's name.
+std::vector<std::pair<std::string, OpenBackend>> with_activations(const CudaConfig& device) {
+  std::vector<std::pair<std::string, OpenBackend>> out;
+  const auto properties = cuda::device_properties(0);
+  for (const CudaActivations activations : {CudaActivations::kInt8, CudaActivations::kFp8}) {
+    // The tensor cores before 9.0 take no e4m3.
+    const bool takes = properties.ok() && properties->compute_major >= 9;
+    if (activations == CudaActivations::kFp8 && !takes) continue;
+    CudaConfig other = device;
+    other.activations = activations;
+    out.emplace_back(cuda_activations_name(activations), [other] { return open_device(other); });
+  }
+  return out;
+}
+
 int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
   // The kernels for capability 9.0 are asked whether they are right when a device is opened: one
   // that faults takes the process's device with it.
@@ -82,7 +99,10 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
   }
   if (what == "ceilings") return 0;
   if (what == "parity") {
-    const auto done = run_parity(path, open, print);
+    // Its models have the same few shapes: what was chosen for one is there for the next.
+    device.tune_folder = path + ".choices";
+    const OpenBackend open = [device] { return open_device(device); };
+    const auto done = run_parity(path, open, with_activations(device), print);
     return done ? 0 : complain(done.message());
   }
   if (what == "products") {
@@ -98,12 +118,7 @@ int run(const std::vector<std::string>& words, bool smoke, bool warpgroups) {
     config.ceilings = ceilings;
     config.smoke = smoke;
     config.repetitions = smoke ? 1 : 5;
-    for (const CudaActivations activations : {CudaActivations::kInt8, CudaActivations::kFp8}) {
-      CudaConfig other = device;
-      other.activations = activations;
-      config.activations.emplace_back(cuda_activations_name(activations),
-                                      [other] { return open_device(other); });
-    }
+    config.activations = with_activations(device);
     run_model_bench(config, open, print);
     return 0;
   }

@@ -23,7 +23,9 @@ struct StepCost {
   double operations = 0.0;
 
   double seconds(const Ceilings& ceilings) const {
-    return std::max(bytes / ceilings.copy_bytes_per_s, operations / ceilings.bf16_per_s);
+    const double by_memory = bytes / ceilings.copy_bytes_per_s;
+    return ceilings.bf16_per_s > 0.0 ? std::max(by_memory, operations / ceilings.bf16_per_s)
+                                     : by_memory;
   }
 };
 

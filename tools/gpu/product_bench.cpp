@@ -1,6 +1,7 @@
 #include "tools/gpu/product_bench.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <random>
 #include <string>
@@ -12,6 +13,7 @@
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/warpgroup_check.h"
+#include "kernels/quant/quant.h"
 
 namespace updraft::gpu {
 namespace {
@@ -29,6 +31,10 @@ constexpr Shape kGateUp{"gate and up", 27392, 4096, true};
 constexpr Shape kDown{"down", 4096, 13696, false};
 constexpr Shape kSmall{"small", 64, 256, true};
 
+constexpr size_t kComparedTokens = 128;
+// Roundings of weights, of two products and of what becomes of them, each to bfloat16.
+constexpr double kLargestDifference = 0.02;
+
 struct Case {
   DType type;
   Shape shape;
@@ -36,9 +42,15 @@ struct Case {
 };
 
 std::vector<Case> cases(bool smoke) {
-  if (smoke) return {{DType::kBF16, kSmall, 70}, {DType::kQ4_0, kSmall, 70}};
+  if (smoke) {
+    std::vector<Case> out;
+    for (const DType type : {DType::kBF16, DType::kQ4_0, DType::kI8, DType::kF8_E4M3})
+      out.push_back({type, kSmall, 70});
+    return out;
+  }
   std::vector<Case> out;
-  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K}) {
+  for (const DType type : {DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kI8, DType::kF8_E4M3,
+                           DType::kQ4_K, DType::kQ6_K}) {
     for (const Shape& shape : {kGateUp, kDown}) {
       // The formats with superblocks want whole ones; 13,696 columns are 53.5.
       if (dtype_info(type).block_elems == 256 && shape.cols % 256 != 0) continue;
@@ -80,6 +92,8 @@ class Bench {
     if (!device) return device.error();
     device_ = std::move(*device);
     device_->set_warpgroup(right_);
+    if (device_->cublas() == nullptr && !properties->emulated)
+      failed("cuBLASLt", "libcublasLt.so.13 is not found: its ways are left out");
     for (const Case& one : cases(config_.smoke)) {
       if (auto done = measure(one); !done) return done;
     }
@@ -106,8 +120,18 @@ class Bench {
     return verdict->right;
   }
 
-  // Bytes whose bfloat16, fp16 and e4m3 are numbers below two.
-  Result<DeviceMemory> random_memory(size_t bytes, const char* what) {
+  void failed(const std::string& name, const std::string& why) {
+    Line line;
+    line.group = "products";
+    line.name = name;
+    line.passed = false;
+    line.note = why;
+    print_(line);
+  }
+
+  // Bytes whose bfloat16, fp16 and e4m3 are numbers below two; from `scales_at` on there are scales
+  // of rows or tokens.
+  Result<DeviceMemory> random_memory(size_t bytes, const char* what, size_t scales_at) {
     auto memory = DeviceMemory::allocate(bytes, what);
     if (!memory) return memory.error();
     auto host = PinnedMemory::allocate(bytes, what);
@@ -117,6 +141,8 @@ class Bench {
     for (size_t i = 0; i < bytes / 4; ++i) {
       words[i] = static_cast<uint32_t>(random()) & 0xBFBFBFBFU;
     }
+    for (size_t i = scales_at / 4; i < bytes / 4; ++i)
+      host->as<float>()[i] = 0.001F * static_cast<float>(1 + random() % 8);
     if (auto copied = copy_to_device(memory->data(), host->data(), bytes, stream_); !copied) {
       return copied.error();
     }
@@ -145,10 +171,16 @@ class Bench {
     if (!layout) return layout.error();
     const int64_t outputs = one.shape.gated ? one.shape.rows / 2 : one.shape.rows;
     const auto tokens = static_cast<size_t>(one.tokens);
-    auto weight = random_memory(static_cast<size_t>(layout->bytes), "weights");
+    const auto weight_bytes = static_cast<size_t>(layout->bytes);
+    const bool by_row = packed_format(one.type).row_scale;
+    auto weight = random_memory(weight_bytes, "weights",
+                                by_row ? static_cast<size_t>(layout->scales_offset) : weight_bytes);
     if (!weight) return weight.error();
-    auto x = random_memory(tokens * static_cast<size_t>(one.shape.cols) * 2, "x");
+    // Quantised rows have their tokens' scales behind them.
+    const size_t x_bytes = tokens * static_cast<size_t>(one.shape.cols) * (by_row ? 1 : 2);
+    auto x = random_memory(x_bytes + (by_row ? tokens * sizeof(float) : 0), "x", x_bytes);
     if (!x) return x.error();
+    const auto* token_scales = reinterpret_cast<const float*>(x->data() + x_bytes);
     auto y = DeviceMemory::allocate(tokens * static_cast<size_t>(outputs) * 2, "y");
     if (!y) return y.error();
     auto scratch =
@@ -161,7 +193,13 @@ class Bench {
     op.device = device_.get();
     op.layout = *layout;
     op.weight = weight->data();
-    op.x = x->as<Bf16>();
+    if (one.type == DType::kI8) {
+      op.x_int8 = {x->as<int8_t>(), token_scales};
+    } else if (one.type == DType::kF8_E4M3) {
+      op.x_float8 = {x->as<Float8>(), token_scales, nullptr};
+    } else {
+      op.x = x->as<Bf16>();
+    }
     op.x_stride = one.shape.cols;
     op.tokens = one.tokens;
     op.y_bf16 = y->as<Bf16>();
@@ -173,25 +211,64 @@ class Bench {
     Line line;
     line.group = "products";
     line.unit = "T/s";
+    const double rate = by_row ? config_.ceilings.int8_per_s : config_.ceilings.bf16_per_s;
+    std::vector<float> by_tile;
     for (const WideMethod method :
          {WideMethod::kTile, WideMethod::kCublas, WideMethod::kWarpgroup}) {
       device_->set_choice(*layout, one.tokens, {method, {}});
       if (device_->choice(*layout, one.tokens).method != method) continue;  // not here
-      const auto seconds = seconds_of(op);
-      if (!seconds) return seconds.error();
       const char* name = method == WideMethod::kTile     ? "tile"
                          : method == WideMethod::kCublas ? "cuBLASLt"
                                                          : "warpgroup";
-      line.value = operations / *seconds * 1e-12;
       line.name = std::string(dtype_info(one.type).name) + " " + one.shape.name + ", " +
                   std::to_string(one.tokens) + " tokens, " + name;
-      if (config_.ceilings.bf16_per_s > 0.0) {
-        line.share = operations / *seconds / config_.ceilings.bf16_per_s;
-        line.of = "bf16";
+      const auto seconds = seconds_of(op);
+      if (!seconds) return seconds.error();
+      if (device_->choice(*layout, one.tokens).method != method) {
+        failed(line.name, device_->refusal());  // and our kernel was timed in its place
+        continue;
       }
+      line.value = operations / *seconds * 1e-12;
+      if (rate > 0.0) {
+        line.share = operations / *seconds / rate;
+        line.of = by_row ? "int8" : "bf16";
+      }
+      // Each way's result against that of our own kernel, which tests hold against a reference.
+      const auto values = read(
+          y->as<Bf16>(), std::min<size_t>(tokens, kComparedTokens) * static_cast<size_t>(outputs));
+      if (!values) return values.error();
+      if (method == WideMethod::kTile) by_tile = *values;
+      const double difference = worst(*values, by_tile);
+      line.passed = difference < kLargestDifference;
+      line.note = method == WideMethod::kTile
+                      ? std::string()
+                      : std::to_string(difference) + " from the tile product at most";
       print_(line);
     }
     return {};
+  }
+
+  Result<std::vector<float>> read(const Bf16* at, size_t count) {
+    auto host = PinnedMemory::allocate(count * sizeof(Bf16), "y");
+    if (!host) return host.error();
+    if (auto copied = copy_to_host(host->data(), at, host->bytes(), stream_); !copied)
+      return copied.error();
+    if (auto done = cuda::wait(stream_); !done) return done.error();
+    std::vector<float> out(count);
+    for (size_t i = 0; i < count; ++i) out[i] = bf16_to_float(host->as<Bf16>()[i].bits);
+    return out;
+  }
+  // The largest difference, relative to the largest value; infinity where one is no number.
+  static double worst(const std::vector<float>& got, const std::vector<float>& expected) {
+    double largest = 1e-30;
+    double difference = 0.0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double d = std::abs(static_cast<double>(got[i]) - static_cast<double>(expected[i]));
+      difference = std::isfinite(d) ? std::max(difference, d) : INFINITY;
+      if (!std::isfinite(difference)) return difference;
+      largest = std::max(largest, std::abs(static_cast<double>(expected[i])));
+    }
+    return difference / largest;
   }
 
   const ProductBenchConfig& config_;

@@ -1,6 +1,6 @@
 // Whether the kernels for capability 9.0 are right on this GPU (kernels/cuda/warpgroup_check.h);
 // then products of many tokens with matrices of GLM-4-9B's shapes: what each way of a product
-// reaches of the rate of the tensor cores.
+// reaches of the rate of the tensor cores, and whether it gives what the tile product gives.
 #pragma once
 
 #include <functional>

@@ -4,10 +4,14 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/device_budget.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/runtime_simt.h"
+#include "kernels/cuda/wide_gemm_cublas_simt.h"
 #include "kernels/simt/watch.h"
 #include "tests/common/engine/reference_backend.h"
 #include "tests/kernels/cuda/backend_support.h"
+#include "tests/kernels/cuda/plain_cublas.h"
 
 using namespace updraft;
 using namespace updraft::cuda;
@@ -171,6 +175,35 @@ TEST_CASE("a replayed step gives an eager one's bits, and a row alone those of a
   CHECK(decode_company(replayed, true) == expected);
   CHECK(cuda_counters(*replayed.backend).graphs == 3);  // of one row, two and four
   CHECK(cuda_counters(*replayed.backend).replayed_steps == 9);
+}
+
+TEST_CASE(
+    "a device whose graphs do not work runs its steps without, and says so when it is opened") {
+  const auto model = bf16_model(gpu_hyperparameters(), 31);
+  const auto prompt = random_tokens(20, 8);
+  const auto answer = [&](const CudaConfig& config, int64_t* graphs) {
+    Runner run(*model, open_emulated(config));
+    Runner::Sequence sequence;
+    run.prefill(sequence, prompt);
+    std::vector<std::vector<float>> logits;
+    for (int i = 0; i < 3; ++i) logits = run.step(sequence, {i});
+    *graphs = cuda_counters(*run.backend).graphs;
+    return logits;
+  };
+  int64_t graphs = 0;
+  CudaConfig config;
+  std::vector<std::string> notes;
+  config.note = [&](const std::string& line) { notes.push_back(line); };
+  const auto captured = answer(config, &graphs);
+  CHECK(graphs > 0);
+  CHECK(notes.empty());
+  set_emulated_devices({.captures = false});
+  const auto by_name = answer(config, &graphs);
+  set_emulated_devices({});
+  CHECK(graphs == 0);
+  REQUIRE(notes.size() == 1);
+  CHECK(notes[0].find("graphs do not work here: cuda: no capture here") != std::string::npos);
+  CHECK(by_name == captured);
 }
 
 TEST_CASE("graphs of a pool that was made anew do not reach into the old one") {
@@ -455,11 +488,48 @@ TEST_CASE("what does not fit is refused with the figures") {
   const auto forward = Forward::create(*model, *backend, {4096, 8}, {});
   REQUIRE(!forward.ok());
   CHECK(forward.message().find("of 1 MiB that max_memory allows are taken") != std::string::npos);
+  // Without a limit, or with one beyond the GPU, something is left for what steps take.
+  for (const uint64_t limit : {uint64_t{0}, uint64_t{1} << 40}) {
+    config.max_memory_bytes = limit;
+    const auto figures = memory_figures();
+    REQUIRE(figures.ok());
+    CHECK(open_emulated(config)->memory_total_bytes() == plannable_bytes(figures->free_bytes));
+  }
+  CHECK(plannable_bytes(uint64_t{1} << 30) == uint64_t{896} << 20);
+  CHECK(plannable_bytes(uint64_t{80} << 30) == (uint64_t{80} << 30) - (uint64_t{1792} << 20));
   config.device = 3;
   CHECK(open_cuda_backend(config).message() == "cuda: GPU 3 of 1");
   set_emulated_devices({.count = 0});
   CHECK(open_cuda_backend({}).message() == "cuda: no GPU on this machine");
   set_emulated_devices({});
+}
+
+TEST_CASE("what a step takes is planned with: the scratch of a 9B model's products too") {
+  std::vector<PlainCublas::Call> calls;
+  set_emulated_cublas([&calls] { return std::make_unique<PlainCublas>(&calls); });
+  const auto backend = open_emulated();
+  set_emulated_cublas({});
+  const auto without = open_emulated();
+  auto device = GemmDevice::open({4, 80}, std::make_unique<PlainCublas>(&calls));
+  REQUIRE(device.ok());
+  KvShape shape;
+  shape.layer_count = 40;
+  shape.kv_head_count = 2;
+  shape.head_dim = 128;
+  shape.head_count = 32;
+  shape.page_tokens = 64;
+  shape.context_tokens = 8192;
+  for (const int32_t rows : {256, 2048, 8192}) {
+    const uint64_t planned =
+        backend->scratch_bytes(shape, rows) - without->scratch_bytes(shape, rows);
+    for (const auto& [out, in] : {std::pair{4608, 4096}, {27392, 4096}, {4096, 13696}}) {
+      CAPTURE(rows);
+      CAPTURE(out);
+      const auto layout = PackedLayout::of(DType::kQ4_0, out, in);
+      REQUIRE(layout.ok());
+      CHECK(gemm_scratch_bytes(**device, *layout, rows) <= planned);
+    }
+  }
 }
 
 TEST_CASE("a backend that goes gives all its memory back") {

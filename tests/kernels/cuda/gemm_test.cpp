@@ -211,6 +211,34 @@ TEST_CASE("int8 products are the same integers on every way") {
   CHECK(device.calls[0].kind == CublasKind::kInt8);
 }
 
+TEST_CASE("the library multiplies bytes in multiples of 4 rows, whatever the matrix has") {
+  Device device(true);
+  const Problem problem(DType::kI8, 41, 512, 70);
+  const Scratch scratch(*device.gemm, problem.layout, 70);
+  Buffer<int8_t> x("x", 70 * 512);
+  std::mt19937 random(2);
+  for (int8_t& v : x.span()) v = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+  Buffer<float> scales("scales", 70);
+  fill_normal(scales.span(), 3, 0.01F);
+  std::vector<std::vector<float>> results;
+  for (const bool library : {false, true}) {
+    device.gemm->set_batch_invariant(!library);
+    Buffer<float> y("y", 70 * 44);
+    std::fill_n(y.data(), y.size(), 7.0F);
+    Gemm op = gemm_of(device, problem, 70, scratch);
+    op.x = nullptr;
+    op.x_int8 = {x.data(), scales.data()};
+    op.y_f32 = y.data();
+    op.y_stride = 44;
+    require_ok(run_gemm(op, nullptr));
+    results.emplace_back(y.span().begin(), y.span().end());
+  }
+  CHECK(results[0] == results[1]);
+  CHECK(results[1][41] == 7.0F);
+  REQUIRE(device.calls.size() == 1);
+  CHECK(device.calls[0].rows % 4 == 0);
+}
+
 TEST_CASE("e4m3 activations are multiplied as such where the device can, else widened") {
   const Problem problem(DType::kF8_E4M3, 48, 512, 70);
   Buffer<Float8> x("x", 70 * 512);
@@ -259,7 +287,7 @@ TEST_CASE("e4m3 activations are multiplied as such where the device can, else wi
   many.x_float8 = {nullptr, scales.data(), widened.data()};
   many.y_f32 = y.data();
   CHECK(run_gemm(many, nullptr).message().find("one input") != std::string::npos);
-  for (const int32_t capability : {80, 90}) {
+  for (const int32_t capability : {80, 90, 100}) {
     for (const int32_t tokens : {3, 70}) {
       for (const bool library : {true, false}) {
         Device device(library, capability);
@@ -376,6 +404,55 @@ TEST_CASE("the warpgroup product is taken where it was chosen and the device may
   device.gemm->set_warpgroup(true);
   device.gemm->set_choice(*bytes, 70, {WideMethod::kWarpgroup, {}});
   CHECK(device.gemm->choice(*bytes, 70).method == WideMethod::kCublas);
+}
+
+TEST_CASE("what the library refuses is multiplied by our kernel, from then on too") {
+  const Problem problem(DType::kQ8_0, 48, 64, 70);
+  Device without(false);
+  const std::vector<float> expected = product(without, problem, 70, true);
+  std::vector<PlainCublas::Call> calls;
+  const auto open = [&](bool refuses, bool finds) {
+    auto library = std::make_unique<PlainCublas>(&calls);
+    library->refuses = refuses;
+    library->finds = finds;
+    Device out(false);
+    auto opened = GemmDevice::open({4, 90}, std::move(library));
+    REQUIRE(opened.ok());
+    out.gemm = std::move(*opened);
+    return out;
+  };
+  const Device device = open(true, true);
+  CHECK(device.gemm->refusal().empty());
+  CHECK(product(device, problem, 70, true) == expected);
+  CHECK(device.gemm->refusal() == "plain: refused");
+  CHECK(device.gemm->choice(problem.layout, 70).method == WideMethod::kTile);
+  CHECK(product(device, problem, 70, true) == expected);
+  CHECK(calls.size() == 1);
+
+  // Tuning passes over what cannot be run and keeps what can.
+  for (const bool finds : {true, false}) {
+    const Device tuned = open(true, finds);
+    const Scratch scratch(*tuned.gemm, problem.layout, 70);
+    Buffer<float> y("y", 70 * 48);
+    Gemm op = gemm_of(tuned, problem, 70, scratch);
+    op.y_f32 = y.data();
+    const GemmTimer timer = [&](const std::function<Result<void>()>& work) -> Result<double> {
+      if (auto done = work(); !done) return done.error();
+      return 1.0;
+    };
+    require_ok(tune_gemm(op, 5, timer, nullptr));
+    CHECK(tuned.gemm->refusal() == (finds ? "plain: refused" : "plain: no algorithm"));
+    CHECK(tuned.gemm->choice(problem.layout, 70).method == WideMethod::kTile);
+  }
+
+  // A sum that was begun is not begun again.
+  const Device adding = open(true, true);
+  const Scratch scratch(*adding.gemm, problem.layout, 70);
+  Buffer<float> y("y", 70 * 48);
+  Gemm op = gemm_of(adding, problem, 70, scratch);
+  op.y_f32 = y.data();
+  op.accumulate = true;
+  CHECK_FALSE(run_gemm(op, nullptr).ok());
 }
 
 TEST_CASE("tuning counts the warpgroup product among the ways where the device may take it") {

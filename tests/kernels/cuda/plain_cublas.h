@@ -20,7 +20,9 @@ class PlainCublas final : public Cublas {
   };
   using Submit = std::function<Result<void>(Stream, std::function<Result<void>()>)>;
   std::vector<Call>* calls;
-  Submit submit;  // how work is given to a stream; empty: it is done at once
+  Submit submit;         // how work is given to a stream; empty: it is done at once
+  bool refuses = false;  // every product, as a library does that does not know the device
+  bool finds = true;     // algorithms
   explicit PlainCublas(std::vector<Call>* calls, Submit submit = {})
       : calls(calls), submit(std::move(submit)) {}
 
@@ -28,11 +30,17 @@ class PlainCublas final : public Cublas {
   Result<void> run(const CublasProduct& op, const CublasAlgorithm& algorithm,
                    Stream stream) override {
     calls->push_back({op.kind, op.rows, algorithm});
-    if (!submit) return multiply(op);
+    if (refuses) return fail("plain: refused");
+    if (!submit) {
+      // On a GPU the kernels in front may still run.
+      if (auto done = finish(); !done) return done;
+      return multiply(op);
+    }
     return submit(stream, [op] { return multiply(op); });
   }
   // Algorithms 1, 2, 3.
   Result<std::vector<CublasAlgorithm>> candidates(const CublasProduct& op, int count) override {
+    if (!finds) return fail("plain: no algorithm");
     std::vector<CublasAlgorithm> out(static_cast<size_t>(std::min(count, 3)));
     for (size_t i = 0; i < out.size(); ++i) out[i].words = {i + 1, static_cast<uint64_t>(op.rows)};
     return out;

@@ -1,5 +1,7 @@
 """tools/gpu_check against stand-ins for the programs that it starts: whatever one of them does, the others still answer."""
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import stat
@@ -51,12 +53,13 @@ class GpuCheck(unittest.TestCase):
     def measured(group, name, share, target):
         return json.dumps(dict(group=group, name=name, value=100.0, unit="GB/s", share=share, of="copy", target=target, **{"pass": share >= target}))
 
-    def run_check(self, *arguments, seconds=60):
+    def run_check(self, *arguments, seconds=60, environment=None):
         (self.build / "behaviour.json").write_text(json.dumps(self.behaviour))
         out = Path(self.folder.name) / "out"
         done = subprocess.run(
             [sys.executable, GPU_CHECK, "--build", self.build, "--out", out, *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False, env=dict(os.environ, OUT=""),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False,
+            env=dict(os.environ, OUT="", **(environment or {})),
         )
         return done.returncode, done.stdout, json.loads((out / "gpu_check.json").read_text())
 
@@ -133,6 +136,56 @@ class GpuCheck(unittest.TestCase):
         for step in ("ceilings", "kernels on the GPU", "sanitizer", "peer"):
             self.assertNotIn("pass", self.line(document, step))
         self.assertIs(document["rehearsal"], True)
+
+    def stand_in(self, folder, name, text):
+        path = Path(folder) / name
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def test_the_program_is_compiled_for_all_that_the_gpu_has(self):
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            for name in ("cmake", "ninja"):
+                self.stand_in(folder, name, f'echo {name} "$@" >> {log}\n')
+            path = dict(PATH=folder + os.pathsep + os.environ["PATH"])
+            for capability, expected in (("9.0\n9.0", "90a-real"), ("8.0", "80-real"), ("8.0\n9.0", "80-real;90a-real")):
+                self.stand_in(folder, "nvidia-smi", f"printf '{capability}\\n'\n")
+                log.unlink(missing_ok=True)
+                _, output, document = self.run_check("--only", "build", environment=path)
+                self.assertEqual(self.line(document, "configure and compile")["pass"], True, output)
+                cmake, ninja = log.read_text().splitlines()
+                self.assertIn(f"-DCMAKE_CUDA_ARCHITECTURES={expected}", cmake.split())
+                self.assertTrue(ninja.endswith(" updraft_gpu"), ninja)  # the tests are compiled with their step
+
+    def test_tests_that_do_not_compile_are_not_run_as_they_were(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.stand_in(folder, "ninja", "echo 'gemm_test.cpp: error: no'; exit 1\n")
+            (self.build / "build.ninja").write_text("")
+            status, _, document = self.run_check("--only", "kernels", environment=dict(PATH=folder + os.pathsep + os.environ["PATH"]))
+            self.assertEqual(status, 1)
+            self.assertIn("gemm_test.cpp", self.line(document, "compile the tests")["note"])
+            self.assertFalse((self.build / "calls.log").exists())
+
+    def test_what_the_sanitizer_says(self):
+        loader = importlib.machinery.SourceFileLoader("gpu_check", str(GPU_CHECK))
+        spec = importlib.util.spec_from_loader("gpu_check", loader)
+        check = importlib.util.module_from_spec(spec)
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+        loader.exec_module(check)
+        sys.dont_write_bytecode = before
+        head = "========= COMPUTE-SANITIZER\n"
+        error = "========= Invalid __global__ read of size 4 bytes\n"
+        for status, output, passed, note in (
+            (0, head + "========= ERROR SUMMARY: 0 errors\n", True, "nothing found"),
+            (0, head + "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", True, "nothing found"),
+            (9, head + error + "========= ERROR SUMMARY: 1 error\n", False, "Invalid __global__ read"),
+            (124, head + "ended after 60 s", None, "cut off"),
+            (124, head + error, False, "Invalid __global__ read"),
+            (1, head + "[doctest] 1 failed\n========= ERROR SUMMARY: 0 errors\n", False, "exit status 1"),
+        ):
+            got, said = check.sanitizer_verdict(status, output, 60)
+            self.assertIs(got, passed, output)
+            self.assertIn(note, said)
 
     def test_tests_that_were_not_built_say_what_is_missing(self):
         (self.build / "tests" / "test_cuda_gpu").unlink()
