@@ -1,7 +1,7 @@
 // See the header. NCCL's declarations are written out here, as far as they are used, so that
 // building needs no nccl.h; they have been the same since 2.18.
 //
-// Nothing is registered: a window takes memory that ncclMemAlloc() or the driver's cuMemCreate()
+// No memory is registered: a window takes memory that ncclMemAlloc() or the driver's cuMemCreate()
 // made, and cudaMalloc() made ours. Where all GPUs reach each other NCCL 2.27 to 2.30 does not pass
 // over such memory but fails (cuMemRetainAllocationHandle), and the group is lost.
 #include "kernels/cuda/comm_nccl.h"

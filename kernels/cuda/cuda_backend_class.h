@@ -46,8 +46,7 @@ T must(Result<T> result) {
 struct Activation {
   int64_t rows_max = 0;
   int64_t cols = 0;
-  bool residual = false;    // f32
-  bool registered = false;  // with the group
+  bool residual = false;  // f32
   DeviceMemory memory;
   // Of those that quantised products read: the same rows as bytes, or for a few rows as e4m3
   // widened to bfloat16, and their scales.

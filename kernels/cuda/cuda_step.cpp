@@ -468,14 +468,9 @@ void CudaBackend::all_reduce(Act act) {
   if (config_.comm == nullptr || !names(Op::kAllReduce, {number(act)})) return;
   run_waiting();
   make_whole(act);
-  Activation& sum = activations_[static_cast<size_t>(act)];
-  Bf16* rows = rows_of(act, sum.cols);
-  // The first step that sums is not captured. All devices of the group are here now, as they are
-  // not while weights are loaded, when one of them may fail alone.
-  if (!std::exchange(sum.registered, true))
-    must(config_.comm->register_memory(sum.memory.data(), sum.memory.bytes()));
-  must(
-      config_.comm->all_reduce(rows, shape_.rows_padded * sum.cols, Comm::Values::kBF16, stream()));
+  const int64_t cols = activation(act).cols;
+  must(config_.comm->all_reduce(rows_of(act, cols), shape_.rows_padded * cols, Comm::Values::kBF16,
+                                stream()));
 }
 
 void CudaBackend::end() {

@@ -30,9 +30,6 @@ class Comm {
   // it is done on return. Errors: what the library underneath says; a broken group does not heal.
   virtual Result<void> all_reduce(void* values, int64_t count, Values type,
                                   CUstream_st* stream) = 0;
-  // A buffer of which all_reduce() will be given parts, before any graph is captured. All ranks
-  // call it, in the same order; not knowing how to make use of it is no error.
-  virtual Result<void> register_memory(void* /*memory*/, uint64_t /*bytes*/) { return {}; }
 };
 
 // One end for each of `size` > 0 threads of this process, for host memory. An element's sum is

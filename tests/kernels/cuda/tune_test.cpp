@@ -64,7 +64,6 @@ class Alone final : public Comm {
   int32_t size() const override { return 1; }
   std::string description() const override { return "alone"; }
   Result<void> all_reduce(void*, int64_t, Values, CUstream_st*) override { return {}; }
-  Result<void> register_memory(void*, uint64_t) override { return {}; }
 };
 
 }  // namespace
