@@ -25,9 +25,11 @@ struct WarpgroupGemm {
 
 // y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), in fp32, from the first column to the last
 // in steps of 16, with each quantised weight rounded to bfloat16 first (relative 2^-9), as
-// run_unpack_bf16() does. A token's bits are the same in every batch that comes this way. Two
-// kernels: the activations' columns are arranged, then multiplied. Errors: a shape or format
-// outside the above. On a device of another capability the second kernel does not run.
+// run_unpack_bf16() does. Tensor cores cut off each of these cols / 16 sums instead of rounding it:
+// what comes out is up to about cols / 16 * 2^-25 too small, relative. A token's bits are the same
+// in every batch that comes this way. Two kernels: the activations' columns are arranged, then
+// multiplied. Errors: a shape or format outside the above. On a device of another capability the
+// second kernel does not run.
 Result<void> run_warpgroup_gemm(const WarpgroupGemm& op, Stream stream);
 
 }  // namespace updraft::cuda

@@ -6,6 +6,7 @@
 #include "kernels/quant/quant.h"
 #include "kernels/simt/group_products.h"
 #include "kernels/simt/hopper_ops.h"
+#include "kernels/simt/tensor_sum.h"
 
 namespace updraft::simt {
 namespace {
@@ -125,7 +126,7 @@ void compute(GroupProduct& product, uint32_t warp, GroupSums& sums) {
       const uint32_t lane = 4 * (r % 8) + n % 8 / 2;
       const uint32_t i = n / 8 * 4 + r / 8 * 2 + n % 2;
       float& sum = sums.values[size_t{lane} * half + i];
-      sum = static_cast<float>((product.first ? 0.0 : static_cast<double>(sum)) + row[n]);
+      sum = toward_zero((product.first ? 0.0 : static_cast<double>(sum)) + row[n]);
     }
   }
 }

@@ -227,7 +227,7 @@ const std::vector<Proved> kPitfalls = {
     {"sums in bfloat16, or of 14 bits in fp8",
      {"13,696 columns are summed as in double precision",
       "13,696 columns are summed by the tile product as in double precision",
-      "13,696 columns are summed by the warpgroup product as in double precision"}},
+      "13,696 columns are summed by the warpgroup product as tensor cores sum them"}},
     {"NaN in padding times zero",
      {"decode attention equals softmax in double precision, whatever the schedule",
       "prefill attention equals softmax in double precision, whatever the schedule",

@@ -240,6 +240,36 @@ TEST_CASE("wgmma multiplies 64 rows by any number of columns in the layouts of t
   }
 }
 
+TEST_CASE("a wgmma cuts off what a float does not hold") {
+  // 16 * 1.5 * 2^-28 on 1: the nearest float is the next one above 1.
+  Buffer<uint16_t> b("b", 8 * 64);
+  for (uint16_t& v : b.span()) v = float_to_bf16(1.5F * 0x1p-28F);
+  const TensorMap map = map_of(b, 8, 64, 8);
+  const uint32_t one = uint32_t{float_to_bf16(1.0F)} * 0x10001U;
+  int wrong = 0;
+  const Result<void> ran = launch(kOneGroup, {1}, [&] {
+    auto* barrier = dynamic_shared<uint64_t>();
+    std::byte* tile = aligned(dynamic_shared<std::byte>() + 64);
+    if (thread_x() == 0) {
+      init_barrier(barrier, 1);
+      publish_barriers();
+      arrive_expecting(barrier, 8 * 128);
+      copy_box(tile, &map, 0, 0, barrier);
+    }
+    sync_block();
+    wait_phase(barrier, 0);
+    const uint32_t a[4] = {one, one, one, one};
+    float sums[4] = {1.0F, 1.0F, 1.0F, 1.0F};
+    group_fence();
+    group_mma_bf16(sums, a, descriptor(shared_address(tile)));
+    group_commit();
+    group_wait<0>();
+    for (const float sum : sums) wrong += sum == 1.0F ? 0 : 1;
+  });
+  REQUIRE_MESSAGE(ran.ok(), ran.message());
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("a transposed matrix has its columns in rows of 64, those beyond in the next rows") {
   // b [k][n] of 64 x 128, in two boxes of 64 columns; the product takes k = 32 .. 47.
   std::mt19937 random(4);
