@@ -184,6 +184,7 @@ UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
   }
   if (stage_count % 2 != 0) multiply_stage(stage_count - 1, even);
   group_wait<0>();
+  pin(sums);
   if (!whole) {
     UPDRAFT_UNROLL
     for (int i = 0; i < kTokens / 2; ++i) sums[i] = bits_float(0x7FC00000U);
@@ -191,7 +192,7 @@ UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
 }
 
 template <DType kType, int kTokens>
-UPDRAFT_KERNEL(kGroupGemmThreads)
+UPDRAFT_KERNEL_ALONE(kGroupGemmThreads)
 warpgroup_gemm_kernel(const UPDRAFT_GRID_CONSTANT TensorMap x, WarpgroupGemmArguments in) {
   if constexpr (kHasWarpgroups) {
     using S = GroupStage<kType, kTokens>;
