@@ -12,6 +12,7 @@
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/warpgroup_check.h"
+#include "kernels/cuda/warpgroup_gemm.h"
 
 namespace updraft::gpu {
 namespace {
@@ -173,9 +174,15 @@ class Bench {
     Line line;
     line.group = "products";
     line.unit = "T/s";
-    for (const WideMethod method :
-         {WideMethod::kTile, WideMethod::kCublas, WideMethod::kWarpgroup}) {
-      device_->set_choice(*layout, one.tokens, {method, {}});
+    std::vector<WideChoice> ways = {{WideMethod::kTile, {}}, {WideMethod::kCublas, {}}};
+    const int32_t splits_max =
+        warpgroup_gemm_splits_max(*layout, one.tokens, device_->facts().multiprocessor_count);
+    for (int32_t splits = 1; splits <= splits_max; splits *= 2) {
+      ways.push_back({WideMethod::kWarpgroup, {}, splits});
+    }
+    for (const WideChoice& way : ways) {
+      const WideMethod method = way.method;
+      device_->set_choice(*layout, one.tokens, way);
       if (device_->choice(*layout, one.tokens).method != method) continue;  // not here
       const auto seconds = seconds_of(op);
       if (!seconds) return seconds.error();
@@ -185,6 +192,7 @@ class Bench {
       line.value = operations / *seconds * 1e-12;
       line.name = std::string(dtype_info(one.type).name) + " " + one.shape.name + ", " +
                   std::to_string(one.tokens) + " tokens, " + name;
+      if (way.splits > 1) line.name += ", columns in " + std::to_string(way.splits);
       if (config_.ceilings.bf16_per_s > 0.0) {
         line.share = operations / *seconds / config_.ceilings.bf16_per_s;
         line.of = "bf16";
