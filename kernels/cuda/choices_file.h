@@ -11,6 +11,7 @@
 //   activations bf16
 //   sum 8f3c5a1e00b2c4d7
 //   Q4_0 4096 4096 128 tile
+//   Q4_0 4096 4096 256 warpgroup 2
 //   ...
 //
 // A choice's key is the text before its way: format, rows, columns, tokens.

@@ -5,6 +5,11 @@
 //   UPDRAFT_DEVICE            a function that kernels call
 //   UPDRAFT_KERNEL(threads)   void name(arguments) { ... } that launch() starts with at most
 //                             `threads` per block
+//   UPDRAFT_KERNEL_ALONE(threads)
+//                             likewise, of which a multiprocessor holds one block: what compilers
+//                             want to know before they let fewer_registers() and more_registers()
+//                             divide a block's registers (else ptxas may leave both out, and says
+//                             so in a remark only)
 //   UPDRAFT_UNROLL            unroll the loop behind it: indices of register arrays must be
 //                             constants
 //   UPDRAFT_UNROLL_BY(count)  so many turns of it at a time

@@ -17,6 +17,7 @@
 
 #define UPDRAFT_DEVICE __device__ __forceinline__
 #define UPDRAFT_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define UPDRAFT_KERNEL_ALONE(threads) __global__ void __launch_bounds__(threads, 1)
 #define UPDRAFT_UNROLL _Pragma("unroll")
 #define UPDRAFT_UNROLL_BY(count) UPDRAFT_PRAGMA(unroll count)
 #define UPDRAFT_PRAGMA(text) _Pragma(#text)

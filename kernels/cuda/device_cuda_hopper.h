@@ -120,7 +120,9 @@ UPDRAFT_DEVICE void fence_async() {
 #endif
 }
 // What was computed so far for these registers is computed here: the compiler does not move it
-// between products under way, which ptxas would take for a reason to make them wait.
+// between products under way, which ptxas would take for a reason to make them wait. Behind a
+// group_wait(): what is computed from them stays behind it, which the wait, that does not name
+// them, leaves open.
 template <int Count>
 UPDRAFT_DEVICE void pin(float (&registers)[Count]) {
   UPDRAFT_UNROLL

@@ -17,6 +17,7 @@
 
 #define UPDRAFT_DEVICE inline
 #define UPDRAFT_KERNEL(threads) inline void
+#define UPDRAFT_KERNEL_ALONE(threads) inline void
 #define UPDRAFT_UNROLL
 #define UPDRAFT_UNROLL_BY(count)
 #define UPDRAFT_NO_UNROLL

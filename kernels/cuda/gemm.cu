@@ -1,7 +1,7 @@
 // The choice between the kernels, and the passes around them. The scratch, in this order: the
 // skinny product's counters, which nothing else touches, and its partial sums; in their place, for
 // wide products, cuBLASLt's workspace, a tile of unpacked weights, a tile of the product, or
-// arranged activations; behind all, widened activations.
+// arranged activations and the sums of split columns; behind all, widened activations.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -90,9 +90,25 @@ int64_t product_rows_max(const GemmDevice& device, const PackedLayout& layout, i
   return std::min(unpacked_rows_max(device, layout), std::max(fit, kRowsUnit));
 }
 
+// Of any number of tokens up to tokens_max: more of them have fewer splits.
+int64_t partial_bytes_max(const GemmDevice& device, const PackedLayout& layout,
+                          int64_t tokens_max) {
+  constexpr int64_t kStep = 256;  // within one of them the least tokens have the most splits
+  const int32_t multiprocessors = device.facts().multiprocessor_count;
+  size_t most = 0;
+  for (int64_t before = 0; before < tokens_max; before += kStep) {
+    const auto least = static_cast<int32_t>(std::max<int64_t>(before, kSkinnyTokensMax) + 1);
+    const int32_t splits = warpgroup_gemm_splits_max(layout, least, multiprocessors);
+    if (splits == 1 || least > tokens_max) break;
+    most = std::max(most, warpgroup_gemm_partial_bytes(layout, least, splits));
+  }
+  return static_cast<int64_t>(most);
+}
+
 struct ScratchPlan {
   int64_t workspace = 0;  // offsets
   int64_t arranged = 0;
+  int64_t partial = 0;
   int64_t unpacked = 0;
   int64_t product = 0;
   int64_t widened = 0;
@@ -120,7 +136,8 @@ ScratchPlan plan_scratch(const GemmDevice& device, const PackedLayout& layout, i
   }
   out.arranged = counters;
   if (device.facts().capability == kWarpgroupCapability && tokens_max > kSkinnyTokensMax) {
-    at = std::max(at, out.arranged + tokens_max * layout.cols * 2);
+    out.partial = rounded_up(out.arranged + tokens_max * layout.cols * 2, 256);
+    at = std::max(at, out.partial + partial_bytes_max(device, layout, tokens_max));
   }
   out.widened = rounded_up(at, 256);
   if (layout.type == DType::kF8_E4M3) at = out.widened + tokens_max * layout.cols * 2;
@@ -305,11 +322,16 @@ Result<void> run_chosen(const Gemm& op, const WideChoice* choice, Stream stream)
   product.splits = skinny_gemm_splits(layout, device.facts().multiprocessor_count);
   product.workspace = op.scratch.data;
   if (choice != nullptr && choice->method == WideMethod::kWarpgroup) {
+    const ScratchPlan plan = plan_scratch(device, layout, op.tokens);
     WarpgroupGemm wide;
     wide.product = product;
-    wide.arranged =
-        reinterpret_cast<Bf16*>(op.scratch.data + plan_scratch(device, layout, op.tokens).arranged);
+    wide.arranged = reinterpret_cast<Bf16*>(op.scratch.data + plan.arranged);
     wide.multiprocessor_count = device.facts().multiprocessor_count;
+    // What was measured with more tokens is not more than that; what a file says may be.
+    wide.splits = std::min(choice->splits,
+                           warpgroup_gemm_splits_max(layout, op.tokens, wide.multiprocessor_count));
+    wide.counters = reinterpret_cast<uint32_t*>(op.scratch.data);
+    wide.partial = op.scratch.data + plan.partial;
     return run_warpgroup_gemm(wide, stream);
   }
   return choice == nullptr ? run_skinny_gemm(product, stream) : run_tile_gemm(product, stream);
@@ -332,7 +354,7 @@ Result<void> add_cublas_candidates(const Gemm& op, int algorithms_max,
       device.cublas()->candidates(work.product, algorithms_max);
   if (!algorithms) return algorithms.error();
   for (const CublasAlgorithm& algorithm : *algorithms) {
-    candidates->push_back({WideMethod::kCublas, algorithm});
+    candidates->push_back({WideMethod::kCublas, algorithm, 1});
   }
   return {};
 }
@@ -366,9 +388,13 @@ Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seco
   if (Result<void> checked = check(op); !checked) return checked;
   GemmDevice& device = *op.device;
   if (op.tokens <= kSkinnyTokensMax) return {};
-  std::vector<WideChoice> candidates = {{WideMethod::kTile, {}}};
+  std::vector<WideChoice> candidates = {WideChoice{}};
   if (device.warpgroup() && warpgroup_gemm_takes(op.layout.type)) {
-    candidates.push_back({WideMethod::kWarpgroup, {}});
+    const int32_t splits_max =
+        warpgroup_gemm_splits_max(op.layout, op.tokens, device.facts().multiprocessor_count);
+    for (int32_t splits = 1; splits <= splits_max; splits *= 2) {
+      candidates.push_back({WideMethod::kWarpgroup, {}, splits});
+    }
   }
   if (device.cublas() != nullptr) {
     if (Result<void> added = add_cublas_candidates(op, algorithms_max, &candidates); !added) {

@@ -78,18 +78,19 @@ size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, 
 //
 // A token's bits are the same alone and in any batch up to kSkinnyTokensMax, and above as long as
 // the shape takes kTile; kCublas and kWarpgroup round a quantised weight to bfloat16 first
-// (relative 2^-9), and kCublas may add in another order for every number of tokens. With a bias,
-// its bfloat16 output is rounded twice: before the bias and after it.
+// (relative 2^-9), and kCublas may add in another order for every number of tokens, kWarpgroup for
+// every number of splits, which the choice names. With a bias, kCublas' bfloat16 output is rounded
+// twice: before the bias and after it.
 Result<void> run_gemm(const Gemm& op, Stream stream);
 
 // Seconds that a piece of work takes on the device, warm.
 using GemmTimer = std::function<Result<double>(const std::function<Result<void>()>& work)>;
 
-// Start-up: times every way of this product, cuBLASLt's first `algorithms_max` algorithms among
-// them, and keeps the fastest as the device's choice for its shape and number of tokens. Nothing to
-// do (and nothing timed) where there is one way only or for a skinny product. `op` as for
-// run_gemm(), with memory that may be overwritten. What cuBLASLt refuses is passed over. Errors: of
-// a product of ours, or of the timer.
+// Start-up: times every way of this product, cuBLASLt's first `algorithms_max` algorithms and the
+// warpgroup product's numbers of splits among them, and keeps the fastest as the device's choice
+// for its shape and number of tokens. Nothing to do (and nothing timed) where there is one way only
+// or for a skinny product. `op` as for run_gemm(), with memory that may be overwritten. What
+// cuBLASLt refuses is passed over. Errors: of a product of ours, or of the timer.
 Result<void> tune_gemm(const Gemm& op, int algorithms_max, const GemmTimer& seconds_of,
                        Stream stream);
 

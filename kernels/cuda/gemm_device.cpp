@@ -1,10 +1,13 @@
 // The table of choices and its text.
 #include "kernels/cuda/gemm_device.h"
 
+#include <bit>
 #include <charconv>
 #include <cstdio>
 #include <utility>
 #include <vector>
+
+#include "kernels/cuda/warpgroup_gemm.h"
 
 namespace updraft::cuda {
 namespace {
@@ -33,10 +36,11 @@ bool parse(std::string_view word, int base, T* out) {
   return result.ec == std::errc() && result.ptr == end;
 }
 
-// "<format> <rows> <cols> <tokens> tile", "... warpgroup" or "... cublas <8 words in hexadecimal>"
+// "<format> <rows> <cols> <tokens> tile", "... warpgroup", "... warpgroup <splits>" or "... cublas
+// <8 words in hexadecimal>"
 bool parse_choice(std::string_view line, std::string* key, WideChoice* choice) {
   const std::vector<std::string_view> words = words_of(line);
-  if (words.size() != 5 && words.size() != 13) return false;
+  if (words.size() != 5 && words.size() != 6 && words.size() != 13) return false;
   for (size_t i = 1; i < 4; ++i) {
     int64_t number = 0;
     if (!parse(words[i], 10, &number) || number < 1) return false;
@@ -46,6 +50,12 @@ bool parse_choice(std::string_view line, std::string* key, WideChoice* choice) {
   if (words.size() == 5) {
     choice->method = words[4] == "warpgroup" ? WideMethod::kWarpgroup : WideMethod::kTile;
     return words[4] == "tile" || words[4] == "warpgroup";
+  }
+  if (words.size() == 6) {
+    choice->method = WideMethod::kWarpgroup;
+    return words[4] == "warpgroup" && parse(words[5], 10, &choice->splits) && choice->splits > 1 &&
+           choice->splits <= kWarpgroupSplitsMax &&
+           std::has_single_bit(static_cast<uint32_t>(choice->splits));
   }
   choice->method = WideMethod::kCublas;
   if (words[4] != "cublas") return false;
@@ -115,6 +125,9 @@ std::string GemmDevice::choices_text() const {
         std::snprintf(text, sizeof text, " %llx", static_cast<unsigned long long>(word));
         out += text;
       }
+    }
+    if (choice.method == WideMethod::kWarpgroup && choice.splits > 1) {
+      out += " " + std::to_string(choice.splits);
     }
     out += "\n";
   }

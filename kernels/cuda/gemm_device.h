@@ -25,6 +25,7 @@ enum class WideMethod : uint8_t {
 struct WideChoice {
   WideMethod method = WideMethod::kTile;
   CublasAlgorithm algorithm;  // with kCublas; empty: what its heuristic gives
+  int32_t splits = 1;         // with kWarpgroup: blocks that share the columns; a power of two
 };
 
 struct GemmDeviceFacts {

@@ -295,6 +295,7 @@ struct Multiplier {
     wait(rings.keys, turn.slot, turn.parity);
     start_scores(scores, queries, rings.keys.tiles + turn.slot * T::kTileBytes);
     group_wait<0>();
+    pin(scores);
     release(rings.keys, turn.slot);
   }
   // What the other group alone sees.
@@ -325,6 +326,7 @@ struct Multiplier {
       float fade[2];
       weigh(scores, sums, fade, in.scale_log2);
       group_wait<0>();  // what is added to is there
+      pin(sums.values);
       if (open) release(rings.values, slot_before);
       UPDRAFT_UNROLL
       for (int i = 0; i < kDim / 2; ++i) sums.values[i] *= fade[i / 2 % 2];
@@ -351,6 +353,7 @@ struct Multiplier {
       slot_before = now.slot;
     }
     group_wait<0>();
+    pin(sums.values);
     release(rings.values, slot_before);
   }
 
@@ -394,7 +397,7 @@ struct Multiplier {
 };
 
 template <int kDim>
-UPDRAFT_KERNEL(kThreads)
+UPDRAFT_KERNEL_ALONE(kThreads)
 prefill_warpgroup_kernel(const UPDRAFT_GRID_CONSTANT TensorMap map, PrefillArguments in,
                          PageRows page) {
   if constexpr (kHasWarpgroups) {

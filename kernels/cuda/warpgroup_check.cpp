@@ -103,6 +103,11 @@ void fill_weights(const PackedLayout& layout, std::byte* packed, Bytes& bytes) {
 
 enum class Form { kPlain, kAdded, kGated };
 
+struct Way {
+  int32_t block_tokens;
+  int32_t splits;
+};
+
 // One format: its matrix, activations, and outputs of both products, on the device and on the host.
 class FormatCheck {
  public:
@@ -111,13 +116,15 @@ class FormatCheck {
   Result<WarpgroupVerdict> run() {
     if (auto ready = prepare(); !ready) return ready.error();
     std::vector<Form> forms = {Form::kPlain};
+    std::vector<Way> ways = {{128, 1}, {256, 1}};
     if (layout_.type == DType::kBF16 || layout_.type == DType::kF8_E4M3) {
       forms = {Form::kPlain, Form::kAdded, Form::kGated};
+      ways = {{128, 1}, {256, 1}, {128, 2}, {256, kSplits}};
     }
     for (const Form form : forms) {
       if (auto ran = expect(form); !ran) return ran.error();
-      for (const int32_t block_tokens : {128, 256}) {
-        auto verdict = compare(form, block_tokens);
+      for (const Way& way : ways) {
+        auto verdict = compare(form, way);
         if (!verdict || !verdict->right) return verdict;
       }
     }
@@ -125,12 +132,15 @@ class FormatCheck {
   }
 
  private:
+  static constexpr int32_t kSplits = 3;  // the most; the stages do not go into it
   static constexpr size_t kOutputBytes = size_t{kRows} * kTokens * sizeof(float);
 
   Result<void> prepare() {
     const auto weight_bytes = static_cast<size_t>(layout_.bytes);
     const size_t x_bytes = static_cast<size_t>(layout_.cols) * kTokens * sizeof(Bf16);
-    const size_t bytes = weight_bytes + 2 * x_bytes + 2 * kOutputBytes + 1024;
+    const size_t partial_bytes = warpgroup_gemm_partial_bytes(layout_, kTokens, kSplits);
+    const size_t bytes =
+        weight_bytes + 2 * x_bytes + 2 * kOutputBytes + kSkinnyCounterBytes + partial_bytes + 1024;
     auto device = DeviceMemory::allocate(bytes, "check of the warpgroup product");
     if (!device) return device.error();
     auto host = PinnedMemory::allocate(bytes, "check of the warpgroup product");
@@ -147,6 +157,9 @@ class FormatCheck {
     arranged_ = (x_ + x_bytes + 255) / 256 * 256;
     outputs_[0] = (arranged_ + x_bytes + 255) / 256 * 256;
     outputs_[1] = outputs_[0] + kOutputBytes;
+    counters_ = (outputs_[1] + kOutputBytes + 255) / 256 * 256;
+    if (auto filled = fill(device_.data() + counters_, 0, kSkinnyCounterBytes, stream_); !filled)
+      return filled;
     return copy_to_device(device_.data(), host_.data(), arranged_, stream_);
   }
 
@@ -180,12 +193,15 @@ class FormatCheck {
     return run_tile_gemm(product(form, 0), stream_);
   }
 
-  Result<WarpgroupVerdict> compare(Form form, int32_t block_tokens) {
+  Result<WarpgroupVerdict> compare(Form form, const Way& way) {
     if (auto filled = fill_output(1); !filled) return filled.error();
     WarpgroupGemm op;
     op.product = product(form, 1);
     op.arranged = reinterpret_cast<Bf16*>(device_.data() + arranged_);
-    op.block_tokens = block_tokens;
+    op.block_tokens = way.block_tokens;
+    op.splits = way.splits;
+    op.counters = reinterpret_cast<uint32_t*>(device_.data() + counters_);
+    op.partial = device_.data() + counters_ + kSkinnyCounterBytes;
     if (auto ran = run_warpgroup_gemm(op, stream_); !ran) return ran.error();
     if (auto copied = copy_to_host(host_.data() + outputs_[0], device_.data() + outputs_[0],
                                    2 * kOutputBytes, stream_);
@@ -193,12 +209,11 @@ class FormatCheck {
       return copied.error();
     }
     if (auto done = wait(stream_); !done) return done.error();
-    return form == Form::kGated ? judge<uint16_t>(form, block_tokens)
-                                : judge<float>(form, block_tokens);
+    return form == Form::kGated ? judge<uint16_t>(form, way) : judge<float>(form, way);
   }
 
   template <typename T>
-  Result<WarpgroupVerdict> judge(Form form, int32_t block_tokens) const {
+  Result<WarpgroupVerdict> judge(Form form, const Way& way) const {
     const auto* expected = reinterpret_cast<const T*>(host_.data() + outputs_[0]);
     const auto* got = reinterpret_cast<const T*>(host_.data() + outputs_[1]);
     for (int64_t i = 0; i < kRows * kTokens; ++i) {
@@ -206,9 +221,10 @@ class FormatCheck {
       static constexpr const char* kNames[] = {"", ", added", ", gated"};
       return WarpgroupVerdict{
           false, std::string(dtype_info(layout_.type).name) + kNames[static_cast<int>(form)] +
-                     ", blocks of " + std::to_string(block_tokens) + " tokens: token " +
-                     std::to_string(i / kRows) + ", row " + std::to_string(i % kRows) + " is " +
-                     std::to_string(got[i]) + " in place of " + std::to_string(expected[i])};
+                     ", blocks of " + std::to_string(way.block_tokens) + " tokens, " +
+                     std::to_string(way.splits) + " splits: token " + std::to_string(i / kRows) +
+                     ", row " + std::to_string(i % kRows) + " is " + std::to_string(got[i]) +
+                     " in place of " + std::to_string(expected[i])};
     }
     return WarpgroupVerdict{true, ""};
   }
@@ -220,6 +236,7 @@ class FormatCheck {
   size_t x_ = 0;  // byte offsets in both
   size_t arranged_ = 0;
   size_t outputs_[2] = {};
+  size_t counters_ = 0;  // and the sums of splits behind them
 };
 
 }  // namespace

@@ -20,7 +20,8 @@ struct WarpgroupVerdict {
 // All on the calling thread's current device, of capability 9.0. Errors: of the device (a fault in
 // a kernel is one, and the device is then lost to this process).
 
-// Small matrices of every format through both block sizes, against the tile product.
+// Small matrices of every format through both block sizes, against the tile product; some also with
+// their columns shared by blocks.
 Result<WarpgroupVerdict> check_warpgroup_gemm(Stream stream);
 // A few sequences of both head sizes against the kernel of mma.sync.
 Result<WarpgroupVerdict> check_warpgroup_attention(Stream stream);

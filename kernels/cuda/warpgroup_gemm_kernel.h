@@ -7,6 +7,9 @@
 // packed layout (weight_layout.h); while the tensor cores work on one stage a warp unpacks the
 // next. Activations, their columns arranged as the weights', are the operand in shared memory.
 //
+// Where several blocks share the columns (block_z), each puts its sums aside; the last to come adds
+// them up in the order of the columns.
+//
 // Every wait has a bound: who gives up has NaN for sums, and goes on to the end.
 #pragma once
 
@@ -26,6 +29,10 @@ struct WarpgroupGemmArguments {
   PackedWeight weight;
   GemmOutput out;
   int32_t bands;
+  int32_t splits = 1;
+  // With more splits than one; a tile of outputs is block_y() * grid_x() + block_x().
+  uint32_t* counters = nullptr;  // [tiles]
+  Vec16* partial = nullptr;      // [tiles][splits][kTokens / 8][2 * kGroupThreads]
 };
 
 // Of one stage: the activations' box, then of each band quants, high bits, scales and
@@ -47,19 +54,34 @@ struct GroupStage {
   static_assert(kCount * kBytes >= kGroupGemmWarps / 2 * kTokens / 2 * 32 * 4);
 };
 
+// The stages of a block: all, or its split's share.
+struct StageRange {
+  int first;
+  int count;
+};
+template <DType kType>
+UPDRAFT_DEVICE StageRange stages_of_block(const WarpgroupGemmArguments& in) {
+  const int all = (in.weight.tiles + Stage<kType>::kTiles - 1) / Stage<kType>::kTiles;
+  const int split = static_cast<int>(block_z());
+  const int first = all * split / in.splits;
+  return {first, all * (split + 1) / in.splits - first};
+}
+
 // The stages' memory as both sides see it.
 template <DType kType, int kTokens>
 struct GroupRing {
   using S = GroupStage<kType, kTokens>;
   uint64_t* full;
   uint64_t* empty;
+  uint32_t* is_last;  // of the splits: beside the stages, which copies may still write
   std::byte* stages;
 
   static UPDRAFT_DEVICE GroupRing of_block() {
     auto* memory = dynamic_shared<std::byte>();
     auto* barriers = reinterpret_cast<uint64_t*>(memory);
-    return {barriers, barriers + S::kCount,
-            next_pattern(memory + 2 * S::kCount * sizeof(uint64_t))};
+    constexpr int kBarrierBytes = 2 * S::kCount * static_cast<int>(sizeof(uint64_t));
+    return {barriers, barriers + S::kCount, reinterpret_cast<uint32_t*>(memory + kBarrierBytes),
+            next_pattern(memory + kBarrierBytes + sizeof(uint32_t))};
   }
   UPDRAFT_DEVICE std::byte* stage(int slot) const { return stages + slot * S::kBytes; }
   UPDRAFT_DEVICE std::byte* band(int slot, int band_here) const {
@@ -72,7 +94,8 @@ struct GroupRing {
 // telling.)
 template <DType kType, int kTokens>
 UPDRAFT_DEVICE void bring_stages(const WarpgroupGemmArguments& in, const TensorMap* x,
-                                 const GroupRing<kType, kTokens>& ring, int stage_count, int lane) {
+                                 const GroupRing<kType, kTokens>& ring, const StageRange& stages,
+                                 int lane) {
   using S = GroupStage<kType, kTokens>;
   using T = Stage<kType>;
   const int band_first = static_cast<int>(block_x()) * kGroupGemmWarps;
@@ -82,16 +105,16 @@ UPDRAFT_DEVICE void bring_stages(const WarpgroupGemmArguments& in, const TensorM
   int slot = 0;
   uint32_t parity = 1;  // of the phase that frees the slot; the first round finds it free
   UPDRAFT_NO_UNROLL
-  for (int s = 0; s < stage_count; ++s) {
+  for (int s = 0; s < stages.count; ++s) {
     if (s >= S::kCount && !all(wait_phase(ring.empty + slot, parity))) return;
-    const int tile = s * T::kTiles;
+    const int tile = (stages.first + s) * T::kTiles;
     const int tiles_left = in.weight.tiles - tile;
     const int tiles_here = tiles_left < T::kTiles ? tiles_left : T::kTiles;
     if (lane == 0) {
       arrive_expecting(
           ring.full + slot,
           static_cast<uint32_t>(S::kBoxBytes + bands_here * tiles_here * T::kTileBytes));
-      copy_box(ring.stage(slot), x, s * kStageCols, token_first, ring.full + slot);
+      copy_box(ring.stage(slot), x, (stages.first + s) * kStageCols, token_first, ring.full + slot);
     }
     if (lane < bands_here) {
       const TilePlace from = place_of<kType>(in.weight, band_first + lane, tile);
@@ -145,10 +168,10 @@ UPDRAFT_DEVICE void unpack_stage(const std::byte* band, int chunks_here, int lan
 // A warp of the two groups that multiply: the sums of its 16 rows, NaN when a wait gave up.
 template <DType kType, int kTokens>
 UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
-                                    const GroupRing<kType, kTokens>& ring, int stage_count,
+                                    const GroupRing<kType, kTokens>& ring, const StageRange& stages,
                                     int warp, int lane, float (&sums)[kTokens / 2]) {
   using S = GroupStage<kType, kTokens>;
-  const int chunk_count = in.weight.tiles * TileRegisters<kType>::kChunks;
+  const int chunk_count = in.weight.tiles * TileRegisters<kType>::kChunks - 2 * stages.first;
   bool whole = true;
   int slot = 0;
   uint32_t parity = 0;
@@ -178,27 +201,68 @@ UPDRAFT_DEVICE void multiply_stages(const WarpgroupGemmArguments& in,
     }
   };
   UPDRAFT_NO_UNROLL
-  for (int s = 0; s + 1 < stage_count; s += 2) {
+  for (int s = 0; s + 1 < stages.count; s += 2) {
     multiply_stage(s, even);
     multiply_stage(s + 1, odd);
   }
-  if (stage_count % 2 != 0) multiply_stage(stage_count - 1, even);
+  if (stages.count % 2 != 0) multiply_stage(stages.count - 1, even);
   group_wait<0>();
+  pin(sums);
   if (!whole) {
     UPDRAFT_UNROLL
     for (int i = 0; i < kTokens / 2; ++i) sums[i] = bits_float(0x7FC00000U);
   }
 }
 
+// Of the threads that multiply. True: all splits' sums of the tile are in `sums`; else another
+// block will have them.
+template <int kTokens>
+UPDRAFT_DEVICE bool join_group_splits(const WarpgroupGemmArguments& in, uint32_t* is_last,
+                                      float (&sums)[kTokens / 2]) {
+  constexpr int kThreads = 2 * kGroupThreads;
+  constexpr int kVectors = kTokens / 8;
+  constexpr uint32_t kBarrier = 1;
+  const int64_t tile = static_cast<int64_t>(block_y()) * grid_x() + block_x();
+  const int own = static_cast<int>(block_z());
+  Vec16* of_tile = in.partial + tile * in.splits * (kVectors * kThreads) + thread_x();
+  UPDRAFT_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    store(of_tile + (own * kVectors + v) * kThreads,
+          Vec16{{float_bits(sums[4 * v]), float_bits(sums[4 * v + 1]), float_bits(sums[4 * v + 2]),
+                 float_bits(sums[4 * v + 3])}});
+  }
+  fence();
+  sync_named(kBarrier, kThreads);
+  if (thread_x() == 0) {
+    *is_last = atomic_add(in.counters + tile, 1U) == static_cast<uint32_t>(in.splits) - 1 ? 1U : 0U;
+    if (*is_last != 0) store(in.counters + tile, 0U);  // ready for the next launch
+  }
+  sync_named(kBarrier, kThreads);
+  if (*is_last == 0) return false;
+  fence();
+  UPDRAFT_UNROLL
+  for (int i = 0; i < kTokens / 2; ++i) sums[i] = 0.0F;
+  UPDRAFT_NO_UNROLL
+  for (int split = 0; split < in.splits; ++split) {
+    UPDRAFT_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec16 part = load_written(of_tile + (split * kVectors + v) * kThreads);
+      UPDRAFT_UNROLL
+      for (int j = 0; j < 4; ++j) sums[4 * v + j] += bits_float(part.word[j]);
+    }
+  }
+  return true;
+}
+
 template <DType kType, int kTokens>
-UPDRAFT_KERNEL(kGroupGemmThreads)
+UPDRAFT_KERNEL_ALONE(kGroupGemmThreads)
 warpgroup_gemm_kernel(const UPDRAFT_GRID_CONSTANT TensorMap x, WarpgroupGemmArguments in) {
   if constexpr (kHasWarpgroups) {
     using S = GroupStage<kType, kTokens>;
     const auto ring = GroupRing<kType, kTokens>::of_block();
     const int warp = static_cast<int>(thread_x()) / 32;
     const int lane = static_cast<int>(thread_x()) % 32;
-    const int stage_count = (in.weight.tiles + Stage<kType>::kTiles - 1) / Stage<kType>::kTiles;
+    const StageRange stages = stages_of_block<kType>(in);
     if (thread_x() == 0) {
       UPDRAFT_UNROLL
       for (int i = 0; i < S::kCount; ++i) {
@@ -212,11 +276,12 @@ warpgroup_gemm_kernel(const UPDRAFT_GRID_CONSTANT TensorMap x, WarpgroupGemmArgu
     wait_for_previous();
     if (warp >= kGroupGemmWarps) {
       fewer_registers<kBringRegisters>();
-      if (warp == kGroupGemmWarps) bring_stages<kType>(in, &x, ring, stage_count, lane);
+      if (warp == kGroupGemmWarps) bring_stages<kType>(in, &x, ring, stages, lane);
     } else {
       more_registers<kMultiplyRegisters>();
       float sums[kTokens / 2] = {};
-      multiply_stages(in, ring, stage_count, warp, lane, sums);
+      multiply_stages(in, ring, stages, warp, lane, sums);
+      if (in.splits > 1 && !join_group_splits<kTokens>(in, ring.is_last, sums)) return;
       const int row_first = (static_cast<int>(block_x()) * kGroupGemmWarps + warp) * kTileRows;
       const int token_first = static_cast<int>(block_y()) * kTokens;
       if (in.out.gated) {
@@ -237,7 +302,8 @@ Result<void> launch_warpgroup_gemm(const TensorMap& x, const WarpgroupGemmArgume
   using S = GroupStage<kType, kTokens>;
   LaunchShape shape;
   shape.grid = {static_cast<uint32_t>((in.bands + kGroupGemmWarps - 1) / kGroupGemmWarps),
-                static_cast<uint32_t>((in.out.tokens + kTokens - 1) / kTokens), 1};
+                static_cast<uint32_t>((in.out.tokens + kTokens - 1) / kTokens),
+                static_cast<uint32_t>(in.splits)};
   shape.block = {kGroupGemmThreads, 1, 1};
   shape.shared_bytes = size_t{S::kAheadBytes} + size_t{S::kCount} * S::kBytes;
   shape.early_start = true;

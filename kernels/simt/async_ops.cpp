@@ -9,6 +9,7 @@ namespace {
 constexpr uint32_t kRowBytes = 128;  // of a swizzled box
 constexpr uint32_t kUnitBytes = 16;
 constexpr uint32_t kArrivalsMax = (1U << 20) - 1;
+constexpr int64_t kBytesMax = (1 << 20) - 1;  // that a phase lacks
 
 // What the eight bytes hold: whoever writes over them is found out.
 uint64_t mark_of(const void* barrier, uint64_t phase) {
@@ -47,6 +48,11 @@ void arrive(const char* name, uint64_t* at, uint32_t bytes, const Place& place) 
          place);
   }
   barrier.bytes += bytes;
+  if (barrier.bytes > kBytesMax) {
+    stop(std::string(name) + ": a phase that lacks " + std::to_string(barrier.bytes) +
+             " bytes (up to " + std::to_string(kBytesMax) + ")",
+         place);
+  }
   --barrier.pending;
   end_phase_if_complete(at, barrier);
   pause();
@@ -86,6 +92,13 @@ uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7U) << 4;
 
 }  // namespace
 
+std::byte* in_async_view(const std::byte* at) {
+  std::vector<std::byte>& view = block().async_view;
+  const MemoryBlock& memory = *block().dynamic_shared;
+  if (view.empty()) view.assign(memory.bytes(), std::byte{0xFF});
+  return view.data() + (at - memory.data());
+}
+
 bool phase_is_over(const PhaseWait& wait) {
   return (block().transaction_barriers.at(wait.barrier).phase & 1U) != wait.parity;
 }
@@ -97,6 +110,7 @@ void land(const BulkCopy& copy) {
     } else {
       std::memset(piece.to, 0, piece.bytes);
     }
+    std::memcpy(in_async_view(piece.to), piece.to, piece.bytes);
   }
   TransactionBarrier& barrier = block().transaction_barriers.at(copy.barrier);
   barrier.bytes -= copy.bytes;
@@ -126,6 +140,9 @@ void arrive_expecting(uint64_t* barrier, uint32_t bytes, Place place) {
 
 bool wait_phase(uint64_t* barrier, uint32_t parity, Place place) {
   barrier_at("mbarrier.try_wait", barrier, place);
+  if (parity > 1) {
+    stop("mbarrier.try_wait for a phase of parity " + std::to_string(parity), place);
+  }
   const PhaseWait wait{barrier, parity, place, false};
   return phase_is_over(wait) || wait_for(wait);
 }
@@ -198,6 +215,12 @@ void copy_box(void* to_shared, const void* map, int32_t column, int32_t row, uin
     }
   }
   start(std::move(copy));
+}
+
+void fence_async() {
+  const MemoryBlock& memory = *block().dynamic_shared;
+  if (memory.bytes() == 0) return;
+  std::memcpy(in_async_view(memory.data()), memory.data(), memory.bytes());
 }
 
 uint32_t shared_address(const void* at, Place place) {

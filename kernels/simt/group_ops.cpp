@@ -6,6 +6,7 @@
 #include "kernels/quant/quant.h"
 #include "kernels/simt/group_products.h"
 #include "kernels/simt/hopper_ops.h"
+#include "kernels/simt/tensor_sum.h"
 
 namespace updraft::simt {
 namespace {
@@ -40,8 +41,8 @@ struct Matrix {
   }
 };
 
-std::byte* shared_byte(uint32_t address) {
-  return block().dynamic_shared->data() + (address - block().shared_base);
+const std::byte* shared_byte(uint32_t address) {
+  return in_async_view(block().dynamic_shared->data() + (address - block().shared_base));
 }
 
 void check_matrix(const char* name, const Matrix& matrix, uint32_t rows, bool transposed,
@@ -125,7 +126,7 @@ void compute(GroupProduct& product, uint32_t warp, GroupSums& sums) {
       const uint32_t lane = 4 * (r % 8) + n % 8 / 2;
       const uint32_t i = n / 8 * 4 + r / 8 * 2 + n % 2;
       float& sum = sums.values[size_t{lane} * half + i];
-      sum = static_cast<float>((product.first ? 0.0 : static_cast<double>(sum)) + row[n]);
+      sum = toward_zero((product.first ? 0.0 : static_cast<double>(sum)) + row[n]);
     }
   }
 }
@@ -208,6 +209,24 @@ void execute_wait(WarpRequest* const* lanes) {
   }
 }
 
+// That each thread of the block begins with.
+uint32_t registers_at_first() {
+  constexpr uint64_t kRegisters = 65536;
+  constexpr uint64_t kOfThreadMax = 256;
+  return static_cast<uint32_t>(
+      std::min(kRegisters / block().shape.block.count() / 8 * 8, kOfThreadMax));
+}
+
+struct SetRegisters {
+  uint32_t warp;
+  uint32_t count;
+};
+
+void execute_set_registers(WarpRequest* const* lanes) {
+  const auto& in = *static_cast<const SetRegisters*>(lanes[0]->in);
+  block().products->warps[in.warp].registers.push_back(in.count);
+}
+
 void check_whole_group(const char* name, const Place& place) {
   if ((own_warp() / kGroupWarps + 1) * kGroupWarps * kWarpLanes > block().shape.block.count()) {
     stop(std::string(name) + " by a warpgroup of fewer than 128 threads", place);
@@ -248,6 +267,38 @@ void wait_groups(size_t groups, const Place& place) {
   const WaitGroups wait{own_warp(), groups};
   WarpRequest request{"wgmma.wait_group", kAllLanes, place, &wait, nullptr, execute_wait};
   wait_for(request);
+}
+
+void set_registers(uint32_t registers, bool more, const Place& place) {
+  const char* name = more ? "setmaxnreg.inc" : "setmaxnreg.dec";
+  check_whole_group(name, place);
+  const uint32_t warp = own_warp();
+  const std::vector<uint32_t>& before = block().products->warps[warp].registers;
+  const uint32_t now = before.empty() ? registers_at_first() : before.back();
+  if (more ? registers < now : registers > now) {
+    stop(std::string(name) + " from " + std::to_string(now) + " to " + std::to_string(registers) +
+             " registers",
+         place);
+  }
+  const SetRegisters set{warp, registers};
+  WarpRequest request{name, kAllLanes, place, &set, nullptr, execute_set_registers};
+  wait_for(request);
+}
+
+std::optional<std::string> wrong_registers() {
+  const std::vector<WarpProducts>& warps = block().products->warps;
+  const uint64_t have = uint64_t{registers_at_first()} * kWarpLanes * warps.size();
+  uint64_t wanted = 0;
+  for (size_t i = 0; i < warps.size(); ++i) {
+    const WarpProducts& warp = warps[i];
+    if (warp.registers != warps[i / kGroupWarps * kGroupWarps].registers) {
+      return "warp " + std::to_string(i) + " set other registers than another of its group";
+    }
+    wanted += uint64_t{kWarpLanes} *
+              (warp.registers.empty() ? registers_at_first() : warp.registers.back());
+  }
+  if (wanted <= have) return std::nullopt;
+  return "its groups want " + std::to_string(wanted) + " registers of " + std::to_string(have);
 }
 
 std::optional<std::string> unfinished_products() {

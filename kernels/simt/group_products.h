@@ -47,6 +47,7 @@ struct WarpProducts {
   std::deque<std::vector<GroupProduct>> groups;  // committed, oldest first
   std::map<const float*, GroupSums> sums;
   size_t issued_count = 0;
+  std::vector<uint32_t> registers;  // of a thread, as it set them
 };
 
 struct GroupProducts {

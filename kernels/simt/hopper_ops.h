@@ -5,7 +5,9 @@
 // shared memory matrix layout, matrix descriptor, async proxy, wgmma.fence, .commit_group,
 // .wait_group), "setmaxnreg". kernels/cuda/device_cuda_hopper.h has the same functions for nvcc.
 //
-// Not emulated: what a missing fence.proxy.async does to matrices that threads wrote themselves.
+// Products find of what threads wrote to shared memory only what was there before some thread's
+// fence_async(); that it has to be the writing thread's is not emulated, nor what a missing one
+// does to the copies behind it.
 #pragma once
 
 #include <cstdint>
@@ -111,16 +113,21 @@ void group_wait(Place place = Place::current()) {
 }
 
 // fence.proxy.async: what this thread wrote to shared memory is there for products and copies.
-inline void fence_async() {}
+void fence_async();
 
-// setmaxnreg of the whole warpgroup: a promise to the hardware, without effect here.
+// setmaxnreg of a whole warpgroup. Each thread begins with its share of 65,536 registers; a launch
+// fails where a group asks for fewer or more in the wrong direction, where its warps differ, or
+// where the block's groups want more than there are: the last of them would wait for ever.
+void set_registers(uint32_t registers, bool more, const Place& place);
 template <int Registers>
-void fewer_registers() {
+void fewer_registers(Place place = Place::current()) {
   static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
+  set_registers(Registers, false, place);
 }
 template <int Registers>
-void more_registers() {
+void more_registers(Place place = Place::current()) {
   static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
+  set_registers(Registers, true, place);
 }
 
 }  // namespace updraft::simt

@@ -322,6 +322,7 @@ void Machine::run_block(const Dim3& index) {
   block_.previous_hidden = block_.shape.early_start && overlap() != nullptr;
   if (block_.previous_hidden) overlap()->hide();
   block_.shared_base = 128 * (8 + static_cast<uint32_t>(random_() % 8));
+  block_.async_view.clear();
   block_.transaction_barriers.clear();
   block_.copies_under_way.clear();
   block_.products = std::make_unique<GroupProducts>(warp_count());
@@ -371,6 +372,8 @@ void Machine::end_block() {
     error_ = where + "ended with a bulk copy that nobody waited for";
   } else if (auto unfinished = unfinished_products()) {
     error_ = where + *unfinished;
+  } else if (auto registers = wrong_registers()) {
+    error_ = where + *registers;
   }
 }
 

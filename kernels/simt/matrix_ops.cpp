@@ -1,9 +1,11 @@
-// ldmatrix and mma.sync. Sums are exact products added in double precision and rounded once per
-// instruction: real tensor cores round a little differently, which no kernel may depend on.
+// ldmatrix and mma.sync. Sums are exact products added in double precision and cut off once per
+// instruction (tensor_sum.h).
 #include <array>
+#include <type_traits>
 
 #include "kernels/quant/quant.h"
 #include "kernels/simt/ops.h"
+#include "kernels/simt/tensor_sum.h"
 
 namespace updraft::simt {
 namespace {
@@ -79,7 +81,12 @@ void execute_mma(WarpRequest* const* lanes) {
       const auto column = static_cast<size_t>(2 * (lane % 4) + i % 2);
       Wide total{};
       for (size_t k = 0; k < kDepth; ++k) total += a[row][k] * b[k][column];
-      sums[i] = static_cast<Sum>(static_cast<Wide>(sums[i]) + total);
+      total += static_cast<Wide>(sums[i]);
+      if constexpr (std::is_same_v<Sum, float>) {
+        sums[i] = toward_zero(total);
+      } else {
+        sums[i] = static_cast<Sum>(total);
+      }
     }
   }
 }

@@ -74,6 +74,9 @@ struct BulkCopy {
   int64_t bytes;  // that the barrier hears of
 };
 
+// Where in the block's async_view what lies at `at` in dynamic shared memory is.
+std::byte* in_async_view(const std::byte* at);
+
 // kPrevious: at wait_for_previous(), until all threads of the block are there.
 enum class State : uint8_t { kReady, kWarpOperation, kBarrier, kPhase, kPrevious, kDone };
 
@@ -108,6 +111,9 @@ struct Block {
   // Where dynamic shared memory begins in the shared window: a multiple of 128 that the seed
   // chooses, so nobody may take it for one of 1024.
   uint32_t shared_base = 0;
+  // Dynamic shared memory as copies and products find it: what copies brought, and what threads
+  // wrote before a fence_async(). Empty until somebody asks.
+  std::vector<std::byte> async_view;
   std::map<const void*, TransactionBarrier> transaction_barriers;
   std::vector<BulkCopy> copies_under_way;
   std::unique_ptr<GroupProducts> products;
@@ -129,6 +135,8 @@ void land(const BulkCopy& copy);
 // In group_ops.cpp: what is wrong at the end of a block; nothing when all warps of a group did the
 // same and waited for it.
 std::optional<std::string> unfinished_products();
+// Likewise: registers that the groups of a block have not, or not all warps of a group.
+std::optional<std::string> wrong_registers();
 // Ends the launch with an error: "block (0,0,0) warp 1 lane 3: <what> at <place>". Takes the text:
 // the thread is never resumed, so nothing that it holds is ever freed.
 [[noreturn]] void stop(std::string&& what, const Place& place);

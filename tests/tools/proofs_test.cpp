@@ -227,7 +227,8 @@ const std::vector<Proved> kPitfalls = {
     {"sums in bfloat16, or of 14 bits in fp8",
      {"13,696 columns are summed as in double precision",
       "13,696 columns are summed by the tile product as in double precision",
-      "13,696 columns are summed by the warpgroup product as in double precision"}},
+      "13,696 columns are summed by the warpgroup product as tensor cores sum them",
+      "tensor cores cut off what a float does not hold"}},
     {"NaN in padding times zero",
      {"decode attention equals softmax in double precision, whatever the schedule",
       "prefill attention equals softmax in double precision, whatever the schedule",
@@ -254,10 +255,12 @@ const std::vector<Proved> kPitfalls = {
       "prefill reads pages beyond 2^31 bytes and elements",
       "warpgroup prefill reads pages beyond 2^31 bytes and elements"}},
     {"few rows leave most of the device idle",
-     {"a matrix of few rows gives every multiprocessor a block, or every warp its least"}},
+     {"a matrix of few rows gives every multiprocessor a block, or every warp its least",
+      "columns are split where tiles of outputs leave multiprocessors idle"}},
     {"a barrier or a wait that is missing",
      {"steps whose kernels overlap as far as they may give the bits of those that do not",
-      "no order of warps, early or late copies change the warpgroup product's bits"}},
+      "no order of warps, early or late copies change the warpgroup product's bits",
+      "a product finds what threads wrote before a fence between them and it"}},
 };
 
 struct Tests {

@@ -13,6 +13,7 @@
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "kernels/cuda/warpgroup_check.h"
+#include "kernels/cuda/warpgroup_gemm.h"
 #include "kernels/quant/quant.h"
 
 namespace updraft::gpu {
@@ -58,6 +59,7 @@ std::vector<Case> cases(bool smoke) {
     }
     out.push_back({type, kGateUp, 128});
     out.push_back({type, kGateUp, 256});
+    if (dtype_info(type).block_elems != 256) out.push_back({type, kDown, 256});
   }
   return out;
 }
@@ -213,15 +215,22 @@ class Bench {
     line.unit = "T/s";
     const double rate = by_row ? config_.ceilings.int8_per_s : config_.ceilings.bf16_per_s;
     std::vector<float> by_tile;
-    for (const WideMethod method :
-         {WideMethod::kTile, WideMethod::kCublas, WideMethod::kWarpgroup}) {
-      device_->set_choice(*layout, one.tokens, {method, {}});
+    std::vector<WideChoice> ways = {{WideMethod::kTile, {}}, {WideMethod::kCublas, {}}};
+    const int32_t splits_max =
+        warpgroup_gemm_splits_max(*layout, one.tokens, device_->facts().multiprocessor_count);
+    for (int32_t splits = 1; splits <= splits_max; splits *= 2) {
+      ways.push_back({WideMethod::kWarpgroup, {}, splits});
+    }
+    for (const WideChoice& way : ways) {
+      const WideMethod method = way.method;
+      device_->set_choice(*layout, one.tokens, way);
       if (device_->choice(*layout, one.tokens).method != method) continue;  // not here
       const char* name = method == WideMethod::kTile     ? "tile"
                          : method == WideMethod::kCublas ? "cuBLASLt"
                                                          : "warpgroup";
       line.name = std::string(dtype_info(one.type).name) + " " + one.shape.name + ", " +
                   std::to_string(one.tokens) + " tokens, " + name;
+      if (way.splits > 1) line.name += ", columns in " + std::to_string(way.splits);
       const auto seconds = seconds_of(op);
       if (!seconds) return seconds.error();
       if (device_->choice(*layout, one.tokens).method != method) {

@@ -101,6 +101,11 @@ struct Problem {
   }
 };
 
+// What a sum of so many columns in one accumulator may be off, relative. Tensor cores cut off
+// instead of rounding, once for 8 columns (capability 8.0) or 16 (9.0): half a unit in the last
+// place each time, of a sum that is still growing; twice that is allowed.
+inline double cut_off(int64_t columns) { return 1e-6 + static_cast<double>(columns) / 8 * 0x1p-24; }
+
 inline constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ8_0,   DType::kBF16, DType::kQ4_K,
                                    DType::kQ6_K, DType::kQ5_0,   DType::kQ5_1, DType::kQ5_K,
                                    DType::kF16,  DType::kF8_E4M3};

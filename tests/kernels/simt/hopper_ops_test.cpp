@@ -240,6 +240,109 @@ TEST_CASE("wgmma multiplies 64 rows by any number of columns in the layouts of t
   }
 }
 
+TEST_CASE("a wgmma cuts off what a float does not hold") {
+  // 16 * 1.5 * 2^-28 on 1: the nearest float is the next one above 1.
+  Buffer<uint16_t> b("b", 8 * 64);
+  for (uint16_t& v : b.span()) v = float_to_bf16(1.5F * 0x1p-28F);
+  const TensorMap map = map_of(b, 8, 64, 8);
+  const uint32_t one = uint32_t{float_to_bf16(1.0F)} * 0x10001U;
+  int wrong = 0;
+  const Result<void> ran = launch(kOneGroup, {1}, [&] {
+    auto* barrier = dynamic_shared<uint64_t>();
+    std::byte* tile = aligned(dynamic_shared<std::byte>() + 64);
+    if (thread_x() == 0) {
+      init_barrier(barrier, 1);
+      publish_barriers();
+      arrive_expecting(barrier, 8 * 128);
+      copy_box(tile, &map, 0, 0, barrier);
+    }
+    sync_block();
+    wait_phase(barrier, 0);
+    const uint32_t a[4] = {one, one, one, one};
+    float sums[4] = {1.0F, 1.0F, 1.0F, 1.0F};
+    group_fence();
+    group_mma_bf16(sums, a, descriptor(shared_address(tile)));
+    group_commit();
+    group_wait<0>();
+    for (const float sum : sums) wrong += sum == 1.0F ? 0 : 1;
+  });
+  REQUIRE_MESSAGE(ran.ok(), ran.message());
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("a product finds what threads wrote before a fence between them and it") {
+  const uint32_t one = uint32_t{float_to_bf16(1.0F)} * 0x10001U;
+  for (const bool fenced : {true, false}) {
+    int sixteens = 0;
+    const Result<void> ran = launch(kOneGroup, {1}, [&] {
+      std::byte* tile = aligned(dynamic_shared<std::byte>());
+      for (uint32_t i = thread_x(); i < 8 * 64 / 2; i += 128) {
+        std::memcpy(tile + 4 * i, &one, sizeof one);
+      }
+      if (fenced) fence_async();
+      sync_block();
+      const uint32_t a[4] = {one, one, one, one};
+      float sums[4] = {};
+      group_fence();
+      group_mma_bf16(sums, a, descriptor(shared_address(tile)));
+      group_commit();
+      group_wait<0>();
+      for (const float sum : sums) sixteens += sum == 16.0F ? 1 : 0;
+    });
+    REQUIRE_MESSAGE(ran.ok(), ran.message());
+    CHECK(sixteens == (fenced ? 512 : 0));
+  }
+}
+
+TEST_CASE("groups that want registers which the block does not have are reported") {
+  const LaunchShape three{{1, 1, 1}, {384, 1, 1}, 0};
+  const auto error_of = [](const LaunchShape& shape, const std::function<void()>& kernel) {
+    return launch(shape, {1}, kernel).message();
+  };
+  const Result<void> fits = launch(three, {1}, [] {
+    if (thread_x() >= 256) {
+      fewer_registers<40>();
+    } else {
+      more_registers<232>();
+    }
+  });
+  CHECK_MESSAGE(fits.ok(), fits.message());
+  CHECK(error_of(three, [] {
+          if (thread_x() >= 256) {
+            fewer_registers<48>();
+          } else {
+            more_registers<232>();
+          }
+        }).find("want 65536 registers of 64512") != std::string::npos);
+  CHECK(error_of(three, [] { fewer_registers<176>(); }).find("from 168 to 176") !=
+        std::string::npos);
+  CHECK(error_of(three, [] { more_registers<160>(); }).find("from 168 to 160") !=
+        std::string::npos);
+  CHECK(error_of(three, [] {
+          if (thread_x() < 32) fewer_registers<40>();
+        }).find("of its group") != std::string::npos);
+  CHECK(error_of({{1, 1, 1}, {96, 1, 1}, 0}, [] {
+          fewer_registers<40>();
+        }).find("fewer than 128 threads") != std::string::npos);
+}
+
+TEST_CASE("a phase of more bytes than an mbarrier counts, and no parity, are reported") {
+  const auto error_of = [](const std::function<void(uint64_t*)>& use) {
+    return launch({{1, 1, 1}, {1, 1, 1}, 64}, {1},
+                  [&] {
+                    auto* barrier = dynamic_shared<uint64_t>();
+                    init_barrier(barrier, 2);
+                    use(barrier);
+                  })
+        .message();
+  };
+  CHECK(error_of([](uint64_t* barrier) {
+          arrive_expecting(barrier, 1U << 20);
+        }).find("lacks 1048576 bytes") != std::string::npos);
+  CHECK(error_of([](uint64_t* barrier) { wait_phase(barrier, 2); }).find("parity 2") !=
+        std::string::npos);
+}
+
 TEST_CASE("a transposed matrix has its columns in rows of 64, those beyond in the next rows") {
   // b [k][n] of 64 x 128, in two boxes of 64 columns; the product takes k = 32 .. 47.
   std::mt19937 random(4);

@@ -225,6 +225,25 @@ TEST_CASE("mma.sync multiplies bf16, fp16 and int8 matrices in the layouts of th
   }
 }
 
+TEST_CASE("tensor cores cut off what a float does not hold") {
+  // 1 + 16 * 1.5 * 2^-28: the nearest float is the next one above 1.
+  for (const float sign : {1.0F, -1.0F}) {
+    const uint32_t one = uint32_t{float_to_bf16(1.0F)} * 0x10001U;
+    const uint32_t little = uint32_t{float_to_bf16(sign * 1.5F * 0x1p-28F)} * 0x10001U;
+    const uint32_t enough = uint32_t{float_to_bf16(sign * 0x1p-27F)} * 0x10001U;
+    int wrong = 0;
+    require_runs(kOneWarp, {}, [&] {
+      const uint32_t a[4] = {one, one, one, one};
+      float sums[4] = {sign, sign, sign, sign};
+      mma_bf16(sums, a, little, little);
+      for (const float sum : sums) wrong += sum == sign ? 0 : 1;
+      mma_bf16(sums, a, enough, enough);
+      for (const float sum : sums) wrong += sum == sign * (1.0F + 0x1p-23F) ? 0 : 1;
+    });
+    CHECK(wrong == 0);
+  }
+}
+
 TEST_CASE("cp.async lands at its wait, or at once when the schedule says so, and fills zeros") {
   Buffer<uint32_t> source("source", 8);
   for (uint32_t i = 0; i < 8; ++i) source[i] = i;
