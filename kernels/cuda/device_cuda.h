@@ -349,7 +349,9 @@ struct LaunchShape {
   bool early_start = false;
 };
 
-inline constexpr size_t kSharedBytesByDefault = 48 << 10;
+// Dynamic shared memory up to which a launch asks for nothing. Every launch may have 48 KiB, static
+// arrays included, which have at most the rest (as the emulator checks).
+inline constexpr size_t kSharedBytesUnasked = 32 << 10;
 
 // Whether the current device can start a kernel before the one in front has ended: capability 90.
 inline bool device_starts_early() {
@@ -372,7 +374,7 @@ inline bool device_starts_early() {
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  if (shape.shared_bytes > kSharedBytesByDefault) {
+  if (shape.shared_bytes > kSharedBytesUnasked) {
     const cudaError_t allowed = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (allowed != cudaSuccess) {

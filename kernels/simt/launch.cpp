@@ -18,7 +18,6 @@ namespace updraft::simt {
 namespace {
 
 constexpr uint64_t kThreadsMax = 1024;
-constexpr size_t kSharedBytesMax = 227 << 10;
 constexpr uint32_t kBarrierCount = 16;
 constexpr size_t kStackBytes = kAddressSanitizer ? 256 << 10 : 64 << 10;
 

@@ -8,7 +8,8 @@ namespace updraft::simt {
 namespace {
 
 constexpr size_t kCopyBytes = 16;
-constexpr size_t kStaticSharedBytesMax = 48 << 10;
+// With 32 KiB of dynamic memory they are the 48 KiB that a launch has without asking for more.
+constexpr size_t kStaticSharedBytesMax = 16 << 10;
 
 struct Exchange {
   uint64_t value;
@@ -197,6 +198,11 @@ std::byte* static_shared(const void* key, size_t bytes) {
   if (total > kStaticSharedBytesMax) {
     stop("static shared arrays of " + std::to_string(total) + " bytes, above " +
              std::to_string(kStaticSharedBytesMax),
+         Place::current());
+  }
+  if (const size_t all = total + block().shape.shared_bytes; all > kSharedBytesMax) {
+    stop("dynamic and static shared memory of " + std::to_string(all) + " bytes, above " +
+             std::to_string(kSharedBytesMax),
          Place::current());
   }
   arrays.emplace_back(key, std::make_unique<MemoryBlock>("static " + std::to_string(arrays.size()),

@@ -9,27 +9,27 @@ using namespace updraft;
 using namespace updraft::cuda;
 using namespace updraft::cuda::testing;
 
-TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
+namespace {
+
+void check_quantised_rows(int32_t cols) {
   constexpr int32_t kRows = 3;
-  constexpr int32_t kCols = 2056;  // a second turn of one thread
-  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * kCols);
+  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * cols);
   fill_normal(in.span(), 5);
-  for (int c = 0; c < 2 * kCols; ++c)
-    in[static_cast<size_t>(2 * kCols + c)] = {0};  // row 1 is zero
+  for (int c = 0; c < 2 * cols; ++c) in[static_cast<size_t>(2 * cols + c)] = {0};  // row 1 is zero
   for (const bool gated : {false, true}) {
     for (const bool float8 : {false, true}) {
       for (const Schedule& schedule : schedules()) {
         const ScheduleScope scope(schedule);
         CAPTURE(gated);
         CAPTURE(float8);
-        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * kCols);
+        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * cols);
         Buffer<float> scale("scale", kRows);
         QuantizeRows op;
         op.in = in.data();
-        op.in_stride = 2 * kCols;
+        op.in_stride = 2 * cols;
         op.gated = gated;
         op.rows = kRows;
-        op.cols = kCols;
+        op.cols = cols;
         if (float8) {
           op.out_float8 = reinterpret_cast<Float8*>(bytes.data());
         } else {
@@ -40,18 +40,18 @@ TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
         for (int32_t r = 0; r < kRows; ++r) {
           std::vector<double> exact;
           double largest = 0;
-          for (int32_t c = 0; c < kCols; ++c) {
-            const auto at = static_cast<size_t>(r * 2 * kCols + c);
+          for (int32_t c = 0; c < cols; ++c) {
+            const auto at = static_cast<size_t>(r * 2 * cols + c);
             const double gate = static_cast<double>(value(in[at]));
-            const double up = static_cast<double>(value(in[at + kCols]));
+            const double up = static_cast<double>(value(in[at + cols]));
             exact.push_back(gated ? gate / (1 + std::exp(-gate)) * up : gate);
             largest = std::max(largest, std::abs(exact.back()));
           }
           const auto row_scale = static_cast<double>(scale[static_cast<size_t>(r)]);
           CHECK(row_scale == doctest::Approx(largest / (float8 ? 448 : 127)).epsilon(1e-6));
           double worst = 0;
-          for (int32_t c = 0; c < kCols; ++c) {
-            const int8_t byte = bytes[static_cast<size_t>(r * kCols + c)];
+          for (int32_t c = 0; c < cols; ++c) {
+            const int8_t byte = bytes[static_cast<size_t>(r * cols + c)];
             const double got = float8 ? static_cast<double>(f8_to_float(static_cast<uint8_t>(byte)))
                                       : static_cast<double>(byte);
             const double wanted = exact[static_cast<size_t>(c)];
@@ -66,6 +66,14 @@ TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
       }
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
+  check_quantised_rows(2056);  // a second turn of one thread
+  // Its rows are 48 KiB, all that a launch has without asking for more.
+  check_quantised_rows(12288);
 }
 
 TEST_CASE("widening e4m3 gives each code's value") {

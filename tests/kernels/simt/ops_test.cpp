@@ -318,6 +318,13 @@ TEST_CASE("a launch that the hardware would refuse is refused") {
   CHECK(contains(error_of({{1, 65536, 1}, {32, 1, 1}, 0}, nothing), "65536"));
   CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 232449}, nothing), "232449 bytes"));
   CHECK(error_of({{1, 1, 1}, {1024, 1, 1}, 232448}, nothing).empty());
+  // Static arrays count too: all in all, and within what a launch has without asking for more.
+  const auto few = [] { shared_array<uint32_t, 1>(); };
+  CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 232448}, few), "232452 bytes"));
+  CHECK(error_of({{1, 1, 1}, {32, 1, 1}, 232444}, few).empty());
+  CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 0}, [] { shared_array<uint32_t, 4097>(); }),
+                 "16388 bytes"));
+  CHECK(error_of({{1, 1, 1}, {32, 1, 1}, 0}, [] { shared_array<uint32_t, 4096>(); }).empty());
 }
 
 TEST_CASE("after a launch that failed the next one runs as if nothing had been") {
