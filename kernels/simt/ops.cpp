@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kernels/simt/watch.h"
+
 namespace updraft::simt {
 namespace {
 
@@ -158,6 +160,15 @@ void check_access(const char* name, const void* at, size_t bytes, Space space, c
   if (auto error = access_error(at, bytes, space)) {
     error->insert(0, std::string(name) + " of " + std::to_string(bytes) + " bytes ");
     stop(std::move(*error), place);
+  }
+}
+
+void check_constant(const char* name, const void* at, size_t bytes, const Place& place) {
+  if (!block().shape.early_start || overlap() == nullptr) return;
+  if (overlap()->changed_in_front(at, bytes)) {
+    stop(std::string(name) + " through the read-only path of " + place_in_global_memory(at) +
+             ", which a launch in front has written",
+         place);
   }
 }
 

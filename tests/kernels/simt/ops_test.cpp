@@ -434,6 +434,37 @@ TEST_CASE("launches that overlap find nothing of those in front before they have
   CHECK(memory[5] == 3);
 }
 
+TEST_CASE("what a launch in front may still be writing is not read through the read-only path") {
+  Buffer<uint32_t> memory("memory", 64);
+  const Overlap overlap;
+  LaunchShape early = kOneWarp;
+  early.early_start = true;
+  const auto write = [&] {
+    require_runs(kOneWarp, {}, [&] {
+      if (thread_x() < 2) memory[16 + thread_x()] = 5 + memory[0];
+    });
+  };
+  std::fill_n(memory.data(), 64, 0U);
+  const auto reads = [&](const LaunchShape& shape, int which) {
+    return error_of(shape, [&, which] {
+      wait_for_previous();
+      if (thread_x() != 0) return;
+      if (which == 0) load(memory.data() + 17);
+      if (which == 1) load_once(reinterpret_cast<const uint64_t*>(memory.data() + 16));
+      if (which == 2) load(memory.data() + 15);
+      if (which == 3) load(memory.data() + 20);
+      if (which == 4) load_written(memory.data() + 17);
+    });
+  };
+  write();
+  CHECK(contains(reads(early, 0), "load through the read-only path of byte 68 of global buffer"));
+  CHECK(contains(reads(early, 1), "load_once through the read-only path of byte 64"));
+  for (const int which : {2, 3, 4}) CHECK(reads(early, which).empty());
+  // Behind a launch that waited for all in front of it, what was written is constant.
+  CHECK(reads(kOneWarp, 0).empty());
+  CHECK(reads(early, 0).empty());
+}
+
 TEST_CASE("a log has each launch, and whether all its blocks let the next one start") {
   LaunchShape shape{{2, 1, 1}, {32, 1, 1}, 0};
   shape.kernel = "one";
