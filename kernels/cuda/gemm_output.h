@@ -65,7 +65,7 @@ UPDRAFT_DEVICE void write_gated(const GemmOutput& out, int token, int gate_row, 
 }
 
 // What write_output() would round to bfloat16. Lane i % 16 has the sum of row i of a band of 16;
-// the 16 of a band come together.
+// whole warps come together.
 UPDRAFT_DEVICE void write_residual(const GemmOutput& out, int token, int row, float sum) {
   const ResidualOutput& to = out.residual;
   const bool inside = token < out.tokens && row < out.rows;
@@ -79,7 +79,7 @@ UPDRAFT_DEVICE void write_residual(const GemmOutput& out, int token, int row, fl
     to.x[at] = to_bf16(multiply(hidden, to.norm[row]));
     square = multiply(hidden, hidden);
   }
-  square = band_sum(square, static_cast<int>(thread_x() % 32));
+  square = band_sum(square);
   if (inside && row % kNormBand == 0) {
     to.band_sums[static_cast<int64_t>(token) * (out.rows / kNormBand) + row / kNormBand] = square;
   }
