@@ -205,8 +205,7 @@ UPDRAFT_DEVICE T load_once(const T* at) {
 template <typename T>
 UPDRAFT_DEVICE T load_written(const T* at) {
   static_assert(sizeof(T) == 16 || sizeof(T) == 8 || sizeof(T) == 4);
-  T value;
-  auto* word = reinterpret_cast<uint32_t*>(&value);
+  uint32_t word[sizeof(T) / 4];
   if constexpr (sizeof(T) == 16) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -220,6 +219,8 @@ UPDRAFT_DEVICE T load_written(const T* at) {
   } else {
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
   }
+  T value;
+  memcpy(&value, word, sizeof value);
   return value;
 }
 UPDRAFT_DEVICE void wait_for_previous() {

@@ -29,9 +29,11 @@ struct GemmOutput {
   ResidualOutput residual;  // hidden null: there is none
 };
 
+// multiply(): what is added behind it is not to become one operation with it in one product's
+// kernel and two in another's, which would give a token other bits.
 UPDRAFT_DEVICE float scaled(const GemmOutput& out, int token, int packed_row, float sum) {
-  if (out.row_scales != nullptr) sum *= out.row_scales[packed_row];
-  if (out.token_scales != nullptr) sum *= out.token_scales[token];
+  if (out.row_scales != nullptr) sum = multiply(sum, out.row_scales[packed_row]);
+  if (out.token_scales != nullptr) sum = multiply(sum, out.token_scales[token]);
   return sum;
 }
 

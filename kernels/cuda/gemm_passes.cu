@@ -31,8 +31,8 @@ finish_kernel(FinishProduct in, const T* product) {
   const T* sums = product + token * in.product_stride;
   const auto value_of = [&](int row, const float* bias) {
     float value = as_float(sums[row]);
-    if (in.row_scales != nullptr) value *= in.row_scales[row];
-    if (in.token_scales != nullptr) value *= in.token_scales[token];
+    if (in.row_scales != nullptr) value = multiply(value, in.row_scales[row]);
+    if (in.token_scales != nullptr) value = multiply(value, in.token_scales[token]);
     if (bias != nullptr) value += bias[output];
     return value;
   };
