@@ -258,7 +258,15 @@ template <typename T>
 UPDRAFT_DEVICE T atomic_compare_exchange(T* at, T expected, T value) {
   return atomicCAS(at, expected, value);
 }
-UPDRAFT_DEVICE void fence() { __threadfence(); }
+UPDRAFT_DEVICE uint32_t atomic_add_ordered(uint32_t* at, uint32_t value) {
+  uint32_t old;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(at), "r"(value)
+               : "memory");
+  return old;
+}
+UPDRAFT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 template <typename T>
 UPDRAFT_DEVICE T* dynamic_shared() {

@@ -31,6 +31,7 @@ using simt::arrive_at;
 using simt::arrive_expecting;
 using simt::arrive_named;
 using simt::atomic_add;
+using simt::atomic_add_ordered;
 using simt::atomic_compare_exchange;
 using simt::atomic_exchange;
 using simt::atomic_max;

@@ -53,15 +53,13 @@ UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int
 template <typename SumType, int kRowsOfBlock>
 UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out, int row_first) {
   auto* last = shared_array<uint32_t, 1, 0>();
-  fence();
   sync_block();
   if (thread_x() == 0) {
-    *last = atomic_add(in.counters + block_x(), 1U) == grid_y() - 1 ? 1U : 0U;
+    *last = atomic_add_ordered(in.counters + block_x(), 1U) == grid_y() - 1 ? 1U : 0U;
     if (*last != 0) in.counters[block_x()] = 0;  // ready for the next launch
   }
   sync_block();
   if (*last == 0) return;
-  fence();
   const int rows_padded = in.bands * kTileRows;
   const int rows_here =
       rows_padded - row_first < kRowsOfBlock ? rows_padded - row_first : kRowsOfBlock;

@@ -190,7 +190,11 @@ T atomic_compare_exchange(T* at, T expected, T value) {
   if (old == expected) *at = value;
   return old;
 }
-// __threadfence: blocks run one after another here.
+// atom.acq_rel.gpu on global memory, by which blocks hand on what they wrote: a barrier in front of
+// it brings what the other threads of the block wrote, and behind a barrier they all read what the
+// blocks wrote that came here before. Blocks run one after another here.
+inline uint32_t atomic_add_ordered(uint32_t* at, uint32_t value) { return atomic_add(at, value); }
+// fence.acq_rel.gpu
 inline void fence() {}
 
 // The launch's dynamic shared memory, 128-byte aligned.
