@@ -387,8 +387,14 @@ Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Str
     const cudaError_t allowed = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (allowed != cudaSuccess) {
+      (void)cudaGetLastError();  // so that no later call reports it
+      int device = 0;
+      int most = 0;
+      (void)cudaGetDevice(&device);
+      (void)cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       return fail("cuda: " + std::to_string(shape.shared_bytes) +
-                  " bytes of shared memory for a kernel: " + cudaGetErrorString(allowed));
+                  " bytes of shared memory for a kernel on a GPU that gives a block at most " +
+                  std::to_string(most) + ": " + cudaGetErrorString(allowed));
     }
   }
   cudaLaunchAttribute early{};
