@@ -380,6 +380,16 @@ inline bool device_starts_early() {
   return answer == 2;
 }
 
+// Shared memory of a block, dynamic and static, on the current device; 0 where there is none.
+inline size_t shared_bytes_max() {
+  int device = 0;
+  int most = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+  return known ? static_cast<size_t>(most) : 0;
+}
+
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
@@ -388,13 +398,9 @@ Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Str
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (allowed != cudaSuccess) {
       (void)cudaGetLastError();  // so that no later call reports it
-      int device = 0;
-      int most = 0;
-      (void)cudaGetDevice(&device);
-      (void)cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       return fail("cuda: " + std::to_string(shape.shared_bytes) +
                   " bytes of shared memory for a kernel on a GPU that gives a block at most " +
-                  std::to_string(most) + ": " + cudaGetErrorString(allowed));
+                  std::to_string(shared_bytes_max()) + ": " + cudaGetErrorString(allowed));
     }
   }
   cudaLaunchAttribute early{};

@@ -77,6 +77,7 @@ using simt::reduce_max;
 using simt::reduce_min;
 using simt::shared_address;
 using simt::shared_array;
+using simt::shared_bytes_max;
 using simt::shuffle;
 using simt::shuffle_down;
 using simt::shuffle_up;

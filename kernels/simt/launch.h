@@ -47,6 +47,20 @@ struct Schedule {
 // Of a block: dynamic shared memory and static arrays together.
 inline constexpr size_t kSharedBytesMax = 227 << 10;
 
+// Launches of this operating-system thread as on a device whose blocks have less: 163 KiB (8.0) or
+// 99 (8.6, 8.9, 12.0).
+class SharedLimit {
+ public:
+  explicit SharedLimit(size_t bytes);
+  ~SharedLimit();
+  SharedLimit(const SharedLimit&) = delete;
+  SharedLimit& operator=(const SharedLimit&) = delete;
+
+ private:
+  size_t before_;
+};
+size_t shared_bytes_max();
+
 struct LaunchShape {
   Dim3 grid;
   Dim3 block;               // at most 1024 threads

@@ -211,9 +211,9 @@ std::byte* static_shared(const void* key, size_t bytes) {
              std::to_string(kStaticSharedBytesMax),
          Place::current());
   }
-  if (const size_t all = total + block().shape.shared_bytes; all > kSharedBytesMax) {
+  if (const size_t all = total + block().shape.shared_bytes; all > shared_bytes_max()) {
     stop("dynamic and static shared memory of " + std::to_string(all) + " bytes, above " +
-             std::to_string(kSharedBytesMax),
+             std::to_string(shared_bytes_max()),
          Place::current());
   }
   arrays.emplace_back(key, std::make_unique<MemoryBlock>("static " + std::to_string(arrays.size()),
