@@ -123,15 +123,13 @@ UPDRAFT_DEVICE void join_inside(const Arguments& in, const DecodeWorkItem& item,
   constexpr int kPer = kDim / 32;
   const int chunks = (item.length + kAttentionChunk - 1) / kAttentionChunk;
   auto* last = shared_array<uint32_t, 1, 1>();
-  fence();
   sync_block();
   if (thread_x() == 0) {
-    *last = atomic_add(counter, 1U) == static_cast<uint32_t>(chunks) - 1 ? 1U : 0U;
+    *last = atomic_add_ordered(counter, 1U) == static_cast<uint32_t>(chunks) - 1 ? 1U : 0U;
     if (*last != 0) *counter = 0;  // ready for the next launch
   }
   sync_block();
   if (*last == 0) return;
-  fence();
   const int lane = static_cast<int>(thread_x()) % 32;
   for (int h = static_cast<int>(thread_x()) / 32; h < heads; h += kWarps) {
     const int64_t head = static_cast<int64_t>(item.row) * in.head_count + head_first + h;
@@ -178,7 +176,7 @@ UPDRAFT_DEVICE void prepare(const Arguments& in, const DecodeWorkItem& item, int
       append_head<kDim>(in.prepare, item.row, kv_head, of, lane, v);
     }
   }
-  fence();  // copies do not read through the cache that this went to
+  if (is_last) fence();  // copies do not read through the cache that key and value went to
   sync_block();
 }
 

@@ -206,8 +206,7 @@ UPDRAFT_DEVICE T load_once(const T* at) {
 template <typename T>
 UPDRAFT_DEVICE T load_written(const T* at) {
   static_assert(sizeof(T) == 16 || sizeof(T) == 8 || sizeof(T) == 4);
-  T value;
-  auto* word = reinterpret_cast<uint32_t*>(&value);
+  uint32_t word[sizeof(T) / 4];
   if constexpr (sizeof(T) == 16) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -221,6 +220,8 @@ UPDRAFT_DEVICE T load_written(const T* at) {
   } else {
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(at) : "memory");
   }
+  T value;
+  memcpy(&value, word, sizeof value);
   return value;
 }
 UPDRAFT_DEVICE void wait_for_previous() {
@@ -258,7 +259,15 @@ template <typename T>
 UPDRAFT_DEVICE T atomic_compare_exchange(T* at, T expected, T value) {
   return atomicCAS(at, expected, value);
 }
-UPDRAFT_DEVICE void fence() { __threadfence(); }
+UPDRAFT_DEVICE uint32_t atomic_add_ordered(uint32_t* at, uint32_t value) {
+  uint32_t old;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(at), "r"(value)
+               : "memory");
+  return old;
+}
+UPDRAFT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 template <typename T>
 UPDRAFT_DEVICE T* dynamic_shared() {
@@ -350,7 +359,9 @@ struct LaunchShape {
   bool early_start = false;
 };
 
-inline constexpr size_t kSharedBytesByDefault = 48 << 10;
+// Dynamic shared memory up to which a launch asks for nothing. Every launch may have 48 KiB, static
+// arrays included, which have at most the rest (as the emulator checks).
+inline constexpr size_t kSharedBytesUnasked = 32 << 10;
 
 // Whether the current device can start a kernel before the one in front has ended: capability 90.
 inline bool device_starts_early() {
@@ -370,15 +381,27 @@ inline bool device_starts_early() {
   return answer == 2;
 }
 
+// Shared memory of a block, dynamic and static, on the current device; 0 where there is none.
+inline size_t shared_bytes_max() {
+  int device = 0;
+  int most = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+  return known ? static_cast<size_t>(most) : 0;
+}
+
 template <typename... Parameters, typename... Arguments>
 Result<void> launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
                     const Arguments&... arguments) {
-  if (shape.shared_bytes > kSharedBytesByDefault) {
+  if (shape.shared_bytes > kSharedBytesUnasked) {
     const cudaError_t allowed = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (allowed != cudaSuccess) {
+      (void)cudaGetLastError();  // so that no later call reports it
       return fail("cuda: " + std::to_string(shape.shared_bytes) +
-                  " bytes of shared memory for a kernel: " + cudaGetErrorString(allowed));
+                  " bytes of shared memory for a kernel on a GPU that gives a block at most " +
+                  std::to_string(shared_bytes_max()) + ": " + cudaGetErrorString(allowed));
     }
   }
   cudaLaunchAttribute early{};

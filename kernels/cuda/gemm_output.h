@@ -29,9 +29,11 @@ struct GemmOutput {
   ResidualOutput residual;  // hidden null: there is none
 };
 
+// multiply(): what is added behind it is not to become one operation with it in one product's
+// kernel and two in another's, which would give a token other bits.
 UPDRAFT_DEVICE float scaled(const GemmOutput& out, int token, int packed_row, float sum) {
-  if (out.row_scales != nullptr) sum *= out.row_scales[packed_row];
-  if (out.token_scales != nullptr) sum *= out.token_scales[token];
+  if (out.row_scales != nullptr) sum = multiply(sum, out.row_scales[packed_row]);
+  if (out.token_scales != nullptr) sum = multiply(sum, out.token_scales[token]);
   return sum;
 }
 
@@ -65,7 +67,7 @@ UPDRAFT_DEVICE void write_gated(const GemmOutput& out, int token, int gate_row, 
 }
 
 // What write_output() would round to bfloat16. Lane i % 16 has the sum of row i of a band of 16;
-// the 16 of a band come together.
+// whole warps come together.
 UPDRAFT_DEVICE void write_residual(const GemmOutput& out, int token, int row, float sum) {
   const ResidualOutput& to = out.residual;
   const bool inside = token < out.tokens && row < out.rows;
@@ -79,7 +81,7 @@ UPDRAFT_DEVICE void write_residual(const GemmOutput& out, int token, int row, fl
     to.x[at] = to_bf16(multiply(hidden, to.norm[row]));
     square = multiply(hidden, hidden);
   }
-  square = band_sum(square, static_cast<int>(thread_x() % 32));
+  square = band_sum(square);
   if (inside && row % kNormBand == 0) {
     to.band_sums[static_cast<int64_t>(token) * (out.rows / kNormBand) + row / kNormBand] = square;
   }

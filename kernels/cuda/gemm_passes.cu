@@ -1,4 +1,5 @@
 // One thread per output, or per 8 of them; quantising takes a block per row.
+#include <cstring>
 #include <string>
 
 #include "kernels/cuda/device.h"
@@ -18,38 +19,102 @@ UPDRAFT_DEVICE float as_float(Bf16 value) { return to_float(value); }
 UPDRAFT_DEVICE float as_float(float value) { return value; }
 UPDRAFT_DEVICE float as_float(int32_t value) { return static_cast<float>(value); }
 
-template <typename T>
+// Neighbours of a row.
+template <int kCount>
+struct Neighbours {
+  float v[kCount];
+};
+// kCount > 1: aligned to 16 bytes, as are the two below.
+template <int kCount, typename T>
+UPDRAFT_DEVICE Neighbours<kCount> load_neighbours(const T* at) {
+  Neighbours<kCount> out;
+  if constexpr (kCount == 1) {
+    out.v[0] = as_float(*at);
+  } else {
+    constexpr int kPerLoad = 16 / static_cast<int>(sizeof(T));
+    UPDRAFT_UNROLL
+    for (int i = 0; i < kCount; i += kPerLoad) {
+      const Vec16 bits = load_written(reinterpret_cast<const Vec16*>(at + i));
+      T values[kPerLoad];
+      memcpy(values, &bits, sizeof bits);
+      UPDRAFT_UNROLL
+      for (int j = 0; j < kPerLoad; ++j) out.v[i + j] = as_float(values[j]);
+    }
+  }
+  return out;
+}
+template <int kCount>
+UPDRAFT_DEVICE void store_neighbours(float* at, const Neighbours<kCount>& in) {
+  if constexpr (kCount == 1) {
+    *at = in.v[0];
+  } else {
+    UPDRAFT_UNROLL
+    for (int i = 0; i < kCount; i += 4) {
+      store(reinterpret_cast<Vec16*>(at + i),
+            Vec16{{float_bits(in.v[i]), float_bits(in.v[i + 1]), float_bits(in.v[i + 2]),
+                   float_bits(in.v[i + 3])}});
+    }
+  }
+}
+template <int kCount>
+UPDRAFT_DEVICE void store_neighbours(Bf16* at, const Neighbours<kCount>& in) {
+  if constexpr (kCount == 1) {
+    *at = to_bf16(in.v[0]);
+  } else {
+    static_assert(kCount == kVector);
+    Vec16 bits;
+    UPDRAFT_UNROLL
+    for (int i = 0; i < 4; ++i) bits.word[i] = pack_bf16(in.v[2 * i], in.v[2 * i + 1]);
+    store(reinterpret_cast<Vec16*>(at), bits);
+  }
+}
+
+// kCount: outputs of a thread, neighbours; of a gated matrix they lie within a band.
+template <typename T, int kCount>
 UPDRAFT_KERNEL(kThreads)
 finish_kernel(FinishProduct in, const T* product) {
   let_next_start();
   wait_for_previous();
-  const int outputs = in.gated ? in.rows / 2 : in.rows;
+  const int per_row = (in.gated ? in.rows / 2 : in.rows) / kCount;
   const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread_x();
-  const int token = static_cast<int>(index / outputs);
-  const int output = static_cast<int>(index % outputs);
+  const int64_t token = index / per_row;
+  const int output = static_cast<int>(index % per_row) * kCount;
   if (token >= in.tokens) return;
   const T* sums = product + token * in.product_stride;
-  const auto value_of = [&](int row, const float* bias) {
-    float value = as_float(sums[row]);
-    if (in.row_scales != nullptr) value *= in.row_scales[row];
-    if (in.token_scales != nullptr) value *= in.token_scales[token];
-    if (bias != nullptr) value += bias[output];
-    return value;
+  const auto values_of = [&](int row, const float* bias) {
+    Neighbours<kCount> out = load_neighbours<kCount>(sums + row);
+    UPDRAFT_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      float& value = out.v[i];
+      if (in.row_scales != nullptr) value = multiply(value, in.row_scales[row + i]);
+      if (in.token_scales != nullptr) value = multiply(value, in.token_scales[token]);
+      if (bias != nullptr) value += bias[output + i];
+    }
+    return out;
   };
   const int64_t at = token * in.y_stride + output;
   if (in.gated) {
     const int row = output / kTileRows * 2 * kTileRows + output % kTileRows;
-    const float gate = value_of(row, in.bias);
-    const float up = value_of(row + kTileRows, in.up_bias);
-    in.y_bf16[at] = to_bf16(silu_times(to_float(to_bf16(gate)), to_float(to_bf16(up))));
+    Neighbours<kCount> out = values_of(row, in.bias);
+    const Neighbours<kCount> up = values_of(row + kTileRows, in.up_bias);
+    UPDRAFT_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      out.v[i] = silu_times(to_float(to_bf16(out.v[i])), to_float(to_bf16(up.v[i])));
+    }
+    store_neighbours<kCount>(in.y_bf16 + at, out);
     return;
   }
-  const float value = value_of(output, in.bias);
-  if (in.y_f32 != nullptr) {
-    in.y_f32[at] = in.accumulate ? in.y_f32[at] + value : value;
-  } else {
-    in.y_bf16[at] = to_bf16(value);
+  Neighbours<kCount> out = values_of(output, in.bias);
+  if (in.y_bf16 != nullptr) {
+    store_neighbours<kCount>(in.y_bf16 + at, out);
+    return;
   }
+  if (in.accumulate) {
+    const Neighbours<kCount> there = load_neighbours<kCount>(in.y_f32 + at);
+    UPDRAFT_UNROLL
+    for (int i = 0; i < kCount; ++i) out.v[i] = there.v[i] + out.v[i];
+  }
+  store_neighbours<kCount>(in.y_f32 + at, out);
 }
 
 UPDRAFT_KERNEL(kThreads)
@@ -164,6 +229,19 @@ LaunchShape threads_shape(int64_t threads) {
   return shape;
 }
 
+template <typename T>
+Result<void> finish(const FinishProduct& op, const T* product, Stream stream) {
+  const int32_t outputs = op.gated ? op.rows / 2 : op.rows;
+  const auto in_vectors = [](const void* at, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(at) % 16 == 0 && stride % kVector == 0;
+  };
+  const bool wide = outputs % kVector == 0 && in_vectors(product, op.product_stride) &&
+                    in_vectors(op.y_bf16, op.y_stride) && in_vectors(op.y_f32, op.y_stride);
+  const int64_t all = int64_t{op.tokens} * outputs;
+  return wide ? launch(finish_kernel<T, kVector>, threads_shape(all / kVector), stream, op, product)
+              : launch(finish_kernel<T, 1>, threads_shape(all), stream, op, product);
+}
+
 }  // namespace
 
 Result<void> run_finish_product(const FinishProduct& op, Stream stream) {
@@ -175,14 +253,9 @@ Result<void> run_finish_product(const FinishProduct& op, Stream stream) {
     return fail("finishing a product of " + std::to_string(op.tokens) + " tokens and " +
                 std::to_string(op.rows) + " rows: one input, one output that fits it");
   }
-  const LaunchShape shape = threads_shape(int64_t{op.tokens} * (op.gated ? op.rows / 2 : op.rows));
-  if (op.product_bf16 != nullptr) {
-    return launch(finish_kernel<Bf16>, shape, stream, op, op.product_bf16);
-  }
-  if (op.product_f32 != nullptr) {
-    return launch(finish_kernel<float>, shape, stream, op, op.product_f32);
-  }
-  return launch(finish_kernel<int32_t>, shape, stream, op, op.product_int32);
+  if (op.product_bf16 != nullptr) return finish(op, op.product_bf16, stream);
+  if (op.product_f32 != nullptr) return finish(op, op.product_f32, stream);
+  return finish(op, op.product_int32, stream);
 }
 
 Result<void> run_widen_float8(const WidenFloat8& op, Stream stream) {

@@ -27,7 +27,7 @@ UPDRAFT_DEVICE OutputRow output_row(const GemmOutput& out, int packed_row, int r
   return of;
 }
 UPDRAFT_DEVICE float finished(const OutputRow& row, float token_scale, float sum) {
-  return sum * row.scale * token_scale + row.bias;
+  return multiply(multiply(sum, row.scale), token_scale) + row.bias;
 }
 
 // Where a lane's outputs begin, and what of them is within the matrix.

@@ -13,16 +13,15 @@ namespace updraft::cuda {
 
 inline constexpr int kNormBand = 16;
 
-// The sum over the band that the 16 neighbouring lanes of `lane` hold an element's square each of;
-// all of them take part.
-UPDRAFT_DEVICE float band_sum(float square, int lane) {
-  const uint32_t mask = 0xFFFFU << (lane & 16);
+// The sum over the band that the 16 neighbouring lanes of a lane hold an element's square each of;
+// the whole warp takes part. (With a mask of the band's lanes a warp would do it band after band.)
+UPDRAFT_DEVICE float band_sum(float square) {
   UPDRAFT_UNROLL
-  for (uint32_t step = 1; step < kNormBand; step *= 2) square += shuffle_xor(square, step, mask);
+  for (uint32_t step = 1; step < kNormBand; step *= 2) square += shuffle_xor(square, step);
   return square;
 }
 // The same where two neighbouring lanes hold 8 elements each.
-UPDRAFT_DEVICE float band_sum_of_eight(const float (&v)[8], int lane) {
+UPDRAFT_DEVICE float band_sum_of_eight(const float (&v)[8]) {
   float sums[8];
   UPDRAFT_UNROLL
   for (int i = 0; i < 8; ++i) sums[i] = multiply(v[i], v[i]);
@@ -31,7 +30,7 @@ UPDRAFT_DEVICE float band_sum_of_eight(const float (&v)[8], int lane) {
     UPDRAFT_UNROLL
     for (int i = 0; i < 8; i += 2 * step) sums[i] += sums[i + step];
   }
-  return sums[0] + shuffle_xor(sums[0], 1, 3U << (lane & 30));
+  return sums[0] + shuffle_xor(sums[0], 1);
 }
 
 // The row's factor from its bands' sums, which `sum_of` gives by number; by a whole warp, to all

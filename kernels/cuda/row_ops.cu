@@ -191,15 +191,18 @@ residual_norm_kernel(ResidualNorm in) {
   if (in.factors != nullptr) {
     const int lane = static_cast<int>(thread_x()) % 32;
     float* bands = kept + in.dim;
-    for (int c = first; c < in.dim; c += kStep) {
-      const Eight hidden = load_eight(kept + c);
-      const Eight norm = load_eight(in.norm + c);
-      Eight out;
-      UPDRAFT_UNROLL
-      for (int i = 0; i < kVector; ++i) out.v[i] = multiply(hidden.v[i], norm.v[i]);
-      store_eight(in.out + row_first + c, out);
-      const float sum_of_band = band_sum_of_eight(hidden.v, lane);
-      if (c % kNormBand == 0) bands[c / kNormBand] = sum_of_band;
+    for (int c = first; c - lane * kVector < in.dim; c += kStep) {  // whole warps
+      Eight hidden = {};
+      if (c < in.dim) {
+        hidden = load_eight(kept + c);
+        const Eight norm = load_eight(in.norm + c);
+        Eight out;
+        UPDRAFT_UNROLL
+        for (int i = 0; i < kVector; ++i) out.v[i] = multiply(hidden.v[i], norm.v[i]);
+        store_eight(in.out + row_first + c, out);
+      }
+      const float sum_of_band = band_sum_of_eight(hidden.v);
+      if (c < in.dim && c % kNormBand == 0) bands[c / kNormBand] = sum_of_band;
     }
     sync_block();
     if (thread_x() >= 32) return;

@@ -12,8 +12,11 @@ namespace {
 
 using Mass = unsigned long long;  // the 64-bit type that atomics take
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
+constexpr int kVector = 4;     // logits of a load
+constexpr int kAhead = 2;      // loads of a thread under way
+constexpr int kWalked = 1024;  // tokens among which one warp looks for the drawn one
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr float kLog2E = 1.4426950408889634F;
@@ -36,6 +39,43 @@ struct Row {
   float scale_log2;  // log2(e) / temperature
   float floor;       // logits below are left out
 };
+
+// f(id, logit, whether there is one) of the tokens begin .. end - 1, by kCount threads of which
+// this one is `index`; all of them come as often, so whole warps are in f together. `begin` is a
+// multiple of kVector.
+template <int kCount, typename Do>
+UPDRAFT_DEVICE void each_logit(const Row& row, int begin, int end, int index, const Do& f) {
+  const bool aligned = row.vocab % kVector == 0;  // then each row begins on 16 bytes
+  for (int base = begin; base < end; base += kCount * kVector * kAhead) {
+    float logits[kAhead][kVector];
+    UPDRAFT_UNROLL
+    for (int a = 0; a < kAhead; ++a) {
+      const int at = base + (a * kCount + index) * kVector;
+      if (aligned && at < end) {
+        const Vec16 bits = load_written(reinterpret_cast<const Vec16*>(row.logits + at));
+        UPDRAFT_UNROLL
+        for (int j = 0; j < kVector; ++j) logits[a][j] = bits_float(bits.word[j]);
+      } else {
+        UPDRAFT_UNROLL
+        for (int j = 0; j < kVector; ++j) {
+          logits[a][j] = at + j < end ? load_written(row.logits + at + j) : 0.0F;
+        }
+      }
+    }
+    UPDRAFT_UNROLL
+    for (int a = 0; a < kAhead; ++a) {
+      UPDRAFT_UNROLL
+      for (int j = 0; j < kVector; ++j) {
+        const int id = base + (a * kCount + index) * kVector + j;
+        f(id, logits[a][j], id < end);
+      }
+    }
+  }
+}
+template <typename Do>
+UPDRAFT_DEVICE void each_logit(const Row& row, const Do& f) {
+  each_logit<kThreads>(row, 0, row.vocab, static_cast<int>(thread_x()), f);
+}
 
 UPDRAFT_DEVICE Mass mass_of(const Row& row, float logit) {
   return static_cast<Mass>(exp2_fast((logit - row.top) * row.scale_log2) * kUnit);
@@ -86,6 +126,7 @@ UPDRAFT_DEVICE void find_digit(Mass target, Shared* shared) {
     if (lane >= static_cast<int>(step)) upto += before;
   }
   Mass above = upto - own;
+  sync_warp();  // all have taken their target from shared->above
   if (above < target && target <= upto) {
     for (int i = 0; i < kPer; ++i) {
       const int digit = kDigits - 1 - lane * kPer - i;
@@ -100,6 +141,31 @@ UPDRAFT_DEVICE void find_digit(Mass target, Shared* shared) {
   }
 }
 
+// Adds `measure` to its digit's place in the histogram, by a whole warp. The first digit of logits
+// (sign and exponent) has few values: those that most lanes share are added up before they go there
+// together, where lanes that meet one place go one after another.
+UPDRAFT_DEVICE void add_measure(bool counts, uint32_t digit, Mass measure, bool together,
+                                Mass* histogram) {
+  constexpr int kRounds = 4;
+  constexpr int kLowBits = 26;  // of a measure of up to 2^40; 32 of them fit a register
+  uint32_t left = ballot(counts);
+  const uint32_t lane = thread_x() % 32;
+  UPDRAFT_NO_UNROLL
+  for (int round = 0; together && round < kRounds && left != 0; ++round) {
+    const auto first = static_cast<uint32_t>(first_bit(left));
+    const uint32_t its = shuffle(digit, first);
+    const bool same = counts && digit == its;
+    const uint32_t low =
+        reduce_add(same ? static_cast<uint32_t>(measure & ((1U << kLowBits) - 1U)) : 0U);
+    const uint32_t high = reduce_add(same ? static_cast<uint32_t>(measure >> kLowBits) : 0U);
+    if (lane == first) {
+      atomic_add(&histogram[its], (static_cast<Mass>(high) << kLowBits) + low);
+    }
+    left &= ~ballot(same);
+  }
+  if ((left >> lane & 1U) != 0) atomic_add(&histogram[digit], measure);
+}
+
 // The smallest cut whose measure (tokens, or their mass) reaches `target`, which is at least 1 and
 // at most that of all.
 template <bool kByMass>
@@ -110,14 +176,13 @@ UPDRAFT_DEVICE Cut find_cut(const Row& row, Mass target, Shared* shared) {
   for (int shift = 32 - kDigitBits; shift >= 0; shift -= kDigitBits) {
     for (int i = static_cast<int>(thread_x()); i < kDigits; i += kThreads) shared->histogram[i] = 0;
     sync_block();
-    for (int i = static_cast<int>(thread_x()); i < row.vocab; i += kThreads) {
-      const float logit = row.logits[i];
+    each_logit(row, [&](int, float logit, bool is_token) {
       const uint32_t order = order_of(logit);
-      if (logit < row.floor || (shift < 24 && (order ^ prefix) >> (shift + kDigitBits) != 0))
-        continue;
-      const Mass measure = kByMass ? mass_of(row, logit) : Mass{1};
-      atomic_add(&shared->histogram[order >> shift & (kDigits - 1)], measure);
-    }
+      const bool counts = is_token && !(logit < row.floor) &&
+                          (shift >= 24 || (order ^ prefix) >> (shift + kDigitBits) == 0);
+      const Mass measure = !counts ? Mass{0} : kByMass ? mass_of(row, logit) : Mass{1};
+      add_measure(counts, order >> shift & (kDigits - 1), measure, shift >= 24, shared->histogram);
+    });
     sync_block();
     if (thread_x() < 32) find_digit(target - shared->above, shared);
     sync_block();
@@ -130,70 +195,76 @@ UPDRAFT_DEVICE Cut find_cut(const Row& row, Mass target, Shared* shared) {
 
 UPDRAFT_DEVICE Mass mass_above(const Row& row, uint32_t order, Shared* shared) {
   Mass sum = 0;
-  for (int i = static_cast<int>(thread_x()); i < row.vocab; i += kThreads) {
-    const float logit = row.logits[i];
-    if (logit >= row.floor && order_of(logit) > order) sum += mass_of(row, logit);
-  }
+  each_logit(row, [&](int, float logit, bool is_token) {
+    if (is_token && logit >= row.floor && order_of(logit) > order) sum += mass_of(row, logit);
+  });
   return block_total(sum, shared);
 }
 
 // The token at which the masses of the kept tokens, added in order of id, exceed `target`.
 UPDRAFT_DEVICE void draw(const Row& row, const Cut& cut, Mass target, int32_t* token,
                          Shared* shared) {
-  // Each warp adds up one segment of the vocabulary.
   const int warp = static_cast<int>(thread_x()) / 32;
   const int lane = static_cast<int>(thread_x()) % 32;
-  const int per = (row.vocab + kThreads - 1) / kThreads * 32;
-  const int begin = warp * per;
-  const int end = begin + per < row.vocab ? begin + per : row.vocab;
   const Mass tie = mass_of(row, value_of(cut.order));
-  Mass sum = 0;
-  uint32_t ties = 0;
-  for (int i = begin + lane; i < end; i += 32) {
-    const float logit = row.logits[i];
-    const uint32_t order = order_of(logit);
-    if (order > cut.order) sum += mass_of(row, logit);
-    if (order == cut.order) ++ties;
-  }
-  UPDRAFT_UNROLL
-  for (uint32_t step = 16; step > 0; step /= 2) {
-    sum += shuffle_xor(sum, step);
-    ties += shuffle_xor(ties, step);
-  }
-  sync_block();
-  if (lane == 0) {
-    shared->sums[warp] = sum;
-    shared->counts[warp] = ties;
-  }
-  sync_block();
-  if (thread_x() == 0) {
-    Mass left = target;
-    uint32_t before = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      const uint32_t room = cut.ties - before;
-      const uint32_t kept = shared->counts[w] < room ? shared->counts[w] : room;
-      const Mass here = shared->sums[w] + kept * tie;
-      if (left < here) {
-        shared->segment = static_cast<uint32_t>(w);
-        shared->ties_before = before;
-        shared->remainder = left;
-        break;
-      }
-      left -= here;
-      before += kept;
+  int begin = 0;
+  int end = row.vocab;
+  Mass left = target;
+  uint32_t before = 0;  // ties in front of `begin`
+  // Each warp adds up one segment; the one that the draw falls into is cut into segments again.
+  while (end - begin > kWalked) {
+    constexpr int kUnit = kWarps * 32 * kVector;
+    const int per = (end - begin + kUnit - 1) / kUnit * (32 * kVector);
+    const int own = begin + warp * per;
+    const int own_end = own + per < end ? own + per : end;
+    Mass sum = 0;
+    uint32_t ties = 0;
+    each_logit<32>(row, own, own_end, lane, [&](int, float logit, bool is_token) {
+      const uint32_t order = order_of(logit);
+      if (is_token && order > cut.order) sum += mass_of(row, logit);
+      if (is_token && order == cut.order) ++ties;
+    });
+    UPDRAFT_UNROLL
+    for (uint32_t step = 16; step > 0; step /= 2) {
+      sum += shuffle_xor(sum, step);
+      ties += shuffle_xor(ties, step);
     }
+    sync_block();
+    if (lane == 0) {
+      shared->sums[warp] = sum;
+      shared->counts[warp] = ties;
+    }
+    sync_block();
+    if (thread_x() == 0) {
+      for (int w = 0; w < kWarps; ++w) {
+        const uint32_t room = cut.ties - before;
+        const uint32_t kept = shared->counts[w] < room ? shared->counts[w] : room;
+        const Mass here = shared->sums[w] + kept * tie;
+        if (left < here) {
+          shared->segment = static_cast<uint32_t>(w);
+          shared->ties_before = before;
+          shared->remainder = left;
+          break;
+        }
+        left -= here;
+        before += kept;
+      }
+    }
+    sync_block();
+    begin += static_cast<int>(shared->segment) * per;
+    end = begin + per < end ? begin + per : end;
+    left = shared->remainder;
+    before = shared->ties_before;
   }
-  sync_block();
-  if (static_cast<uint32_t>(warp) != shared->segment) return;
+  if (warp != 0) return;
 
-  Mass left = shared->remainder;
-  uint32_t before = shared->ties_before;
-  for (int i = begin; i < begin + per; i += 32) {
-    const float logit = i + lane < end ? row.logits[i + lane] : 0.0F;
-    const uint32_t order = i + lane < end ? order_of(logit) : 0U;
-    const uint32_t equal = ballot(order == cut.order);
+  for (int i = begin; i < end; i += 32) {
+    const bool is_token = i + lane < end;
+    const float logit = is_token ? load_written(row.logits + i + lane) : 0.0F;
+    const uint32_t order = is_token ? order_of(logit) : 0U;
+    const uint32_t equal = ballot(is_token && order == cut.order);
     const auto rank = before + static_cast<uint32_t>(count_bits(equal & ((1U << lane) - 1U)));
-    const bool kept = order > cut.order || (order == cut.order && rank < cut.ties);
+    const bool kept = is_token && (order > cut.order || (order == cut.order && rank < cut.ties));
     Mass upto = kept ? mass_of(row, logit) : Mass{0};
     UPDRAFT_UNROLL
     for (uint32_t step = 1; step < 32; step *= 2) {
@@ -226,13 +297,13 @@ sample_kernel(Sample in) {
   // found on the way.
   Mass best = 0;
   Mass bad = 0;
-  for (int i = static_cast<int>(thread_x()); i < in.vocab; i += kThreads) {
-    const float logit = row.logits[i];
+  each_logit(row, [&](int id, float logit, bool is_token) {
+    if (!is_token) return;
     if (!(logit <= 3.4028234e38F)) ++bad;
     const Mass candidate =
-        static_cast<Mass>(order_of(logit)) << 32 | (0xFFFFFFFFU - static_cast<uint32_t>(i));
+        static_cast<Mass>(order_of(logit)) << 32 | (0xFFFFFFFFU - static_cast<uint32_t>(id));
     best = best > candidate ? best : candidate;
-  }
+  });
   UPDRAFT_UNROLL
   for (uint32_t step = 16; step > 0; step /= 2) {
     const Mass other = shuffle_xor(best, step);
@@ -259,12 +330,11 @@ sample_kernel(Sample in) {
 
   Mass mass = 0;
   Mass count = 0;
-  for (int i = static_cast<int>(thread_x()); i < in.vocab; i += kThreads) {
-    const float logit = row.logits[i];
-    if (logit < row.floor) continue;
+  each_logit(row, [&](int, float logit, bool is_token) {
+    if (!is_token || logit < row.floor) return;
     mass += mass_of(row, logit);
     ++count;
-  }
+  });
   mass = block_total(mass, shared);
   count = block_total(count, shared);
   Cut cut{order_of(row.floor), 0xFFFFFFFFU};

@@ -22,7 +22,8 @@ struct SampleRow {
 struct Sample {
   int32_t rows = 0;
   int32_t vocab = 0;
-  const float* logits = nullptr;   // [rows, vocab], penalties and bans applied; -infinity: never
+  // [rows, vocab], 16-byte aligned, penalties and bans applied; -infinity: never.
+  const float* logits = nullptr;
   const SampleRow* how = nullptr;  // [rows]
   int32_t* tokens = nullptr;       // [rows]; -1: a logit is NaN or +infinity, or all are -infinity
 };

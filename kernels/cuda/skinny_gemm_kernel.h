@@ -53,15 +53,13 @@ UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int
 template <typename SumType, int kRowsOfBlock>
 UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out, int row_first) {
   auto* last = shared_array<uint32_t, 1, 0>();
-  fence();
   sync_block();
   if (thread_x() == 0) {
-    *last = atomic_add(in.counters + block_x(), 1U) == grid_y() - 1 ? 1U : 0U;
+    *last = atomic_add_ordered(in.counters + block_x(), 1U) == grid_y() - 1 ? 1U : 0U;
     if (*last != 0) in.counters[block_x()] = 0;  // ready for the next launch
   }
   sync_block();
   if (*last == 0) return;
-  fence();
   const int rows_padded = in.bands * kTileRows;
   const int rows_here =
       rows_padded - row_first < kRowsOfBlock ? rows_padded - row_first : kRowsOfBlock;
@@ -74,14 +72,19 @@ UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out
     return static_cast<float>(total);
   };
   const int outputs = out.gated ? rows_here / 2 : rows_here;
-  for (int i = static_cast<int>(thread_x()); i < out.tokens * outputs; i += kSkinnyThreads) {
+  const int all = out.tokens * outputs;
+  for (int i = static_cast<int>(thread_x()); i / 32 * 32 < all; i += kSkinnyThreads) {
     const int token = i / outputs;
     const int output = i % outputs;
-    if (out.gated) {
+    const bool inside = i < all;
+    if (out.residual.hidden != nullptr) {  // whole warps
+      const int row = row_first + output;
+      write_residual(out, token, row, inside ? total_of(token, row) : 0.0F);
+    } else if (!inside) {
+      break;
+    } else if (out.gated) {
       const int row = row_first + output / kTileRows * 2 * kTileRows + output % kTileRows;
       write_gated(out, token, row, total_of(token, row), total_of(token, row + kTileRows));
-    } else if (out.residual.hidden != nullptr) {
-      write_residual(out, token, row_first + output, total_of(token, row_first + output));
     } else {
       write_output(out, token, row_first + output, total_of(token, row_first + output));
     }

@@ -1,4 +1,6 @@
 // Checks, and the way to the kernel of a format.
+#include <algorithm>
+
 #include "kernels/cuda/packed_product.h"
 #include "kernels/cuda/tile_gemm_kernel.h"
 
@@ -7,11 +9,31 @@ namespace {
 
 constexpr int32_t kTokensMax = 65535 * kTileGemmTokens;
 
+// What several splits' totals beside the stages may take: what a block of an A100 has.
+constexpr size_t kSharedBytesOfSplits = 163 << 10;
+
+// The same bits, by the kernel for a few tokens.
+Result<void> run_by_skinny(const SkinnyGemm& op, Stream stream) {
+  for (int32_t first = 0; first < op.tokens; first += kSkinnyTokensMax) {
+    SkinnyGemm slice = op;
+    slice.tokens = std::min(kSkinnyTokensMax, op.tokens - first);
+    if (op.x != nullptr) slice.x += first * op.x_stride;
+    if (op.x_int8 != nullptr) slice.x_int8 += first * op.x_stride;
+    if (op.token_scales != nullptr) slice.token_scales += first;
+    if (op.normed.factors != nullptr) slice.normed.factors += first;
+    if (op.y_bf16 != nullptr) slice.y_bf16 += first * op.y_stride;
+    if (op.y_f32 != nullptr) slice.y_f32 += first * op.y_stride;
+    if (Result<void> done = run_skinny_gemm(slice, stream); !done) return done;
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> run_tile_gemm(const SkinnyGemm& op, Stream stream) {
   const ProductLimits limits{"tile gemm", kTokensMax, op.layout.type == DType::kI8 ? 16 : 8};
   if (Result<void> checked = check_product(op, limits); !checked) return checked;
+  if (op.splits > 1 && shared_bytes_max() < kSharedBytesOfSplits) return run_by_skinny(op, stream);
   const PackedLayout& layout = op.layout;
   TileGemmArguments in{};
   in.weight = PackedWeight::of(layout, op.weight);

@@ -8,6 +8,7 @@
 #include <optional>
 #include <random>
 #include <string_view>
+#include <utility>
 
 #include "kernels/simt/group_products.h"
 #include "kernels/simt/sanitizers.h"
@@ -18,7 +19,6 @@ namespace updraft::simt {
 namespace {
 
 constexpr uint64_t kThreadsMax = 1024;
-constexpr size_t kSharedBytesMax = 227 << 10;
 constexpr uint32_t kBarrierCount = 16;
 constexpr size_t kStackBytes = kAddressSanitizer ? 256 << 10 : 64 << 10;
 
@@ -99,6 +99,7 @@ Machine& machine() {
 }
 
 thread_local Schedule g_schedule;
+thread_local size_t g_shared_bytes_max = kSharedBytesMax;
 
 void Machine::run_thread(void* argument) {
   auto& thread = *static_cast<Thread*>(argument);
@@ -387,9 +388,9 @@ Result<void> Machine::launch(const LaunchShape& shape, const Schedule& schedule,
   if (shape.grid.count() == 0 || shape.grid.y > 65535 || shape.grid.z > 65535) {
     return fail("launch: a grid of " + to_string(shape.grid) + " blocks");
   }
-  if (shape.shared_bytes > kSharedBytesMax) {
+  if (shape.shared_bytes > shared_bytes_max()) {
     return fail("launch: " + std::to_string(shape.shared_bytes) +
-                " bytes of shared memory, above " + std::to_string(kSharedBytesMax));
+                " bytes of shared memory, above " + std::to_string(shared_bytes_max()));
   }
   if (empty_kernels() != nullptr && empty_kernels()->holds(shape.kernel)) return {};
   kernel_ = &kernel;
@@ -469,6 +470,10 @@ std::string to_string(const Place& place) {
   file.remove_prefix(file.find_last_of('/') + 1);
   return std::string(file) + ":" + std::to_string(place.line());
 }
+
+SharedLimit::SharedLimit(size_t bytes) : before_(std::exchange(g_shared_bytes_max, bytes)) {}
+SharedLimit::~SharedLimit() { g_shared_bytes_max = before_; }
+size_t shared_bytes_max() { return g_shared_bytes_max; }
 
 ScheduleScope::ScheduleScope(const Schedule& schedule) : before_(g_schedule) {
   g_schedule = schedule;

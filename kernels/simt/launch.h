@@ -44,10 +44,27 @@ struct Schedule {
   Stuck stuck = Stuck::kReport;
 };
 
+// Of a block: dynamic shared memory and static arrays together.
+inline constexpr size_t kSharedBytesMax = 227 << 10;
+
+// Launches of this operating-system thread as on a device whose blocks have less: 163 KiB (8.0) or
+// 99 (8.6, 8.9, 12.0).
+class SharedLimit {
+ public:
+  explicit SharedLimit(size_t bytes);
+  ~SharedLimit();
+  SharedLimit(const SharedLimit&) = delete;
+  SharedLimit& operator=(const SharedLimit&) = delete;
+
+ private:
+  size_t before_;
+};
+size_t shared_bytes_max();
+
 struct LaunchShape {
   Dim3 grid;
   Dim3 block;               // at most 1024 threads
-  size_t shared_bytes = 0;  // dynamic shared memory, at most 227 KiB
+  size_t shared_bytes = 0;  // dynamic shared memory
   // May start before the launch before it on the stream has ended: up to its wait_for_previous(),
   // which every thread comes to, the kernel touches only what no kernel writes. Devices before
   // capability 90 do not; here a launch overlaps those in front where a test wants it (watch.h).

@@ -4,11 +4,14 @@
 
 #include <algorithm>
 
+#include "kernels/simt/watch.h"
+
 namespace updraft::simt {
 namespace {
 
 constexpr size_t kCopyBytes = 16;
-constexpr size_t kStaticSharedBytesMax = 48 << 10;
+// With 32 KiB of dynamic memory they are the 48 KiB that a launch has without asking for more.
+constexpr size_t kStaticSharedBytesMax = 16 << 10;
 
 struct Exchange {
   uint64_t value;
@@ -160,6 +163,15 @@ void check_access(const char* name, const void* at, size_t bytes, Space space, c
   }
 }
 
+void check_constant(const char* name, const void* at, size_t bytes, const Place& place) {
+  if (!block().shape.early_start || overlap() == nullptr) return;
+  if (overlap()->changed_in_front(at, bytes)) {
+    stop(std::string(name) + " through the read-only path of " + place_in_global_memory(at) +
+             ", which a launch in front has written",
+         place);
+  }
+}
+
 void copy_async16(void* to_shared, const void* from_global, bool valid, Place place) {
   check_waited("cp.async", place);
   check_access("cp.async to", to_shared, kCopyBytes, Space::kShared, place);
@@ -197,6 +209,11 @@ std::byte* static_shared(const void* key, size_t bytes) {
   if (total > kStaticSharedBytesMax) {
     stop("static shared arrays of " + std::to_string(total) + " bytes, above " +
              std::to_string(kStaticSharedBytesMax),
+         Place::current());
+  }
+  if (const size_t all = total + block().shape.shared_bytes; all > shared_bytes_max()) {
+    stop("dynamic and static shared memory of " + std::to_string(all) + " bytes, above " +
+             std::to_string(shared_bytes_max()),
          Place::current());
   }
   arrays.emplace_back(key, std::make_unique<MemoryBlock>("static " + std::to_string(arrays.size()),

@@ -123,19 +123,24 @@ void copy_wait() {
 // Ends a launch with early_start whose thread comes here before wait_for_previous().
 void check_waited(const char* name, const Place& place);
 void check_access(const char* name, const void* at, size_t bytes, Space space, const Place& place);
-// 4, 8 or 16 bytes from global memory that no kernel of this launch writes; load_once: and that
-// nobody reads again.
+// Ends a launch with early_start that reads what a launch in front of it, which may have been under
+// way when it began, has written: it was not constant while the kernel lived.
+void check_constant(const char* name, const void* at, size_t bytes, const Place& place);
+// ld.global.nc: 1, 2, 4, 8 or 16 bytes from global memory that nobody writes while the kernel
+// lives, from before wait_for_previous() on; load_once: and that nobody reads again.
 template <typename T>
 T load(const T* at, Place place = Place::current()) {
   check_access("load", at, sizeof(T), Space::kGlobal, place);
+  check_constant("load", at, sizeof(T), place);
   return *at;
 }
 template <typename T>
 T load_once(const T* at, Place place = Place::current()) {
   check_access("load_once", at, sizeof(T), Space::kGlobal, place);
+  check_constant("load_once", at, sizeof(T), place);
   return *at;
 }
-// The same of what an earlier kernel of the stream has written: after wait_for_previous().
+// 4, 8 or 16 bytes of what an earlier kernel of the stream has written: after wait_for_previous().
 template <typename T>
 T load_written(const T* at, Place place = Place::current()) {
   check_waited("load_written", place);
@@ -185,7 +190,11 @@ T atomic_compare_exchange(T* at, T expected, T value) {
   if (old == expected) *at = value;
   return old;
 }
-// __threadfence: blocks run one after another here.
+// atom.acq_rel.gpu on global memory, by which blocks hand on what they wrote: a barrier in front of
+// it brings what the other threads of the block wrote, and behind a barrier they all read what the
+// blocks wrote that came here before. Blocks run one after another here.
+inline uint32_t atomic_add_ordered(uint32_t* at, uint32_t value) { return atomic_add(at, value); }
+// fence.acq_rel.gpu
 inline void fence() {}
 
 // The launch's dynamic shared memory, 128-byte aligned.

@@ -63,7 +63,7 @@ void Overlap::begin_launch(bool early_start) {
   if (!early_start) s.changed.clear();
   s.runs.clear();
   s.before.clear();
-  for (const MemoryRange& block : global_memory()) {
+  for (const MemoryRange& block : global_memory()) {  // by address, and so are the runs
     s.before[block.data].assign(block.data, block.data + block.bytes);
     const auto found = s.changed.find(block.data);
     if (found == s.changed.end()) continue;
@@ -96,6 +96,15 @@ void Overlap::end_launch() {
   }
   s.before.clear();
   s.runs.clear();
+}
+
+bool Overlap::changed_in_front(const void* at, size_t bytes) const {
+  const auto* first = static_cast<const std::byte*>(at);
+  // The first run that ends behind `at`.
+  const auto run =
+      std::upper_bound(state_->runs.begin(), state_->runs.end(), first,
+                       [](const std::byte* p, const Run& r) { return p < r.at + r.bytes; });
+  return run != state_->runs.end() && run->at < first + bytes;
 }
 
 void Overlap::hide() {

@@ -2,6 +2,7 @@
 // launches of the operating-system thread that made it, while it lives; at most one of a kind.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,7 +35,7 @@ class LaunchLog {
 // have come to wait_for_previous(), the block finds 0xFF in place of what launches changed that may
 // still be under way. Those are the one in front, and further ones in front of it as long as each
 // started early itself: it may be waiting still. So who reads too early reads NaN, and who writes
-// there too early is reported.
+// there too early is reported, as is who reads it later through the read-only path.
 class Overlap {
  public:
   Overlap();
@@ -48,6 +49,10 @@ class Overlap {
   void hide();
   // What was written meanwhile where it was hidden, or nothing.
   std::optional<std::string> show();
+
+  // Whether launches that may still be under way when the one that runs now began have changed
+  // anything of the 16-byte units that these bytes lie in.
+  bool changed_in_front(const void* at, size_t bytes) const;
 
   // What was launched so far has ended: the stream did something else than launching.
   void all_ended();

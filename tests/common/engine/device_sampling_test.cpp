@@ -9,6 +9,7 @@
 
 #include "common/engine/sampler.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/simt/memory.h"
 #include "tests/common/engine/async_backend.h"
 
 using namespace updraft;
@@ -50,10 +51,11 @@ TEST_CASE("the host's sampler, the device's and the definition choose the same t
       device_rows.push_back({how.temperature, how.min_p, how.top_p, how.top_k, how.uniform});
     }
     std::vector<int32_t> tokens(kRows, -7);
+    const simt::Buffer<float> device_logits("logits", std::span<const float>(logits));
     cuda::Sample op;
     op.rows = kRows;
     op.vocab = vocab;
-    op.logits = logits.data();
+    op.logits = device_logits.data();
     op.how = device_rows.data();
     op.tokens = tokens.data();
     const auto ran = cuda::run_sample(op, nullptr);

@@ -9,27 +9,27 @@ using namespace updraft;
 using namespace updraft::cuda;
 using namespace updraft::cuda::testing;
 
-TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
+namespace {
+
+void check_quantised_rows(int32_t cols) {
   constexpr int32_t kRows = 3;
-  constexpr int32_t kCols = 2056;  // a second turn of one thread
-  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * kCols);
+  Buffer<Bf16> in("in", static_cast<size_t>(kRows) * 2 * cols);
   fill_normal(in.span(), 5);
-  for (int c = 0; c < 2 * kCols; ++c)
-    in[static_cast<size_t>(2 * kCols + c)] = {0};  // row 1 is zero
+  for (int c = 0; c < 2 * cols; ++c) in[static_cast<size_t>(2 * cols + c)] = {0};  // row 1 is zero
   for (const bool gated : {false, true}) {
     for (const bool float8 : {false, true}) {
       for (const Schedule& schedule : schedules()) {
         const ScheduleScope scope(schedule);
         CAPTURE(gated);
         CAPTURE(float8);
-        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * kCols);
+        Buffer<int8_t> bytes("bytes", static_cast<size_t>(kRows) * cols);
         Buffer<float> scale("scale", kRows);
         QuantizeRows op;
         op.in = in.data();
-        op.in_stride = 2 * kCols;
+        op.in_stride = 2 * cols;
         op.gated = gated;
         op.rows = kRows;
-        op.cols = kCols;
+        op.cols = cols;
         if (float8) {
           op.out_float8 = reinterpret_cast<Float8*>(bytes.data());
         } else {
@@ -40,18 +40,18 @@ TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
         for (int32_t r = 0; r < kRows; ++r) {
           std::vector<double> exact;
           double largest = 0;
-          for (int32_t c = 0; c < kCols; ++c) {
-            const auto at = static_cast<size_t>(r * 2 * kCols + c);
+          for (int32_t c = 0; c < cols; ++c) {
+            const auto at = static_cast<size_t>(r * 2 * cols + c);
             const double gate = static_cast<double>(value(in[at]));
-            const double up = static_cast<double>(value(in[at + kCols]));
+            const double up = static_cast<double>(value(in[at + cols]));
             exact.push_back(gated ? gate / (1 + std::exp(-gate)) * up : gate);
             largest = std::max(largest, std::abs(exact.back()));
           }
           const auto row_scale = static_cast<double>(scale[static_cast<size_t>(r)]);
           CHECK(row_scale == doctest::Approx(largest / (float8 ? 448 : 127)).epsilon(1e-6));
           double worst = 0;
-          for (int32_t c = 0; c < kCols; ++c) {
-            const int8_t byte = bytes[static_cast<size_t>(r * kCols + c)];
+          for (int32_t c = 0; c < cols; ++c) {
+            const int8_t byte = bytes[static_cast<size_t>(r * cols + c)];
             const double got = float8 ? static_cast<double>(f8_to_float(static_cast<uint8_t>(byte)))
                                       : static_cast<double>(byte);
             const double wanted = exact[static_cast<size_t>(c)];
@@ -63,6 +63,130 @@ TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
           }
           CHECK(worst <= 1.001);
         }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("rows are quantised by their largest element, of a gated unit too") {
+  check_quantised_rows(2056);  // a second turn of one thread
+  // Its rows are 48 KiB, all that a launch has without asking for more.
+  check_quantised_rows(12288);
+}
+
+namespace {
+
+struct FinishCase {
+  int32_t rows;
+  int64_t product_stride;
+  int64_t y_stride;
+  bool gated;
+  bool accumulate;
+};
+
+// Against the contract, in f32 step by step; T: of the product.
+template <typename T>
+void check_finish(const FinishCase& c, bool scaled, bool wide_output) {
+  CAPTURE(c.rows);
+  CAPTURE(c.gated);
+  CAPTURE(scaled);
+  constexpr int32_t kTokens = 5;
+  const int32_t outputs = c.gated ? c.rows / 2 : c.rows;
+  Buffer<T> product("product", static_cast<size_t>(kTokens * c.product_stride));
+  for (size_t i = 0; i < product.size(); ++i) {
+    const auto v = static_cast<float>(static_cast<int>(i * 7919 % 401) - 200);
+    if constexpr (std::is_same_v<T, Bf16>) {
+      product[i] = {float_to_bf16(v / 64)};
+    } else {
+      product[i] = static_cast<T>(v);
+    }
+  }
+  Buffer<float> row_scales("row scales", static_cast<size_t>(c.rows));
+  Buffer<float> token_scales("token scales", kTokens);
+  Buffer<float> bias("bias", static_cast<size_t>(c.rows));
+  fill_normal(row_scales.span(), 1, 0.1F);
+  fill_normal(token_scales.span(), 2);
+  fill_normal(bias.span(), 3);
+  Buffer<float> y("y", static_cast<size_t>(kTokens * c.y_stride));
+  Buffer<Bf16> y_bf16("y bf16", static_cast<size_t>(kTokens * c.y_stride));
+  fill_normal(y.span(), 4);
+  const std::vector<float> before(y.span().begin(), y.span().end());
+
+  FinishProduct op;
+  if constexpr (std::is_same_v<T, Bf16>) op.product_bf16 = product.data();
+  if constexpr (std::is_same_v<T, float>) op.product_f32 = product.data();
+  if constexpr (std::is_same_v<T, int32_t>) op.product_int32 = product.data();
+  op.product_stride = c.product_stride;
+  op.row_scales = scaled ? row_scales.data() : nullptr;
+  op.token_scales = scaled ? token_scales.data() : nullptr;
+  op.bias = scaled ? bias.data() : nullptr;
+  op.up_bias = scaled ? bias.data() + outputs : nullptr;
+  op.tokens = kTokens;
+  op.rows = c.rows;
+  op.gated = c.gated;
+  op.accumulate = c.accumulate;
+  (wide_output ? static_cast<void>(op.y_f32 = y.data())
+               : static_cast<void>(op.y_bf16 = y_bf16.data()));
+  op.y_stride = c.y_stride;
+  require_ok(run_finish_product(op, nullptr));
+
+  const auto sum = [&](int32_t token, int32_t row, int32_t of_bias) {
+    const T p = product[static_cast<size_t>(token * c.product_stride + row)];
+    float v = 0;
+    if constexpr (std::is_same_v<T, Bf16>) {
+      v = bf16_to_float(p.bits);
+    } else {
+      v = static_cast<float>(p);
+    }
+    if (!scaled) return v;
+    v *= row_scales[static_cast<size_t>(row)];
+    v *= token_scales[static_cast<size_t>(token)];
+    return v + bias[static_cast<size_t>(of_bias)];
+  };
+  const auto rounded = [](float v) { return bf16_to_float(float_to_bf16(v)); };
+  int wrong = 0;
+  for (int32_t token = 0; token < kTokens; ++token) {
+    for (int32_t o = 0; o < c.y_stride; ++o) {
+      const auto at = static_cast<size_t>(token * c.y_stride + o);
+      if (o >= outputs) {  // nobody's
+        wrong += wide_output ? y[at] != before[at] : y_bf16[at].bits != 0xFFFF;
+      } else if (c.gated) {
+        const int32_t row = o / 16 * 32 + o % 16;
+        const double gate = static_cast<double>(rounded(sum(token, row, o)));
+        const double up = static_cast<double>(rounded(sum(token, row + 16, outputs + o)));
+        const double wanted = gate / (1 + std::exp(-gate)) * up;
+        wrong += std::abs(static_cast<double>(value(y_bf16[at])) - wanted) >
+                 std::abs(wanted) * kBf16Step + 1e-30;
+      } else if (wide_output) {
+        wrong += y[at] != (c.accumulate ? before[at] + sum(token, o, o) : sum(token, o, o));
+      } else {
+        wrong += y_bf16[at].bits != float_to_bf16(sum(token, o, o));
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+}  // namespace
+
+TEST_CASE("a product is finished in vectors where it lies so, else one by one") {
+  for (const FinishCase& c : {
+           FinishCase{544, 544, 560, false, false},  // vectors; a block and a bit
+           FinishCase{48, 64, 52, false, false},     // y lies otherwise
+           FinishCase{37, 48, 40, false, false},     // a row that is no whole vectors
+           FinishCase{48, 48, 48, false, true},
+           FinishCase{37, 37, 37, false, true},
+           FinishCase{96, 96, 56, true, false},
+           FinishCase{96, 97, 48, true, false},
+       }) {
+    for (const bool scaled : {false, true}) {
+      for (const bool wide_output : {false, true}) {
+        if ((c.gated && wide_output) || (c.accumulate && !wide_output)) continue;
+        check_finish<Bf16>(c, scaled, wide_output);
+        check_finish<float>(c, scaled, wide_output);
+        check_finish<int32_t>(c, scaled, wide_output);
       }
     }
   }

@@ -17,8 +17,7 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 std::vector<int32_t> sample(const std::vector<std::vector<float>>& logits,
-                            const std::vector<SampleRow>& how,
-                            const Schedule& schedule = {}) {
+                            const std::vector<SampleRow>& how, const Schedule& schedule = {}) {
   const ScheduleScope scope(schedule);
   const size_t vocab = logits[0].size();
   Buffer<float> device_logits("logits", logits.size() * vocab);
@@ -100,42 +99,73 @@ TEST_CASE("broken rows are told from good ones") {
         std::vector<int32_t>{-1, -1, -1, best});
 }
 
-TEST_CASE("each draw falls on the token whose share of the kept tokens it lies in") {
-  // Many equal logits: cuts go through ties.
-  std::vector<float> logits = normal_logits(3001, 3, 2.0F);
+namespace {
+
+// Draws in the middle of every 1/`draws`, and what the host would take for them.
+void check_draws(const std::vector<float>& logits, const SampleRow& way, size_t draws) {
+  CAPTURE(logits.size());
+  CAPTURE(way.top_k);
+  CAPTURE(way.top_p);
+  const auto expected = kept(logits, way);
+  std::vector<std::vector<float>> rows(draws, logits);
+  std::vector<SampleRow> how(draws, way);
+  for (size_t i = 0; i < draws; ++i) {
+    how[i].uniform = (static_cast<double>(i) + 0.5) / static_cast<double>(draws);
+  }
+  const std::vector<int32_t> got = sample(rows, how);
+  for (size_t i = 0; i < draws; ++i) {
+    double sum = 0;
+    double before = 0;
+    bool found = false;
+    for (const auto& [id, p] : expected) {
+      before = sum;
+      sum += p;
+      if (id == got[i]) {
+        found = true;
+        break;
+      }
+    }
+    CHECK(found);
+    // Probabilities are rounded to 2^-40 and 2^-22: a draw beside a boundary may fall on either
+    // side.
+    CHECK(how[i].uniform > before - 1e-5);
+    CHECK(how[i].uniform < sum + 1e-5);
+  }
+}
+
+// Many equal logits: cuts go through ties.
+std::vector<float> rounded_logits(size_t vocab) {
+  std::vector<float> logits = normal_logits(vocab, 3, 2.0F);
   for (float& v : logits) v = std::round(v * 4) / 4;
   logits[17] = kNever;
-  const std::vector<SampleRow> ways = {
-      {1.0F, 0.0F, 1.0F, 0, 0},    {0.7F, 0.0F, 1.0F, 1, 0},    {1.3F, 0.0F, 1.0F, 40, 0},
-      {1.0F, 0.0F, 0.9F, 0, 0},    {1.0F, 0.0F, 0.001F, 0, 0},  {0.8F, 0.05F, 1.0F, 0, 0},
-      {1.0F, 0.02F, 0.8F, 100, 0}, {2.0F, 0.0F, 0.5F, 3000, 0}, {1.0F, 0.0F, 0.0F, 0, 0},
-  };
-  for (const SampleRow& way : ways) {
-    CAPTURE(way.top_k);
-    CAPTURE(way.top_p);
-    const auto expected = kept(logits, way);
-    // Draws in the middle of every 1/64, and what the host would take for them.
-    std::vector<std::vector<float>> rows(64, logits);
-    std::vector<SampleRow> how(64, way);
-    for (size_t i = 0; i < 64; ++i) how[i].uniform = (static_cast<double>(i) + 0.5) / 64;
-    const std::vector<int32_t> got = sample(rows, how);
-    for (size_t i = 0; i < 64; ++i) {
-      double sum = 0;
-      double before = 0;
-      bool found = false;
-      for (const auto& [id, p] : expected) {
-        before = sum;
-        sum += p;
-        if (id == got[i]) {
-          found = true;
-          break;
-        }
-      }
-      CHECK(found);
-      // Probabilities are rounded to 2^-40 and 2^-22: a draw beside a boundary may fall on either
-      // side.
-      CHECK(how[i].uniform > before - 1e-5);
-      CHECK(how[i].uniform < sum + 1e-5);
+  return logits;
+}
+
+}  // namespace
+
+TEST_CASE("each draw falls on the token whose share of the kept tokens it lies in") {
+  const std::vector<float> logits = rounded_logits(3001);
+  for (const SampleRow& way : std::vector<SampleRow>{
+           {1.0F, 0.0F, 1.0F, 0, 0},
+           {0.7F, 0.0F, 1.0F, 1, 0},
+           {1.3F, 0.0F, 1.0F, 40, 0},
+           {1.0F, 0.0F, 0.9F, 0, 0},
+           {1.0F, 0.0F, 0.001F, 0, 0},
+           {0.8F, 0.05F, 1.0F, 0, 0},
+           {1.0F, 0.02F, 0.8F, 100, 0},
+           {2.0F, 0.0F, 0.5F, 3000, 0},
+           {1.0F, 0.0F, 0.0F, 0, 0},
+       }) {
+    check_draws(logits, way, 64);
+  }
+}
+
+TEST_CASE("a vocabulary in whole vectors, and one that its segments are cut into twice") {
+  for (const size_t vocab : {size_t{9000}, size_t{33001}, size_t{36000}}) {
+    const std::vector<float> logits = rounded_logits(vocab);
+    for (const SampleRow& way :
+         std::vector<SampleRow>{{1.0F, 0.0F, 0.95F, 0, 0}, {1.5F, 0.0F, 1.0F, 500, 0}}) {
+      check_draws(logits, way, 12);
     }
   }
 }

@@ -51,6 +51,26 @@ TEST_CASE("the order of the additions is the skinny product's with split columns
   }
 }
 
+#if !defined(UPDRAFT_TESTS_ON_GPU)
+TEST_CASE("where a block has 99 KiB of shared memory split columns give the same bits") {
+  const Problem problem(DType::kQ8_0, 32, 3072, 140);
+  const std::vector<float> expected = tile_product(problem, 0, 140, 3, true);
+  const simt::SharedLimit limit(99 << 10);
+  Buffer<float> y("y", 140 * 32);
+  SkinnyGemm op = problem.operation(0, 140, true);
+  op.y_f32 = y.data();
+  op.splits = 3;
+  CHECK(run_tile_gemm(op, nullptr).message().find("without a workspace") != std::string::npos);
+  Buffer<std::byte> workspace("workspace", skinny_gemm_workspace_bytes(op.layout, 3));
+  std::fill_n(workspace.data(), kSkinnyCounterBytes, std::byte{0});
+  op.workspace = workspace.data();
+  require_ok(run_tile_gemm(op, nullptr));
+  CHECK(std::equal(expected.begin(), expected.end(), y.data()));
+  op.splits = 1;  // fits
+  require_ok(run_tile_gemm(op, nullptr));
+}
+#endif
+
 TEST_CASE("every schedule of the tile product gives the same bits, a second block of tokens too") {
   for (const DType type : {DType::kQ4_K, DType::kQ8_0}) {
     const Problem problem(type, 32, 1024, 140);

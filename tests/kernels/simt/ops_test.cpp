@@ -337,6 +337,13 @@ TEST_CASE("a launch that the hardware would refuse is refused") {
   CHECK(contains(error_of({{1, 65536, 1}, {32, 1, 1}, 0}, nothing), "65536"));
   CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 232449}, nothing), "232449 bytes"));
   CHECK(error_of({{1, 1, 1}, {1024, 1, 1}, 232448}, nothing).empty());
+  // Static arrays count too: all in all, and within what a launch has without asking for more.
+  const auto few = [] { shared_array<uint32_t, 1>(); };
+  CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 232448}, few), "232452 bytes"));
+  CHECK(error_of({{1, 1, 1}, {32, 1, 1}, 232444}, few).empty());
+  CHECK(contains(error_of({{1, 1, 1}, {32, 1, 1}, 0}, [] { shared_array<uint32_t, 4097>(); }),
+                 "16388 bytes"));
+  CHECK(error_of({{1, 1, 1}, {32, 1, 1}, 0}, [] { shared_array<uint32_t, 4096>(); }).empty());
 }
 
 TEST_CASE("after a launch that failed the next one runs as if nothing had been") {
@@ -444,6 +451,37 @@ TEST_CASE("launches that overlap find nothing of those in front before they have
   });
   CHECK(contains(error, "a write before wait_for_previous() to byte 20 of global buffer 'memory'"));
   CHECK(memory[5] == 3);
+}
+
+TEST_CASE("what a launch in front may still be writing is not read through the read-only path") {
+  Buffer<uint32_t> memory("memory", 64);
+  const Overlap overlap;
+  LaunchShape early = kOneWarp;
+  early.early_start = true;
+  const auto write = [&] {
+    require_runs(kOneWarp, {}, [&] {
+      if (thread_x() < 2) memory[16 + thread_x()] = 5 + memory[0];
+    });
+  };
+  std::fill_n(memory.data(), 64, 0U);
+  const auto reads = [&](const LaunchShape& shape, int which) {
+    return error_of(shape, [&, which] {
+      wait_for_previous();
+      if (thread_x() != 0) return;
+      if (which == 0) load(memory.data() + 17);
+      if (which == 1) load_once(reinterpret_cast<const uint64_t*>(memory.data() + 16));
+      if (which == 2) load(memory.data() + 15);
+      if (which == 3) load(memory.data() + 20);
+      if (which == 4) load_written(memory.data() + 17);
+    });
+  };
+  write();
+  CHECK(contains(reads(early, 0), "load through the read-only path of byte 68 of global buffer"));
+  CHECK(contains(reads(early, 1), "load_once through the read-only path of byte 64"));
+  for (const int which : {2, 3, 4}) CHECK(reads(early, which).empty());
+  // Behind a launch that waited for all in front of it, what was written is constant.
+  CHECK(reads(kOneWarp, 0).empty());
+  CHECK(reads(early, 0).empty());
 }
 
 TEST_CASE("a log has each launch, and whether all its blocks let the next one start") {
