@@ -20,6 +20,7 @@ Result<void> WeightStream::take_slots(DeviceBudget& budget) {
   auto stream = OwnedStream::create();
   if (!stream) return stream.error();
   stream_ = std::move(*stream);
+  if (auto r = budget.grow(mark_, sizeof(uint32_t), "mark of streamed weights"); !r) return r;
   for (Slot& slot : slots_) {
     slot.matrix = -1;
     if (auto r = budget.grow(slot.memory, slot_bytes_, "slot of streamed weights"); !r) return r;
@@ -62,6 +63,9 @@ Result<const std::byte*> WeightStream::use(int32_t matrix, Stream compute) {
     slot = *fetched;
   }
   if (auto r = slot->copied.hold(compute); !r) return r.error();
+  // The product reads its weights before it waits for what is in front of it: that is no kernel
+  // here, so it starts when all in front has ended, the copy too.
+  if (auto r = fill(mark_.data(), 0, mark_.bytes(), compute); !r) return r.error();
   return static_cast<const std::byte*>(slot->memory.data());
 }
 

@@ -48,6 +48,7 @@ class WeightStream {
   uint64_t host_bytes_ = 0;
   size_t slot_bytes_ = 0;
   OwnedStream stream_;
+  DeviceMemory mark_;  // written in front of each reader
   Slot slots_[kSlots];
   int64_t uses_ = 0;
 };
