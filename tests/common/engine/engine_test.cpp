@@ -465,8 +465,7 @@ TEST_CASE(
     "a step tells the device which rows are an answer's, guesses and those computed again too") {
   constexpr int32_t kPrompt = 21;
   struct Seen {
-    bool prompt = false, last_of_prompt_alone = false, answer = false, both = false,
-         guesses = false;
+    bool prompt = false, last_of_prompt = false, answer = false, both = false, guesses = false;
   } seen;
   auto backend = std::make_unique<ScriptedBackend>(exact_cpu(),
                                                    std::vector<int32_t>(400, 7));  // easily guessed
@@ -477,9 +476,9 @@ TEST_CASE(
       const int32_t answer = std::min(std::max(0, end - kPrompt), slice.row_count);
       right = right && slice.answer_count == answer;
       seen.prompt |= answer == 0;
-      seen.last_of_prompt_alone |= answer == 0 && slice.row_count == 1;
+      seen.last_of_prompt |= slice.row_count - answer == 1;
       seen.answer |= slice.row_count == 1 && answer == 1;
-      seen.both |= answer > 1 && answer < slice.row_count;
+      seen.both |= answer > 0 && slice.row_count - answer > 1;
       seen.guesses |= answer > 1 && answer == slice.row_count;
     }
   };
@@ -490,15 +489,25 @@ TEST_CASE(
   config.draft_tokens_max = 4;
   const auto engine =
       open_engine(config, random_model(small_hyperparameters(), 3), std::move(backend));
-  std::vector<SequenceRequest> requests;
-  for (uint64_t i = 0; i < 4; ++i)
-    requests.push_back(greedy_request(i + 1, std::vector<int32_t>(kPrompt, 7), 100));
-  run_all(*engine, requests);
+  std::vector<std::shared_ptr<Recorder>> recorders;
+  for (int i = 0; i < 4; ++i) recorders.push_back(std::make_shared<Recorder>());
+  const auto ask = [&](size_t i) {
+    return engine->submit(greedy_request(i + 1, std::vector<int32_t>(kPrompt, 7), 100),
+                          recorders[i]);
+  };
+  // The others come while the first is at its first tokens.
+  bool others = false;
+  recorders[0]->keep_going = [&](const Recorder&) {
+    if (!std::exchange(others, true)) CHECK((ask(1) && ask(2) && ask(3)));
+    return true;
+  };
+  REQUIRE(ask(0));
+  for (const auto& recorder : recorders) REQUIRE(recorder->wait_end());
   CHECK(engine->load().preemptions > 0);
   engine->close();
   CHECK(right);
   CHECK(seen.prompt);
-  CHECK(seen.last_of_prompt_alone);
+  CHECK(seen.last_of_prompt);
   CHECK(seen.answer);
   CHECK(seen.both);
   CHECK(seen.guesses);
