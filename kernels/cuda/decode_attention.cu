@@ -15,6 +15,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/head_rotation.h"
 #include "kernels/cuda/kv_tile.h"
+#include "kernels/cuda/last_block.h"
 #include "kernels/cuda/prepare_head.h"
 
 namespace updraft::cuda {
@@ -122,14 +123,10 @@ UPDRAFT_DEVICE void join_inside(const Arguments& in, const DecodeWorkItem& item,
                                 int head_first, int heads) {
   constexpr int kPer = kDim / 32;
   const int chunks = (item.length + kAttentionChunk - 1) / kAttentionChunk;
-  auto* last = shared_array<uint32_t, 1, 1>();
-  sync_block();
-  if (thread_x() == 0) {
-    *last = atomic_add_ordered(counter, 1U) == static_cast<uint32_t>(chunks) - 1 ? 1U : 0U;
-    if (*last != 0) *counter = 0;  // ready for the next launch
+  if (!comes_last(counter, static_cast<uint32_t>(chunks), shared_array<uint32_t, 1, 1>(),
+                  [] { sync_block(); })) {
+    return;
   }
-  sync_block();
-  if (*last == 0) return;
   const int lane = static_cast<int>(thread_x()) % 32;
   for (int h = static_cast<int>(thread_x()) / 32; h < heads; h += kWarps) {
     const int64_t head = static_cast<int64_t>(item.row) * in.head_count + head_first + h;

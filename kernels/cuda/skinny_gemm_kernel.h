@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/chunk_product.h"
 #include "kernels/cuda/gemm_output.h"
+#include "kernels/cuda/last_block.h"
 #include "kernels/cuda/skinny_gemm.h"
 
 namespace updraft::cuda {
@@ -52,14 +53,10 @@ UPDRAFT_DEVICE Vec16 fetch_activations(const SkinnyArguments& in, int token, int
 // order of the columns.
 template <typename SumType, int kRowsOfBlock>
 UPDRAFT_DEVICE void join_splits(const SkinnyArguments& in, const GemmOutput& out, int row_first) {
-  auto* last = shared_array<uint32_t, 1, 0>();
-  sync_block();
-  if (thread_x() == 0) {
-    *last = atomic_add_ordered(in.counters + block_x(), 1U) == grid_y() - 1 ? 1U : 0U;
-    if (*last != 0) in.counters[block_x()] = 0;  // ready for the next launch
+  if (!comes_last(in.counters + block_x(), grid_y(), shared_array<uint32_t, 1, 0>(),
+                  [] { sync_block(); })) {
+    return;
   }
-  sync_block();
-  if (*last == 0) return;
   const int rows_padded = in.bands * kTileRows;
   const int rows_here =
       rows_padded - row_first < kRowsOfBlock ? rows_padded - row_first : kRowsOfBlock;

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "kernels/cuda/group_output.h"
+#include "kernels/cuda/last_block.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_gemm_kernel.h"
 #include "kernels/cuda/warpgroup.h"
@@ -231,15 +232,10 @@ UPDRAFT_DEVICE bool join_group_splits(const WarpgroupGemmArguments& in, uint32_t
           Vec16{{float_bits(sums[4 * v]), float_bits(sums[4 * v + 1]), float_bits(sums[4 * v + 2]),
                  float_bits(sums[4 * v + 3])}});
   }
-  fence();
-  sync_named(kBarrier, kThreads);
-  if (thread_x() == 0) {
-    *is_last = atomic_add(in.counters + tile, 1U) == static_cast<uint32_t>(in.splits) - 1 ? 1U : 0U;
-    if (*is_last != 0) store(in.counters + tile, 0U);  // ready for the next launch
+  if (!comes_last(in.counters + tile, static_cast<uint32_t>(in.splits), is_last,
+                  [] { sync_named(kBarrier, kThreads); })) {
+    return false;
   }
-  sync_named(kBarrier, kThreads);
-  if (*is_last == 0) return false;
-  fence();
   UPDRAFT_UNROLL
   for (int i = 0; i < kTokens / 2; ++i) sums[i] = 0.0F;
   UPDRAFT_NO_UNROLL
