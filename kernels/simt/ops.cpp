@@ -165,11 +165,11 @@ void check_access(const char* name, const void* at, size_t bytes, Space space, c
 
 void check_constant(const char* name, const void* at, size_t bytes, const Place& place) {
   if (!block().shape.early_start || overlap() == nullptr) return;
-  if (overlap()->changed_in_front(at, bytes)) {
-    stop(std::string(name) + " through the read-only path of " + place_in_global_memory(at) +
-             ", which a launch in front has written",
-         place);
-  }
+  if (!overlap()->changed_in_front(at, bytes)) return;
+  // Whole before it is handed over: a thread that stops leaves its temporaries behind.
+  std::string what = std::string(name) + " through the read-only path of " +
+                     place_in_global_memory(at) + ", which a launch in front has written";
+  stop(std::move(what), place);
 }
 
 void copy_async16(void* to_shared, const void* from_global, bool valid, Place place) {
