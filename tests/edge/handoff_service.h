@@ -16,10 +16,8 @@
 #include <variant>
 #include <vector>
 
-#include "common/base/clock.h"
 #include "edge/client/local_client.h"
-#include "edge/local_server.h"
-#include "tests/support/shared_data.h"
+#include "tests/edge/local_daemon.h"
 
 namespace updraft::testing {
 
@@ -194,38 +192,18 @@ class HandoffService final : public InferenceService {
   int cancelled_ = 0;
 };
 
-struct Daemon {
-  explicit Daemon(LocalServerConfig config = {}) { start(std::move(config)); }
-  void start(LocalServerConfig config) {
-    config.socket_path = dir.file("edge.sock");
-    Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
-    REQUIRE_MESSAGE(started.ok(), started.message());
-    server = std::move(started).value();
-  }
+struct Daemon : LocalDaemon<HandoffService, 10> {
+  using LocalDaemon::LocalDaemon;
   std::unique_ptr<LocalClient> client(bool map_memory = true, int32_t reconnect_ms = 0) {
     LocalClientOptions options;
     options.reconnect_ms = reconnect_ms;
-    options.socket_path = dir.file("edge.sock");
+    options.socket_path = socket();
     options.map_memory = map_memory;
     options.payload_bytes = 2 << 20;
     Result<std::unique_ptr<LocalClient>> connected = LocalClient::connect(options);
     REQUIRE_MESSAGE(connected.ok(), connected.message());
     return std::move(connected).value();
   }
-  // Waits until `done` holds; the daemon works on its own thread.
-  template <typename Condition>
-  bool eventually(Condition done) {
-    const int64_t deadline_ns = monotonic_ns() + 10 * kNsPerSecond;
-    while (!done()) {
-      if (monotonic_ns() > deadline_ns) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return true;
-  }
-
-  TempDir dir;
-  HandoffService service;
-  std::unique_ptr<LocalServer> server;
 };
 
 inline Request chat(const std::string& text, const std::string& model = "echo") {

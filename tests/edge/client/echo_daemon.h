@@ -6,16 +6,12 @@
 
 #include <condition_variable>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "common/base/clock.h"
 #include "common/message/service.h"
-#include "edge/local_server.h"
-#include "tests/support/shared_data.h"
+#include "tests/edge/local_daemon.h"
 
 namespace updraft::testing {
 
@@ -134,29 +130,6 @@ inline LocalServerConfig without_growth() {
   return config;
 }
 
-struct EchoDaemon {
-  explicit EchoDaemon(LocalServerConfig config = {}) { start(std::move(config)); }
-  void start(LocalServerConfig config = {}) {
-    config.socket_path = socket();
-    Result<std::unique_ptr<LocalServer>> started = LocalServer::start(config, service);
-    REQUIRE_MESSAGE(started.ok(), started.message());
-    server = std::move(started).value();
-  }
-  std::string socket() const { return dir.file("edge.sock"); }
-  // Waits until `done` holds; the daemon works on its own thread.
-  template <typename Condition>
-  bool eventually(Condition done) {
-    const int64_t deadline_ns = monotonic_ns() + 20 * kNsPerSecond;
-    while (!done()) {
-      if (monotonic_ns() > deadline_ns) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return true;
-  }
-
-  TempDir dir;
-  EchoService service;
-  std::unique_ptr<LocalServer> server;
-};
+using EchoDaemon = LocalDaemon<EchoService, 20>;
 
 }  // namespace updraft::testing
