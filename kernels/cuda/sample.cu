@@ -213,8 +213,8 @@ UPDRAFT_DEVICE void draw(const Row& row, const Cut& cut, Mass target, int32_t* t
   uint32_t before = 0;  // ties in front of `begin`
   // Each warp adds up one segment; the one that the draw falls into is cut into segments again.
   while (end - begin > kWalked) {
-    constexpr int kUnit = kWarps * 32 * kVector;
-    const int per = (end - begin + kUnit - 1) / kUnit * (32 * kVector);
+    constexpr int kTogether = kWarps * 32 * kVector;
+    const int per = (end - begin + kTogether - 1) / kTogether * (32 * kVector);
     const int own = begin + warp * per;
     const int own_end = own + per < end ? own + per : end;
     Mass sum = 0;
