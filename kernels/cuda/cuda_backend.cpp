@@ -26,17 +26,6 @@ namespace {
 constexpr int64_t kCountLimit = int64_t{1} << 30;
 // Partial sums of attention over long contexts: more rows than fit run in several launches.
 constexpr size_t kWorkspaceBytesMax = size_t{256} << 20;
-// What products of many tokens may want with cuBLASLt: its workspace, a tile of weights, and the
-// product of that tile (gemm.cu).
-uint64_t product_scratch_bytes(const GemmDevice& device, uint64_t rows_max) {
-  constexpr uint64_t kTileBytesMax = uint64_t{256} << 20;
-  constexpr uint64_t kTileBytesOfRow = uint64_t{128} << 10;
-  if (device.cublas() == nullptr) return 0;
-  return kSkinnyCounterBytes + kCublasWorkspaceBytes +
-         static_cast<uint64_t>(device.facts().unpacked_bytes_max) +
-         std::min(kTileBytesMax, rows_max * kTileBytesOfRow);
-}
-
 constexpr uint8_t kTuneByte =
     0x3C;  // of inputs while tuning: 0.011 in bfloat16, not the cheap zero
 constexpr double kTuneLeastMs = 1.0;
@@ -389,7 +378,7 @@ uint64_t CudaBackend::scratch_bytes(const KvShape& shape, int64_t rows_max) cons
   const auto items =
       static_cast<uint64_t>(decode_work_items_max(static_cast<int32_t>(rows_max), length_max));
   return workspace_bytes(*pages, shape.head_count, rows_max, length_max) + table * sizeof(int32_t) +
-         items * sizeof(DecodeWorkItem) + product_scratch_bytes(*gemm_device_, rows);
+         items * sizeof(DecodeWorkItem) + gemm_library_bytes_max(*gemm_device_, rows);
 }
 
 int32_t decode_bucket(int32_t rows) {

@@ -366,6 +366,14 @@ size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout,
   return static_cast<size_t>(plan_scratch(device, layout, tokens_max).bytes);
 }
 
+uint64_t gemm_library_bytes_max(const GemmDevice& device, uint64_t tokens_max) {
+  constexpr uint64_t kTileBytesOfToken = uint64_t{128} << 10;
+  if (device.cublas() == nullptr) return 0;
+  return kSkinnyCounterBytes + kCublasWorkspaceBytes +
+         static_cast<uint64_t>(device.facts().unpacked_bytes_max) +
+         std::min(static_cast<uint64_t>(kProductBytesMax), tokens_max * kTileBytesOfToken);
+}
+
 bool gemm_takes_factors(const GemmDevice& device, const PackedLayout& layout, int32_t tokens) {
   return layout.type != DType::kI8 &&
          (tokens <= kSkinnyTokensMax || device.choice(layout, tokens).method == WideMethod::kTile);

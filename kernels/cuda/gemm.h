@@ -71,6 +71,10 @@ bool gemm_takes_factors(const GemmDevice& device, const PackedLayout& layout, in
 // What one product of this matrix with up to `tokens_max` tokens needs.
 size_t gemm_scratch_bytes(const GemmDevice& device, const PackedLayout& layout, int32_t tokens_max);
 
+// What products of any layout may want of it with cuBLASLt: its workspace, a tile of weights, and
+// the product of that tile. For planning before the layouts are known; 0 without the library.
+uint64_t gemm_library_bytes_max(const GemmDevice& device, uint64_t tokens_max);
+
 // y[token, r] = sum_c x[token, c] * w[r, c] (+ bias[r]), summed in fp32 (int8: in int32). No
 // allocation, no synchronisation; may be captured in a graph. Errors name the shape that does not
 // fit. A shape that cuBLASLt refuses is no error: the device remembers it and takes kTile
